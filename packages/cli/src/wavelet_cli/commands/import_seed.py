@@ -1,0 +1,33 @@
+"""`wavelet import`: a checkpoint of the original research code becomes one of ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("import", short_help="Convert a checkpoint of the original research code.")
+@click.argument("seed_checkpoint", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--config",
+    "config_json",
+    type=click.Path(path_type=Path),
+    help="The flat config.json of the original; by default the one beside SEED_CHECKPOINT.",
+)
+def command(seed_checkpoint: Path, out: Path, config_json: Path | None) -> None:
+    """Convert SEED_CHECKPOINT, a .pt file of the original WaveletLM, into the checkpoint directory OUT.
+
+    Every tensor is accounted for: what does not fit is listed by name and shape, and nothing is written.
+
+    \b
+    Examples:
+      wavelet import best_model.pt imported
+      wavelet import best_model.pt imported --config runs/7/config.json
+      wavelet generate imported --prompt "The"
+    """
+    from wavelet_core.seed import import_seed
+
+    import_seed(seed_checkpoint, config_json, out)
+    click.echo(f"imported {seed_checkpoint} as {out}")

@@ -1,0 +1,33 @@
+"""Plain-text tables for results that people read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def table(rows: Sequence[Sequence[object]], header: Sequence[str] = ()) -> str:
+    """Left-aligned columns, two spaces apart; columns that hold only numbers are aligned right."""
+    texts = [[_text(cell) for cell in row] for row in rows]
+    lines = [list(header), *texts] if header else texts
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))] if lines else []
+    right = [all(isinstance(row[column], (int, float)) for row in rows) for column in range(len(widths))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _text(cell: object) -> str:
+    return f"{cell:,}" if isinstance(cell, int) else str(cell)
+
+
+def byte_size(size: float) -> str:
+    """A number of bytes with a binary unit: 1536 -> "1.5 KiB"."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"

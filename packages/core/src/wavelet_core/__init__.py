@@ -1,0 +1,51 @@
+"""WaveletLM's layers and model: language modelling without attention."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("wavelet-core")
+except PackageNotFoundError:
+    __version__ = "0+unknown"
+
+from wavelet_core.block import WaveletBlock
+from wavelet_core.bypass import ExponentialMovingAverageBypass, RunningMeanBypass
+from wavelet_core.checkpoint import CheckpointError
+from wavelet_core.config import ComponentConfig, ComponentOf, ConfigurationError, ModelConfig, ModelShape, Section
+from wavelet_core.haar import HaarWavelet
+from wavelet_core.lifting import LiftingWavelet
+from wavelet_core.mixers import DeepGatedSpectralMixer, GatedSpectralMixer
+from wavelet_core.mlp import MLP
+from wavelet_core.model import WaveletLM
+from wavelet_core.multi_basis import MultiBasisWavelet
+from wavelet_core.multinodal import MultinodalLM, build_model
+from wavelet_core.plugins import hookimpl
+from wavelet_core.registry import build, registry
+from wavelet_core.state import State
+from wavelet_core.transforms import WalshHadamard
+
+__all__ = [
+    "MLP",
+    "CheckpointError",
+    "ComponentConfig",
+    "ComponentOf",
+    "ConfigurationError",
+    "DeepGatedSpectralMixer",
+    "ExponentialMovingAverageBypass",
+    "GatedSpectralMixer",
+    "HaarWavelet",
+    "LiftingWavelet",
+    "ModelConfig",
+    "ModelShape",
+    "MultiBasisWavelet",
+    "MultinodalLM",
+    "RunningMeanBypass",
+    "Section",
+    "State",
+    "WalshHadamard",
+    "WaveletBlock",
+    "WaveletLM",
+    "build",
+    "build_model",
+    "hookimpl",
+    "registry",
+]

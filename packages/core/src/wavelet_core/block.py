@@ -1,0 +1,157 @@
+"""One WaveletLM block (spec/model.md, section 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wavelet_core.config import ComponentConfig, ModelConfig, ModelShape
+from wavelet_core.mixers import ScaleNorm
+from wavelet_core.state import Tree, call, new_state_of
+
+
+class EmbeddingResidual(nn.Module):
+    """x + gamma * E: every block sees the token embedding again. gamma (C,) starts at zero. Shapes: (B, T, C)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return x + self.gamma * embedding
+
+
+class Residual(nn.Module):
+    """alpha * x + update, alpha a learned scalar starting at 1, or fixed there. Shapes: (B, T, C)."""
+
+    def __init__(self, learned: bool):
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(())) if learned else None
+
+    def forward(self, x: Tensor, update: Tensor) -> Tensor:
+        return (x if self.alpha is None else self.alpha * x) + update
+
+
+class MemorySum(nn.Module):
+    """The sum of the memories, each with a learned scalar starting at 1; zero without any. Shapes: (B, T, C)."""
+
+    def __init__(self, memories: Sequence[nn.Module]):
+        super().__init__()
+        self.memories = nn.ModuleList(memories)
+        self.alphas = nn.ParameterList(nn.Parameter(torch.ones(())) for _ in memories)
+
+    def new_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Tree:
+        """The states of the memories that keep one."""
+        return {str(i): new_state_of(memory, batch_size, device, dtype) for i, memory in enumerate(self.memories)}
+
+    def forward(self, q: Tensor, state: Tree | None = None) -> Tensor:
+        total = torch.zeros_like(q) if not self.memories else None
+        for index, (alpha, memory) in enumerate(zip(self.alphas, self.memories, strict=True)):
+            read = alpha * call(memory, q, state=None if state is None else state[str(index)])
+            total = read if total is None else total + read
+        assert total is not None
+        return total
+
+
+class WaveletBlock(nn.Module):
+    """Multi-scale token mixing, then parallel memories (spec/model.md, section 2).
+
+    The parts are handed in, so that they can be shared between blocks or replaced: `wavelet` (decompose and
+    reconstruct), `transform`, `mixer`, `bypass` (or None) and `memories`. Options that are off are identities
+    without parameters.
+
+    Shapes: x and embedding (B, T, C); previous_mean (B, T, C), (B, 1, C) or None. Returns the new x and the bypass
+    mean, both (B, T, C); without a bypass the mean is None.
+    """
+
+    class Config(ComponentConfig):
+        kind: Literal["wavelet"] = "wavelet"
+        embedding_residual: bool = Field(False, description="add gamma * embedding to every block's input")
+        learned_residual: bool = Field(True, description="the two residual connections have a learned scalar")
+        projection: bool = Field(True, description="Linear(P, C) after reconstruction; off needs a width equal to P")
+        projection_scaling: bool = Field(False, description="divide the projection's initial weights by sqrt(C layers)")
+        mixer_dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability of the mixed coefficients")
+        projection_dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability of the block's update")
+        decomposition_norm: bool = Field(False, description="a LayerNorm per scale right after decomposition")
+        reconstruction_norm: bool = Field(False, description="a LayerNorm per scale right after the inverse transform")
+
+        def check(self, model: ModelConfig) -> None:
+            shape = model.shape
+            if not self.projection and shape.padded_width != shape.width:
+                raise ValueError(
+                    f"projection=false needs model.width to equal the padded width, but model.width={shape.width} is "
+                    f"padded to {shape.padded_width}; use a power of two or projection: true"
+                )
+
+    def __init__(
+        self,
+        config: Config,
+        shape: ModelShape,
+        wavelet: nn.Module,
+        transform: nn.Module,
+        mixer: nn.Module,
+        bypass: nn.Module | None = None,
+        memories: Sequence[nn.Module] = (),
+    ):
+        super().__init__()
+        width, padded_width, scales = shape.width, shape.padded_width, shape.scales
+        self.padding = padded_width - width
+        self.wavelet = wavelet
+        self.transform = transform
+        self.mixer = mixer
+        self.bypass = bypass
+        self.embedding_residual = EmbeddingResidual(width) if config.embedding_residual else None
+        self.norm_in = nn.LayerNorm(width)
+        self.decomposition_norm = ScaleNorm(scales, padded_width) if config.decomposition_norm else nn.Identity()
+        self.reconstruction_norm = ScaleNorm(scales, padded_width) if config.reconstruction_norm else nn.Identity()
+        self.mixer_dropout = nn.Dropout(config.mixer_dropout)
+        self.scale_gains = nn.Parameter(torch.ones(scales, 1))
+        self.project = self._projection(config, shape) if config.projection else nn.Identity()
+        self.projection_dropout = nn.Dropout(config.projection_dropout)
+        self.spectral_residual = Residual(config.learned_residual)
+        self.norm_memory = nn.LayerNorm(width)
+        self.memories = MemorySum(memories)
+        self.memory_residual = Residual(config.learned_residual)
+
+    @staticmethod
+    def _projection(config: Config, shape: ModelShape) -> nn.Linear:
+        projection = nn.Linear(shape.padded_width, shape.width)
+        with torch.no_grad():
+            projection.weight *= 1e-3
+            if config.projection_scaling:
+                projection.weight *= (shape.width * shape.layers) ** -0.5
+            projection.bias.zero_()
+        return projection
+
+    def new_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Tree:
+        """The states of the parts."""
+        parts = {"wavelet": self.wavelet, "mixer": self.mixer, "bypass": self.bypass, "memories": self.memories}
+        return {
+            name: {} if part is None else new_state_of(part, batch_size, device, dtype) for name, part in parts.items()
+        }
+
+    def forward(
+        self, x: Tensor, embedding: Tensor, previous_mean: Tensor | None = None, state: Tree | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        history = dict.fromkeys(("wavelet", "mixer", "bypass", "memories")) if state is None else state
+        bias = mean = None
+        if self.bypass is not None:
+            bias, mean = self.bypass(x, previous_mean, history["bypass"])
+        if self.embedding_residual is not None:
+            x = self.embedding_residual(x, embedding)
+
+        coefficients = self.wavelet.decompose(F.pad(self.norm_in(x), (0, self.padding)), history["wavelet"])
+        coefficients = self.decomposition_norm(coefficients)
+        if bias is not None:
+            coefficients = coefficients + F.pad(bias, (0, self.padding))
+        mixed = call(self.mixer, self.transform(coefficients), state=history["mixer"])
+        mixed = self.reconstruction_norm(self.transform.inverse(mixed))
+        update = self.project(self.wavelet.reconstruct(self.scale_gains * self.mixer_dropout(mixed)))
+
+        x = self.spectral_residual(x, self.projection_dropout(update))
+        return self.memory_residual(x, self.memories(self.norm_memory(x), history["memories"])), mean

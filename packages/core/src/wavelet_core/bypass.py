@@ -1,0 +1,111 @@
+"""The decompose bypass: a long-range mean that reaches every scale directly (spec/model.md, section 4)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from wavelet_core.config import ComponentConfig, ModelShape
+from wavelet_core.state import Tree
+
+
+class Bypass(nn.Module, ABC):
+    """A causal mean of the block's input, mixed with the previous block's, given to every scale with its own gain.
+
+    g = m + W_x previous_mean; scale s receives g * eta_s. Shapes: x (B, T, C); previous_mean (B, T, C), (B, 1, C) or
+    None; returns the bias (B, T, S, C) and the mean m (B, T, C). Subclasses say which mean.
+    """
+
+    def __init__(self, shape: ModelShape):
+        super().__init__()
+        self.width = shape.width
+        self.gains = nn.Parameter(torch.zeros(shape.scales, shape.width))
+        self.cross_layer = nn.Linear(shape.width, shape.width, bias=False)
+        with torch.no_grad():
+            self.cross_layer.weight.copy_(0.5 * torch.eye(shape.width))
+
+    @abstractmethod
+    def mean(self, x: Tensor, state: Tree | None) -> Tensor:
+        """The causal mean (B, T, C) of x (B, T, C), going on from the state."""
+
+    def forward(
+        self, x: Tensor, previous_mean: Tensor | None = None, state: Tree | None = None
+    ) -> tuple[Tensor, Tensor]:
+        mean = self.mean(x, state)
+        bias = mean if previous_mean is None else mean + self.cross_layer(previous_mean)
+        return bias.unsqueeze(2) * self.gains, mean
+
+
+class RunningMeanBypass(Bypass):
+    """m_t is the mean of x_0 .. x_t, accumulated in float32."""
+
+    class Config(ComponentConfig):
+        kind: Literal["running_mean"] = "running_mean"
+
+    def __init__(self, config: Config, shape: ModelShape):
+        super().__init__(shape)
+
+    def new_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Tree:
+        """The sum and the number of positions read."""
+        return {
+            "sum": torch.zeros(batch_size, 1, self.width, device=device),
+            "count": torch.zeros(batch_size, 1, 1, dtype=torch.int64, device=device),
+        }
+
+    def mean(self, x: Tensor, state: Tree | None) -> Tensor:
+        sums = x.float().cumsum(1)
+        counts = torch.arange(1, x.shape[1] + 1, device=x.device).view(1, -1, 1)
+        if state is not None:
+            history, read = state["sum"], state["count"]
+            assert isinstance(history, Tensor) and isinstance(read, Tensor)
+            sums = sums + history
+            counts = counts + read
+            history.copy_(sums[:, -1:].detach())
+            read.add_(x.shape[1])
+        return (sums / counts).to(x.dtype)
+
+
+def gated_scan(gates: Tensor, inputs: Tensor) -> Tensor:
+    """m_t = gates_t * m_{t-1} + inputs_t with m_{-1} = 0, over axis 1, in log2(T) parallel steps.
+
+    Each step composes every position's affine map with the one `stride` positions before it (Hillis and Steele 1986).
+    Gates lie in (0, 1), so nothing can overflow.
+    """
+    stride = 1
+    while stride < inputs.shape[1]:
+        inputs = torch.cat([inputs[:, :stride], inputs[:, stride:] + gates[:, stride:] * inputs[:, :-stride]], dim=1)
+        gates = torch.cat([gates[:, :stride], gates[:, stride:] * gates[:, :-stride]], dim=1)
+        stride *= 2
+    return inputs
+
+
+class ExponentialMovingAverageBypass(Bypass):
+    """m_t = a_t * m_{t-1} + (1 - a_t) * x_t with the data-dependent gate a_t = sigmoid(W x_t + b), in float32."""
+
+    class Config(ComponentConfig):
+        kind: Literal["ema"] = "ema"
+
+    def __init__(self, config: Config, shape: ModelShape):
+        super().__init__(shape)
+        self.gate = nn.Linear(shape.width, shape.width)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
+
+    def new_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Tree:
+        """The last average."""
+        return {"average": torch.zeros(batch_size, 1, self.width, device=device)}
+
+    def mean(self, x: Tensor, state: Tree | None) -> Tensor:
+        gates = self.gate(x).float().sigmoid()
+        inputs = (1 - gates) * x.float()
+        if state is not None:
+            history = state["average"]
+            assert isinstance(history, Tensor)
+            inputs = torch.cat([inputs[:, :1] + gates[:, :1] * history, inputs[:, 1:]], dim=1)
+        average = gated_scan(gates, inputs)
+        if state is not None:
+            history.copy_(average[:, -1:].detach())
+        return average.to(x.dtype)

@@ -1,0 +1,300 @@
+"""Checkpoint directories: `config.json`, `model.safetensors`, `tokenizer/`.
+
+Everything is written to a temporary sibling, flushed to disk and renamed, so that a kill at any moment leaves the old
+files or the new ones whole. Loading is strict and never unpickles.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from wavelet_core.config import ModelConfig, parse
+from wavelet_core.registry import registry
+
+if TYPE_CHECKING:
+    from wavelet_core.model import WaveletLM
+    from wavelet_core.multinodal import MultinodalLM
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_DIRECTORY = "tokenizer"
+FORMAT_VERSION = 1
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be read; the message names the file and what is wrong with it."""
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary sibling of `path` (a file, or a directory that it makes), then rename it there.
+
+    An existing directory is moved aside first and removed last.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    workspace = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        fresh = workspace / "new"
+        write(fresh)
+        for file in [fresh] if fresh.is_file() else sorted(p for p in fresh.rglob("*") if p.is_file()):
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+        if path.is_dir():
+            os.replace(path, workspace / "old")
+        os.replace(fresh, path)
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write named tensors to a safetensors file, atomically."""
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, lambda file: save_file(contiguous, file, metadata=metadata))
+
+
+def open_tensors(path: Path) -> Any:
+    """An open safetensors file, memory-mapped. Raises CheckpointError when it is missing, truncated or damaged."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: not a whole safetensors file ({error}); it was probably cut off while being copied: copy it again"
+        ) from None
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file by name. Raises CheckpointError when it is missing or damaged."""
+    with open_tensors(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def check_names(
+    path: Path, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], limit: int = 20
+) -> None:
+    """Raise CheckpointError that lists every missing, unexpected and mis-shaped tensor by name and shape."""
+    mistakes = [f"missing {name} {list(wanted[name])}" for name in wanted if name not in found]
+    mistakes += [f"unexpected {name} {list(found[name])}" for name in found if name not in wanted]
+    mistakes += [
+        f"{name} has shape {list(found[name])}, but the configuration makes it {list(wanted[name])}"
+        for name in wanted
+        if name in found and tuple(found[name]) != tuple(wanted[name])
+    ]
+    if mistakes:
+        shown = "\n  ".join(mistakes[:limit])
+        more = f"\n  and {len(mistakes) - limit} more" if len(mistakes) > limit else ""
+        raise CheckpointError(f"{path} does not fit its configuration:\n  {shown}{more}")
+
+
+def load_tensors_into(targets: Mapping[str, Tensor], path: Path) -> None:
+    """Copy a safetensors file into existing tensors of the same names, shapes and dtypes."""
+    tensors = load_tensors(path)
+    check_names(path, {n: tuple(t.shape) for n, t in targets.items()}, {n: tuple(t.shape) for n, t in tensors.items()})
+    for name, target in targets.items():
+        if tensors[name].dtype != target.dtype:
+            raise CheckpointError(f"{path}: {name} is {tensors[name].dtype}, but {target.dtype} is needed")
+        target.copy_(tensors[name])
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name; tied and shared ones once, under their first name."""
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[name] = tensor
+    return tensors
+
+
+def _places(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """Every (module, attribute) that holds a tensor, by the tensor's identity."""
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None:
+                places.setdefault(id(tensor), []).append((module, name))
+    return places
+
+
+def load_weights(model: nn.Module, path: Path, dtype: torch.dtype | None, device: torch.device | str) -> None:
+    """Replace the tensors of a model made on the `meta` device by those of a safetensors file, without a second copy.
+
+    A dtype applies to floating tensors. Raises CheckpointError that lists what is missing, unexpected or mis-shaped.
+    """
+    wanted = named_tensors(model)
+    with open_tensors(path) as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        check_names(path, {name: tuple(tensor.shape) for name, tensor in wanted.items()}, found)
+        places = _places(model)
+        for name, old in wanted.items():
+            tensor = file.get_tensor(name).to(device)
+            if dtype is not None and tensor.is_floating_point():
+                tensor = tensor.to(dtype)
+            new = nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
+            for module, attribute in places[id(old)]:
+                setattr(module, attribute, new)
+    _fill_buffers(model, device)
+
+
+def _fill_buffers(model: nn.Module, device: torch.device | str) -> None:
+    """Make the buffers that no checkpoint holds: modules that have such refill them in `reset_buffers`."""
+    for name, module in model.named_modules():
+        empty = [buffer for buffer, tensor in module._buffers.items() if tensor is not None and tensor.is_meta]
+        if not empty:
+            continue
+        if not hasattr(module, "reset_buffers"):
+            raise CheckpointError(
+                f"{name} ({type(module).__qualname__}) keeps {', '.join(empty)} out of the checkpoint; its class needs "
+                "a method reset_buffers() that fills them in, or register_buffer(..., persistent=True)"
+            )
+        for buffer in empty:
+            module._buffers[buffer] = torch.empty_like(module._buffers[buffer], device=device)
+        module.reset_buffers()  # type: ignore[operator]
+
+
+def _owners(config: ModelConfig) -> dict[str, str]:
+    """The package and version behind every component, for the error when one is missing later."""
+    return {f"{kind} {c.kind}": str(registry.owner(kind, c.kind)) for _, kind, c in config.components()}
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The parsed config.json of a checkpoint directory."""
+    path = directory / CONFIG_FILE
+    if not directory.exists():
+        raise CheckpointError(f"{directory}: no such checkpoint directory")
+    if not path.is_file():
+        raise CheckpointError(f"{directory} is not a checkpoint directory: it has no {CONFIG_FILE}")
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(data, dict) or "model" not in data:
+        raise CheckpointError(
+            f"{path}: has no `model` section; a checkpoint of the original code needs `wavelet import` first"
+        )
+    return data
+
+
+def read_model_config(directory: Path) -> ModelConfig:
+    """The model section of a checkpoint, validated."""
+    data = read_config(directory)
+    for component, owner in data.get("components", {}).items():
+        kind, _, name = component.partition(" ")
+        if name not in registry.names(kind):
+            raise CheckpointError(
+                f"{directory / CONFIG_FILE}: the model uses the {component!r} of {owner}, which is not installed or "
+                f"failed to load; install it (see `wavelet plugins`). Registered {kind}s: {', '.join(registry.names(kind))}"
+            )
+    return parse(ModelConfig, data["model"], f"{directory / CONFIG_FILE}: model")
+
+
+class Pretrained:
+    """Saving and loading of a model as a checkpoint directory."""
+
+    config: ModelConfig
+
+    def save_pretrained(
+        self, directory: str | Path, tokenizer: Any = None, extra: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write a checkpoint directory, atomically; an existing one is replaced whole.
+
+        tokenizer: saved under `tokenizer/`. extra: further sections of config.json (`data`, `train`).
+        """
+
+        def write(fresh: Path) -> None:
+            fresh.mkdir()
+            self.write_into(fresh, tokenizer, extra)
+
+        write_atomically(Path(directory), write)
+
+    def write_into(self, directory: Path, tokenizer: Any = None, extra: Mapping[str, Any] | None = None) -> None:
+        """Write the checkpoint's files into an existing, empty directory."""
+        content = {
+            "format_version": FORMAT_VERSION,
+            "model": self.config.model_dump(mode="json"),
+            "components": _owners(self.config),
+            **(extra or {}),
+        }
+        (directory / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+        assert isinstance(self, nn.Module)
+        tensors = {name: tensor.detach().contiguous() for name, tensor in named_tensors(self).items()}
+        save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+        if tokenizer is not None:
+            tokenizer.save(directory / TOKENIZER_DIRECTORY)
+
+    @staticmethod
+    def from_pretrained(
+        source: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    ) -> WaveletLM | MultinodalLM:
+        """Load a checkpoint directory, or a model of the Hugging Face hub (`owner/name`), in evaluation mode.
+
+        A multinodal configuration gives a MultinodalLM, any other a WaveletLM.
+
+        dtype: of the floating tensors; as stored by default. The weights are memory-mapped, not copied.
+        Raises CheckpointError for what is missing, damaged or does not fit, and ConfigurationError for its
+        configuration.
+        """
+        from wavelet_core.multinodal import build_model
+
+        directory = _local(source)
+        config = read_model_config(directory)
+        with torch.device("meta"):
+            model = build_model(config)
+        load_weights(model, directory / WEIGHTS_FILE, dtype, device)
+        model.eval()
+        return model
+
+    def push_to_hub(self, name: str, tokenizer: Any = None, private: bool = False) -> str:
+        """Upload the checkpoint to the Hugging Face hub as `owner/name`; returns the commit's address."""
+        hub = _hub()
+        hub.create_repo(name, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(Path(folder) / "checkpoint", tokenizer)
+            return str(hub.upload_folder(repo_id=name, folder_path=Path(folder) / "checkpoint"))
+
+
+def _hub() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise CheckpointError(
+            "the Hugging Face hub needs an extra package: pip install 'wavelet-core[hub]'"
+        ) from None
+    return huggingface_hub
+
+
+def _local(source: str | Path) -> Path:
+    """A checkpoint directory on this machine: the source itself, or a download of a hub model."""
+    path = Path(source)
+    if path.exists() or not _is_hub_name(str(source)):
+        return path
+    wanted: Iterable[str] = (CONFIG_FILE, WEIGHTS_FILE, f"{TOKENIZER_DIRECTORY}/*")
+    try:
+        return Path(_hub().snapshot_download(str(source), allow_patterns=list(wanted)))
+    except CheckpointError:
+        raise CheckpointError(
+            f"{source}: no such directory here; to load it from the Hugging Face hub: pip install 'wavelet-core[hub]'"
+        ) from None
+    except Exception as error:
+        raise CheckpointError(f"{source}: no such directory here, and the hub did not give it: {error}") from None
+
+
+def _is_hub_name(source: str) -> bool:
+    return source.count("/") == 1 and not source.startswith((".", "/", "~")) and all(source.split("/"))

@@ -1,0 +1,32 @@
+"""wavelet-core's own components, registered through the same hook as everybody's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from wavelet_core.block import WaveletBlock
+from wavelet_core.bypass import ExponentialMovingAverageBypass, RunningMeanBypass
+from wavelet_core.haar import HaarWavelet
+from wavelet_core.lifting import LiftingWavelet
+from wavelet_core.mixers import DeepGatedSpectralMixer, GatedSpectralMixer
+from wavelet_core.mlp import MLP
+from wavelet_core.multi_basis import MultiBasisWavelet
+from wavelet_core.plugins import hookimpl
+from wavelet_core.tokenizers import BytePairTokenizer, BytesTokenizer, TiktokenTokenizer
+from wavelet_core.transforms import DiscreteCosine, Hartley, Identity, LearnedButterfly, WalshHadamard
+
+
+@hookimpl
+def register_components(register: Callable[[str, type], None]) -> None:
+    for transform in (WalshHadamard, Identity, Hartley, DiscreteCosine, LearnedButterfly):
+        register("transform", transform)
+    for wavelet in (LiftingWavelet, HaarWavelet, MultiBasisWavelet):
+        register("wavelet", wavelet)
+    for mixer in (GatedSpectralMixer, DeepGatedSpectralMixer):
+        register("mixer", mixer)
+    for bypass in (RunningMeanBypass, ExponentialMovingAverageBypass):
+        register("bypass", bypass)
+    register("memory", MLP)
+    register("block", WaveletBlock)
+    for tokenizer in (BytePairTokenizer, TiktokenTokenizer, BytesTokenizer):
+        register("tokenizer", tokenizer)

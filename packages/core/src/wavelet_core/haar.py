@@ -1,0 +1,52 @@
+"""The fixed causal Haar wavelet (spec/model.md, section 3)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from wavelet_core.config import ComponentConfig, ModelShape
+from wavelet_core.lifting import SQRT_HALF, FixedDelay
+from wavelet_core.state import Tree
+
+
+class HaarWavelet(nn.Module):
+    """The undecimated causal Haar wavelet; it has no parameters (spec/model.md, section 3).
+
+    c_{k+1} and d_k are (c_k plus, minus its copy 2^k positions ago) / sqrt(2); reconstruction is (c_{k+1} + d_k) / sqrt(2).
+    Shapes: decompose (B, T, P) -> (B, T, S, P), coarse to fine; reconstruct the other way round.
+    """
+
+    class Config(ComponentConfig):
+        kind: Literal["haar"] = "haar"
+
+    def __init__(self, config: Config, shape: ModelShape):
+        super().__init__()
+        self.shape = shape
+        self.delay = FixedDelay()
+
+    def new_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Tree:
+        """The last 2^k rows of level k's input."""
+        width = self.shape.padded_width
+        return {
+            f"level{level}": torch.zeros(batch_size, self.delay.reach(level), width, device=device, dtype=dtype)
+            for level in range(self.shape.levels)
+        }
+
+    def decompose(self, rows: Tensor, state: Tree | None = None) -> Tensor:
+        """Wavelet coefficients (B, T, S, P) of (B, T, P), coarse to fine."""
+        details = []
+        for level in range(self.shape.levels):
+            past = self.delay(rows, level, None if state is None else state[f"level{level}"])
+            details.append((rows - past) * SQRT_HALF)
+            rows = (rows + past) * SQRT_HALF
+        return torch.stack([rows, *reversed(details)], dim=2)
+
+    def reconstruct(self, coefficients: Tensor) -> Tensor:
+        """The rows (B, T, P) that coefficients (B, T, S, P) stand for."""
+        rows, *details = coefficients.unbind(2)
+        for detail in details:
+            rows = (rows + detail) * SQRT_HALF
+        return rows

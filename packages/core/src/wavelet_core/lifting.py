@@ -1,0 +1,222 @@
+"""The learned causal lifting wavelet, undecimated: every level keeps all positions (spec/model.md, section 3)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wavelet_core.config import ComponentConfig, ModelConfig, ModelShape
+from wavelet_core.state import Tree
+
+SQRT_HALF = math.sqrt(0.5)
+SQRT_TWO = math.sqrt(2.0)
+
+
+def with_history(rows: Tensor, history: Tensor | None, reach: int) -> Tensor:
+    """`rows` (B, T, P) with the `reach` rows before them in front: zeros at the start of a text, else the history.
+
+    The history (B, reach, P) is moved on to the last `reach` rows, in place.
+    """
+    if history is None:
+        return F.pad(rows, (0, 0, reach, 0))
+    extended = torch.cat([history.to(rows.dtype), rows], dim=1)
+    history.copy_(extended[:, -reach:].detach())
+    return extended
+
+
+class FixedDelay(nn.Module):
+    """past_t = c_{t - 2^k}: the plain dilated look-back of level k. Shapes: (B, T, P) -> (B, T, P)."""
+
+    def reach(self, level: int) -> int:
+        """The oldest position that level k reads, counted back from the present one."""
+        return 1 << level
+
+    def forward(self, rows: Tensor, level: int, history: Tensor | None = None) -> Tensor:
+        return with_history(rows, history, self.reach(level))[:, : rows.shape[1]]
+
+
+class WaveletCrawl(nn.Module):
+    """past_t = sum_j softmax(theta_k)_j c_{t - o_kj}: a learned blend of K consecutive look-backs a level.
+
+    The offsets o_k0, o_k1, ... start at max(1, 2^k - K // 2); theta (L, K) is 5 at the offset 2^k and 0 elsewhere, so
+    that every level starts close to its dyadic delay. Shapes: (B, T, P) -> (B, T, P).
+    """
+
+    def __init__(self, levels: int, size: int):
+        super().__init__()
+        self.size = size
+        theta = torch.zeros(levels, size)
+        for level in range(levels):
+            theta[level, (1 << level) - self.first_offset(level)] = 5.0
+        self.theta = nn.Parameter(theta)
+
+    def first_offset(self, level: int) -> int:
+        return max(1, (1 << level) - self.size // 2)
+
+    def reach(self, level: int) -> int:
+        """The oldest position that level k reads, counted back from the present one."""
+        return self.first_offset(level) + self.size - 1
+
+    def forward(self, rows: Tensor, level: int, history: Tensor | None = None) -> Tensor:
+        extended = with_history(rows, history, self.reach(level))
+        weights = self.theta[level].softmax(0).to(rows.dtype).flip(0)
+        length = rows.shape[1]
+        if length == 1:
+            return (weights @ extended[:, : self.size])[:, None]
+        past = weights[0] * extended[:, :length]
+        for start in range(1, self.size):
+            past = past + weights[start] * extended[:, start : start + length]
+        return past
+
+
+class LiftingNetwork(nn.Module):
+    """Predict or Update of one level: Linear(P, m P), GELU, dropout, Linear(m P, P). Shapes: (B, T, P) -> (B, T, P)."""
+
+    def __init__(self, width: int, hidden: int, dropout: float):
+        super().__init__()
+        self.first = nn.Linear(width, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.last = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.dropout(F.gelu(self.first(x))))
+
+
+class LinearLiftingNetwork(nn.Module):
+    """Predict or Update of one level as a single Linear(P, P). Shapes: (B, T, P) -> (B, T, P)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.last = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x)
+
+
+class LiftingWavelet(nn.Module):
+    """The learned causal lifting wavelet (spec/model.md, section 3; lifting scheme: Sweldens 1998).
+
+    Level k splits its input c_k, with past_k its delayed copy, into
+    d_k = (past_k - Predict_k(c_k)) / sqrt(2) and c_{k+1} = (c_k + Update_k(d_k)) / sqrt(2).
+    Reconstruction runs the update steps backwards, so untouched coefficients give the input back exactly, whatever
+    the networks are.
+
+    Shapes: decompose (B, T, P) -> (B, T, S, P), coarse to fine: the approximation, then the details from the deepest
+    level to the first; reconstruct the other way round.
+    """
+
+    class Config(ComponentConfig):
+        kind: Literal["lifting"] = "lifting"
+        network: Literal["mlp", "linear"] = Field("mlp", description="Predict and Update: two layers or a single one")
+        hidden_multiplier: int = Field(1, ge=1, description="m, hidden width of an `mlp` network in multiples of P")
+        dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability inside an `mlp` network")
+        initialization: Literal["haar", "zero", "random"] = Field(
+            "haar", description="start near the Haar wavelet, at Predict = Update = 0, or at small random weights"
+        )
+        level_scaling: bool = Field(False, description="divide level k's last initial weights by 1 + 0.1 k")
+        crawl: int | None = Field(
+            None, ge=1, le=33, description="K, odd: blend K consecutive look-backs a level; null looks back 2^k only"
+        )
+        untied_reconstruction: bool = Field(False, description="reconstruction has its own Update networks")
+
+        def check(self, model: ModelConfig) -> None:
+            self.check_options()
+
+        def check_options(self) -> None:
+            """Raise ValueError for options that exclude each other."""
+            if self.crawl is not None and self.crawl % 2 == 0:
+                raise ValueError(
+                    f"crawl={self.crawl} is even, but the look-backs lie around the delay 2^k of each level of "
+                    f"model.levels; use {self.crawl - 1} or {self.crawl + 1}"
+                )
+            if self.network == "linear" and (self.hidden_multiplier != 1 or self.dropout):
+                raise ValueError(
+                    f"network='linear' has no hidden layer, but hidden_multiplier={self.hidden_multiplier} and "
+                    f"dropout={self.dropout} ask for one; use network='mlp' or leave both out"
+                )
+
+    def __init__(self, config: Config, shape: ModelShape):
+        super().__init__()
+        config.check_options()
+        self.config = config
+        self.shape = shape
+        self.levels = shape.levels
+        self.delay = FixedDelay() if config.crawl is None else WaveletCrawl(shape.levels, config.crawl)
+        self.predict = self._networks(1.0)
+        self.update = self._networks(0.5)
+        if config.untied_reconstruction:
+            self.reconstruction_update: nn.ModuleList | None = self._networks(0.5)
+        else:
+            self.reconstruction_update = None
+
+    def _networks(self, gain: float) -> nn.ModuleList:
+        width, config = self.shape.padded_width, self.config
+        networks = nn.ModuleList()
+        for level in range(self.levels):
+            network: LiftingNetwork | LinearLiftingNetwork
+            if config.network == "linear":
+                network = LinearLiftingNetwork(width)
+            else:
+                network = LiftingNetwork(width, config.hidden_multiplier * width, config.dropout)
+            self._initialize(network, gain, level)
+            networks.append(network)
+        return networks
+
+    @torch.no_grad()
+    def _initialize(self, network: LiftingNetwork | LinearLiftingNetwork, gain: float, level: int) -> None:
+        layers = [network.last] if isinstance(network, LinearLiftingNetwork) else [network.first, network.last]
+        width = self.shape.padded_width
+        for layer in layers:
+            nn.init.zeros_(layer.bias)
+            nn.init.normal_(layer.weight, std=0.01)
+            if self.config.initialization == "haar":
+                layer.weight[:width, :width] = torch.eye(width)
+        if self.config.initialization == "zero":
+            nn.init.zeros_(network.last.weight)
+        elif self.config.initialization == "haar":
+            network.last.weight[:, :width] *= gain
+        if self.config.level_scaling:
+            network.last.weight /= 1 + 0.1 * level
+
+    def for_next_block(self) -> LiftingWavelet:
+        """The wavelet of the next block when blocks share one: the same, but for an untied reconstruction."""
+        if self.reconstruction_update is None:
+            return self
+        wavelet = copy.copy(self)
+        wavelet._modules = dict(self._modules)
+        wavelet.reconstruction_update = self._networks(0.5)
+        return wavelet
+
+    def new_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Tree:
+        """The last rows of every level's input: level k keeps as many as its delay reaches back."""
+        width = self.shape.padded_width
+        return {
+            f"level{level}": torch.zeros(batch_size, self.delay.reach(level), width, device=device, dtype=dtype)
+            for level in range(self.levels)
+        }
+
+    def decompose(self, rows: Tensor, state: Tree | None = None) -> Tensor:
+        """Wavelet coefficients (B, T, S, P) of (B, T, P), coarse to fine."""
+        approximation = rows
+        details = []
+        for level in range(self.levels):
+            history = None if state is None else state[f"level{level}"]
+            past = self.delay(approximation, level, history)
+            detail = (past - self.predict[level](approximation)) * SQRT_HALF
+            approximation = (approximation + self.update[level](detail)) * SQRT_HALF
+            details.append(detail)
+        return torch.stack([approximation, *reversed(details)], dim=2)
+
+    def reconstruct(self, coefficients: Tensor) -> Tensor:
+        """The rows (B, T, P) that coefficients (B, T, S, P) stand for."""
+        update = self.update if self.reconstruction_update is None else self.reconstruction_update
+        rows, *details = coefficients.unbind(2)
+        for level, detail in zip(reversed(range(self.levels)), details, strict=True):
+            rows = SQRT_TWO * rows - update[level](detail)
+        return rows

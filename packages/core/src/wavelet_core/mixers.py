@@ -1,0 +1,221 @@
+"""Gated spectral mixers: one channel mixer a scale, in the transform's space (spec/model.md, section 5)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wavelet_core.config import ComponentConfig, ModelConfig, ModelShape
+from wavelet_core.parametrizations import PARAMETRIZATIONS, Parametrization
+
+NOISE = 1e-3
+ACTIVATIONS = {"silu": F.silu, "sigmoid": torch.sigmoid, "gelu": F.gelu, "relu": F.relu}
+
+
+class MixerOptions(ComponentConfig):
+    """What every gated spectral mixer can be told."""
+
+    rank: int = Field(4, ge=0, description="rank of the additive U V^T term; 0 leaves it out")
+    gate: Literal["silu", "sigmoid", "gelu", "relu"] | None = Field(
+        "silu", description="activation of the multiplicative gate; null for no gate"
+    )
+    parametrization: Parametrization = Field(
+        "direct", description="the mixing matrix as it is, divided by its largest singular value, or exp of a matrix"
+    )
+    noise_scaling: bool = Field(False, description="divide the initial noise of the mixing matrix by sqrt(width)")
+
+
+class MixerBank(nn.Module):
+    """Mixers of equal width for several scales, as batched products.
+
+    out_n = (M_n z_n) * act(G_n gate_input_n) + U_n (V_n^T z_n) for every scale n of the bank; with a bias b_n added
+    where asked. When the mixers' width w differs from P, one Linear(P, w) a scale leads in, another out.
+
+    Shapes: z and gate_input (n, N, P) -> (n, N, P), N positions.
+    """
+
+    def __init__(
+        self, options: MixerOptions, count: int, width: int, padded_width: int, noise: float = NOISE, bias: bool = False
+    ):
+        super().__init__()
+        self.activation = None if options.gate is None else ACTIVATIONS[options.gate]
+        noise = noise * width**-0.5 if options.noise_scaling else noise
+        self.matrix = PARAMETRIZATIONS[options.parametrization](count, width, noise)
+        self.gate = None if options.gate is None else _normal(count, width, width, std=0.02)
+        self.down = self.up = self.bias = self.narrow = self.widen = None
+        if options.rank:
+            self.down = _normal(count, options.rank, width, std=0.01)
+            self.up = _normal(count, width, options.rank, std=0.01)
+        if bias:
+            self.bias = nn.Parameter(torch.zeros(count, 1, width))
+        if width != padded_width:
+            self.narrow = _normal(count, width, padded_width, std=padded_width**-0.5)
+            self.widen = _normal(count, padded_width, width, std=width**-0.5)
+
+    def forward(self, z: Tensor, gate_input: Tensor) -> Tensor:
+        if self.narrow is not None:
+            routed = gate_input is not z
+            z = torch.bmm(z, self.narrow.mT)
+            gate_input = torch.bmm(gate_input, self.narrow.mT) if routed else z
+        out = torch.bmm(z, self.matrix().mT)
+        if self.activation is not None and self.gate is not None:
+            out = out * self.activation(torch.bmm(gate_input, self.gate.mT))
+        if self.down is not None and self.up is not None:
+            out = out + torch.bmm(torch.bmm(z, self.down.mT), self.up.mT)
+        if self.bias is not None:
+            out = out + self.bias
+        return out if self.widen is None else torch.bmm(out, self.widen.mT)
+
+
+def _normal(*size: int, std: float) -> nn.Parameter:
+    return nn.Parameter(std * torch.randn(*size))
+
+
+def scales_first(z: Tensor) -> Tensor:
+    """(B, T, S, P) -> (S, B T, P), without a copy."""
+    return z.flatten(0, 1).transpose(0, 1)
+
+
+def scales_last(z: Tensor, like: Tensor) -> Tensor:
+    """(S, B T, P) -> the shape of `like`, (B, T, S, P)."""
+    return z.transpose(0, 1).reshape(like.shape)
+
+
+class ScaleRouting(nn.Module):
+    """The gate of scale s reads sum_s' R[s, s'] z_s' instead of z_s; R starts at the identity.
+
+    Shapes: (S, N, P) -> (S, N, P).
+    """
+
+    def __init__(self, scales: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(scales))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.tensordot(self.weight, z, dims=1)
+
+
+class GatedSpectralMixer(nn.Module):
+    """One gated mixer per scale (spec/model.md, section 5).
+
+    out_s = (M_s z_s) * act(G_s gate_s) + U_s (V_s^T z_s), with gate_s = z_s or, with `routing`, a learned blend of all
+    scales. `widths` gives every scale its own mixer width as a share of P; scales of equal width are one batched product.
+
+    Shapes: (B, T, S, P) -> (B, T, S, P).
+    """
+
+    class Config(MixerOptions):
+        kind: Literal["gated_spectral"] = "gated_spectral"
+        routing: bool = Field(False, description="gates read a learned blend of all scales (cross-scale gating)")
+        widths: list[float] | None = Field(
+            None, description="mixer width of each scale, coarse to fine, as a share of P; null for P everywhere"
+        )
+
+        def check(self, model: ModelConfig) -> None:
+            if self.widths is None:
+                return
+            if len(self.widths) != model.levels + 1:
+                raise ValueError(
+                    f"widths has {len(self.widths)} entries, but model.levels={model.levels} makes "
+                    f"{model.levels + 1} scales; give one width per scale"
+                )
+            if not all(0 < share for share in self.widths):
+                raise ValueError(f"widths={self.widths} must all be above 0: each is a share of the padded model.width")
+
+        def resolved_widths(self, shape: ModelShape) -> list[int]:
+            """Every scale's mixer width in channels."""
+            shares = self.widths or [1.0] * shape.scales
+            return [max(1, int(shape.padded_width * share)) for share in shares]
+
+    def __init__(self, config: Config, shape: ModelShape):
+        super().__init__()
+        widths = config.resolved_widths(shape)
+        self.routing = ScaleRouting(shape.scales) if config.routing else None
+        self.members = [[s for s in range(shape.scales) if widths[s] == width] for width in dict.fromkeys(widths)]
+        self.banks = nn.ModuleList(
+            MixerBank(config, len(scales), widths[scales[0]], shape.padded_width) for scales in self.members
+        )
+        order = [scale for scales in self.members for scale in scales]
+        self.restore = [order.index(scale) for scale in range(shape.scales)]
+
+    def forward(self, z: Tensor) -> Tensor:
+        scales = scales_first(z)
+        gates = scales if self.routing is None else self.routing(scales)
+        if len(self.banks) == 1:
+            return scales_last(self.banks[0](scales, gates), z)
+        mixed = []
+        for members, bank in zip(self.members, self.banks, strict=True):
+            own = _select(scales, members)
+            mixed.append(bank(own, own if gates is scales else _select(gates, members)))
+        return scales_last(_select(torch.cat(mixed), self.restore), z)
+
+
+def _select(scales: Tensor, members: list[int]) -> Tensor:
+    """Some scales of (S, N, P); a view where they are neighbours."""
+    first = members[0]
+    if members == list(range(first, first + len(members))):
+        return scales[first : first + len(members)]
+    return scales[members]
+
+
+class DeepGatedSpectralMixer(nn.Module):
+    """Several gated mixers a scale, one after the other (spec/model.md, section 5, depth).
+
+    Step d < D - 1: per-scale LayerNorm (times beta_d with stabilizers), then a mixer with a bias (times alpha_d);
+    plus the step's input with residuals. The last step is a mixer without norm or bias. Each gate reads its own
+    mixer's input. Shapes: (B, T, S, P) -> (B, T, S, P).
+    """
+
+    class Config(MixerOptions):
+        kind: Literal["deep_gated_spectral"] = "deep_gated_spectral"
+        depth: int = Field(2, ge=2, description="D, mixers one after the other")
+        stabilizers: bool = Field(
+            False, description="learned scalars alpha_d, beta_d starting at 1 / D, and initial noise 1e-3 / (d + 1)"
+        )
+        residuals: bool = Field(False, description="every step adds its input to its output")
+
+    def __init__(self, config: Config, shape: ModelShape):
+        super().__init__()
+        width, scales, depth = shape.padded_width, shape.scales, config.depth
+        self.residuals = config.residuals
+        self.norms = nn.ModuleList(ScaleNorm(scales, width) for _ in range(depth - 1))
+        self.banks = nn.ModuleList(
+            MixerBank(
+                config, scales, width, width, NOISE / (step + 1) if config.stabilizers else NOISE, bias=step < depth - 1
+            )
+            for step in range(depth)
+        )
+        self.alpha = self.beta = None
+        if config.stabilizers:
+            self.alpha = nn.Parameter(torch.full((depth - 1,), 1 / depth))
+            self.beta = nn.Parameter(torch.full((depth - 1,), 1 / depth))
+
+    def forward(self, z: Tensor) -> Tensor:
+        for step, bank in enumerate(self.banks):
+            inner = z
+            if step < len(self.norms):
+                inner = self.norms[step](inner)
+                if self.beta is not None:
+                    inner = self.beta[step] * inner
+            inner = scales_first(inner)
+            mixed = scales_last(bank(inner, inner), z)
+            if step < len(self.norms) and self.alpha is not None:
+                mixed = self.alpha[step] * mixed
+            z = z + mixed if self.residuals else mixed
+        return z
+
+
+class ScaleNorm(nn.Module):
+    """A LayerNorm over channels with its own gain and bias for every scale. Shapes: (B, T, S, P) -> (B, T, S, P)."""
+
+    def __init__(self, scales: int, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(scales, width))
+        self.bias = nn.Parameter(torch.zeros(scales, width))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return F.layer_norm(z, z.shape[-1:]) * self.weight + self.bias

@@ -1,0 +1,160 @@
+"""The whole model: embedding, blocks, head, loss and streaming state (spec/model.md, section 1)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from wavelet_core.checkpoint import Pretrained
+from wavelet_core.config import ModelConfig
+from wavelet_core.registry import build
+from wavelet_core.state import State, Tree
+
+
+class WaveletLM(nn.Module, Pretrained):
+    """A language model without attention (spec/model.md, section 1).
+
+    `model(tokens)` maps token ids (B, T) to logits (B, T, V). With a state from `new_state` the same call continues
+    the text that the state has read, in any chunking, at a cost per token that does not depend on the position.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        if config.multinodal is not None:
+            raise ValueError("model.multinodal is set: use build_model(config), which makes a MultinodalLM")
+        if config.vocabulary_size is None:
+            raise ValueError("model.vocabulary_size is not set; give a number, or the size of your tokenizer")
+        self.config = config
+        shape = config.shape
+        self.embedding = nn.Embedding(config.vocabulary_size, config.width)
+        nn.init.normal_(self.embedding.weight, std=config.width**-0.5)
+        self.embedding_scale = config.width**0.5 if config.embedding_scaling else 1.0
+        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        self.blocks = nn.ModuleList(self._blocks(config))
+        self.norm = nn.LayerNorm(shape.width)
+        self.head_dropout = nn.Dropout(config.head_dropout)
+        self.head = nn.Linear(config.width, config.vocabulary_size, bias=False)
+        if config.tied_embedding:
+            self.head.weight = self.embedding.weight
+
+    @staticmethod
+    def _blocks(config: ModelConfig) -> Iterator[nn.Module]:
+        shape = config.shape
+        wavelet = None
+        for _ in range(1 if config.shared_block else config.layers):
+            if wavelet is None or not config.shared_wavelet:
+                wavelet = build("wavelet", config.wavelet, shape)
+            elif hasattr(wavelet, "for_next_block"):
+                wavelet = wavelet.for_next_block()
+            yield build(
+                "block",
+                config.block,
+                shape,
+                wavelet=wavelet,
+                transform=build("transform", config.transform, shape),
+                mixer=build("mixer", config.mixer, shape),
+                bypass=None if config.bypass is None else build("bypass", config.bypass, shape),
+                memories=[build("memory", memory, shape) for memory in config.memories],
+            )
+
+    @property
+    def applications(self) -> list[nn.Module]:
+        """The blocks in the order in which one pass applies them."""
+        return [self.blocks[0]] * self.config.layers if self.config.shared_block else list(self.blocks)
+
+    def new_state(
+        self, batch_size: int = 1, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> State:
+        """A silent streaming state for `batch_size` independent texts.
+
+        device and dtype default to the embedding's; the dtype is that of the history rows (sums stay in float32).
+        """
+        device = torch.device(device) if device is not None else self.embedding.weight.device
+        dtype = dtype or self.embedding.weight.dtype
+        applications = self.applications * self.config.loop_iterations
+        tree: Tree = {
+            "blocks": {
+                str(index): block.new_state(batch_size, device, dtype)  # type: ignore[operator]
+                for index, block in enumerate(applications)
+            }
+        }
+        if self.config.cross_window_state:
+            tree["window"] = {
+                name: torch.zeros(batch_size, 1, self.config.width, device=device, dtype=dtype)
+                for name in ("carried_mean", "last_mean")
+            }
+        return State(tree, batch_size)
+
+    def begin_window(self, state: State) -> State:
+        """Start the next window of the same text, in place: history is forgotten, the cross-window mean carried.
+
+        Only models with `cross_window_state` carry anything. At the start of a document use `state.reset()`.
+        """
+        window: Any = state.tree.get("window")
+        carried = None if window is None else window["last_mean"].clone()
+        state.reset()
+        if carried is not None:
+            window["carried_mean"].copy_(carried)
+        return state
+
+    def forward(self, tokens: Tensor, state: State | None = None) -> Tensor:
+        """Logits (B, T, V) of tokens (B, T); with a state, in continuation of what it has read."""
+        return self.head(self.head_dropout(self.hidden(tokens, state)))
+
+    def hidden(self, tokens: Tensor, state: State | None = None) -> Tensor:
+        """The normalised output (B, T, C) of the last pass, which the head reads."""
+        for x in self._passes(tokens, state):
+            last = x
+        return self.norm(last)
+
+    def loss(self, tokens: Tensor, targets: Tensor, state: State | None = None) -> Tensor:
+        """Training loss: the mean cross entropy in nats per token, averaged over the loop iterations."""
+        losses = [
+            cross_entropy(self.head(self.head_dropout(self.norm(x))), targets) for x in self._passes(tokens, state)
+        ]
+        return torch.stack(losses).mean()
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Scaled token embeddings (B, T, C), before dropout."""
+        embedding = self.embedding(tokens)
+        return embedding * self.embedding_scale if self.embedding_scale != 1.0 else embedding
+
+    def _passes(self, tokens: Tensor, state: State | None) -> Iterator[Tensor]:
+        """The output (B, T, C) of every pass of the stack over its own output."""
+        embedding = self.embed(tokens)
+        x = self.embedding_dropout(embedding)
+        trees: Any = {} if state is None else state.tree["blocks"]
+        window: Any = None if state is None else state.tree.get("window")
+        mean = None if window is None else window["carried_mean"].clone()
+        index = 0
+        for _ in range(self.config.loop_iterations):
+            for layer, block in enumerate(self.applications):
+                if not self._skips(layer):
+                    x, mean = self._apply(block, x, embedding, mean, trees.get(str(index)))
+                index += 1
+            yield x
+        if window is not None and mean is not None:
+            window["last_mean"].copy_(mean[:, -1:].detach())
+
+    def _skips(self, layer: int) -> bool:
+        if not (self.training and self.config.stochastic_depth):
+            return False
+        return random.random() < self.config.stochastic_depth * layer / self.config.layers
+
+    def _apply(
+        self, block: nn.Module, x: Tensor, embedding: Tensor, mean: Tensor | None, tree: Tree | None
+    ) -> tuple[Tensor, Tensor | None]:
+        if self.config.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(block, x, embedding, mean, tree, use_reentrant=False)
+        return block(x, embedding, mean, tree)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross entropy in nats per token of logits (B, T, V) against targets (B, T), computed in float32."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())

@@ -1,0 +1,105 @@
+"""The plugin system: hook specifications, discovery, and what to tell a person when a plugin fails.
+
+A plugin is a module named in the entry-point group ``wavelet`` of an installed package. It implements one or both
+hooks below. The components of wavelet-core come through the same hook, so nothing is privileged.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pluggy
+
+PROJECT = "wavelet"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+class Hooks:
+    """What a plugin can implement."""
+
+    @hookspec
+    def register_components(self, register: Callable[[str, type], None]) -> None:
+        """Call ``register(kind, component_class)`` for every component that the plugin brings."""
+
+    @hookspec
+    def register_commands(self, cli: Any) -> None:
+        """Add commands to the ``wavelet`` command line; ``cli`` is its ``click.Group``."""
+
+
+@dataclass
+class Plugin:
+    """One discovered plugin and how loading it went.
+
+    ``error`` is None for a healthy plugin and the full traceback otherwise; ``components`` lists the
+    (kind, name) pairs that it registered.
+    """
+
+    name: str
+    package: str
+    version: str
+    module: str
+    error: str | None = None
+    components: list[tuple[str, str]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"{self.package} {self.version}"
+
+    @property
+    def reason(self) -> str:
+        """The last line of the traceback: the shortest true answer to "why?"."""
+        return (self.error or "").strip().rsplit("\n", 1)[-1]
+
+
+class PluginManager:
+    """Discovers plugins once and calls their hooks one by one, so that a broken one stops nothing else."""
+
+    def __init__(self) -> None:
+        self._manager = pluggy.PluginManager(PROJECT)
+        self._manager.add_hookspecs(Hooks)
+        self.plugins: list[Plugin] = []
+
+    def discover(self) -> None:
+        """Import wavelet-core's own components, then every entry point of the group ``wavelet``."""
+        from wavelet_core import __version__, components
+
+        self.add(components, Plugin("core", "wavelet-core", __version__, components.__name__))
+        for entry_point in sorted(importlib.metadata.entry_points(group=PROJECT), key=lambda e: (e.name, e.value)):
+            distribution = entry_point.dist
+            plugin = Plugin(
+                name=entry_point.name,
+                package=distribution.name if distribution else "unknown package",
+                version=distribution.version if distribution else "?",
+                module=entry_point.value,
+            )
+            try:
+                module = entry_point.load()
+            except Exception:
+                plugin.error = traceback.format_exc()
+                self.plugins.append(plugin)
+            else:
+                self.add(module, plugin)
+
+    def add(self, module: Any, plugin: Plugin) -> None:
+        """Take an imported plugin module in."""
+        try:
+            self._manager.register(module, name=plugin.name)
+        except Exception:
+            plugin.error = traceback.format_exc()
+        self.plugins.append(plugin)
+
+    def call(self, hook: str, plugin: Plugin, **arguments: Any) -> None:
+        """Call one hook of one plugin; a failure is kept in ``plugin.error``."""
+        if plugin.error is not None:
+            return
+        module = self._manager.get_plugin(plugin.name)
+        others = [other for other in self._manager.get_plugins() if other is not module]
+        try:
+            getattr(self._manager.subset_hook_caller(hook, others), "__call__")(**arguments)  # noqa: B004
+        except Exception:
+            plugin.error = traceback.format_exc()

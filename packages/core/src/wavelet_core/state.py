@@ -1,0 +1,130 @@
+"""Streaming state: the finite history that a causal model needs to go on (spec/model.md, section 10).
+
+Every stateful module has `new_state(batch_size, device, dtype)`, which returns a dictionary of batch-first tensors
+(or of such dictionaries), all zeros, and takes that dictionary in `forward(..., state)`, where it reads its history
+and overwrites it in place. Per-position modules have no `new_state` and take no state. `State` holds the tree of a
+whole model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Union
+
+import torch
+from torch import Tensor, nn
+
+Tree = dict[str, Union[Tensor, "Tree"]]
+
+
+def map_tree(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
+    """The same tree with every tensor replaced by function(tensor)."""
+    return {key: map_tree(function, node) if isinstance(node, dict) else function(node) for key, node in tree.items()}
+
+
+def leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a tree with its dotted name."""
+    for key, node in tree.items():
+        if isinstance(node, dict):
+            yield from leaves(node, f"{prefix}{key}.")
+        else:
+            yield prefix + key, node
+
+
+def is_stateful(module: nn.Module) -> bool:
+    """Whether a module keeps history between chunks of one text."""
+    return hasattr(module, "new_state")
+
+
+def new_state_of(module: nn.Module, batch_size: int, device: torch.device, dtype: torch.dtype) -> Tree:
+    """A silent state for a module; an empty one for a per-position module."""
+    return module.new_state(batch_size, device, dtype) if is_stateful(module) else {}  # type: ignore[operator]
+
+
+def call(module: nn.Module, *arguments: Any, state: Tree | None) -> Any:
+    """Apply a module, handing the state to it only if it keeps one."""
+    return module(*arguments, state) if is_stateful(module) else module(*arguments)
+
+
+class State:
+    """The streaming state of a model for a batch of independent rows.
+
+    Rows are independent of each other: they may have read different numbers of tokens, and can be selected,
+    repeated, joined and reset alone. All memory is allocated when the state is made; going on never grows it.
+    """
+
+    def __init__(self, tree: Tree, batch_size: int):
+        self.tree = tree
+        self.batch_size = batch_size
+
+    def _map(self, function: Callable[[Tensor], Tensor], batch_size: int | None = None) -> State:
+        return State(map_tree(function, self.tree), self.batch_size if batch_size is None else batch_size)
+
+    def clone(self) -> State:
+        """An independent copy."""
+        return self._map(Tensor.clone)
+
+    def copy_(self, other: State) -> State:
+        """Overwrite this state with another of the same batch size, in place."""
+        for (_, target), (_, source) in zip(leaves(self.tree), leaves(other.tree), strict=True):
+            target.copy_(source)
+        return self
+
+    def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> State:
+        """A copy of some batch rows, in the order given; an int selects a batch of one."""
+        index = torch.arange(self.batch_size)[rows].reshape(-1)
+        return self._map(lambda tensor: tensor.index_select(0, index.to(tensor.device)), len(index))
+
+    def repeat(self, times: int) -> State:
+        """A copy with every row repeated `times` times in a row (0, 0, 1, 1, ...)."""
+        return self._map(lambda tensor: tensor.repeat_interleave(times, 0), self.batch_size * times)
+
+    @staticmethod
+    def join(states: Sequence[State]) -> State:
+        """One state with the rows of several, in order."""
+
+        def cat(trees: list[Tree]) -> Tree:
+            first = trees[0]
+            return {
+                key: cat([tree[key] for tree in trees])  # type: ignore[misc]
+                if isinstance(node, dict)
+                else torch.cat([tree[key] for tree in trees])  # type: ignore[misc]
+                for key, node in first.items()
+            }
+
+        return State(cat([state.tree for state in states]), sum(state.batch_size for state in states))
+
+    def reset(self, rows: Sequence[int] | Tensor | None = None) -> State:
+        """Back to silence, in place: all rows or some of them. Do this at the start of every document."""
+        for _, tensor in leaves(self.tree):
+            if rows is None:
+                tensor.zero_()
+            else:
+                tensor[torch.as_tensor(rows, device=tensor.device)] = 0
+        return self
+
+    def to(self, device: torch.device | str) -> State:
+        """The state on another device (itself where it already is there)."""
+        return self._map(lambda tensor: tensor.to(device))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory held; it does not depend on how much has been read."""
+        return sum(tensor.nbytes for _, tensor in leaves(self.tree))
+
+    def save(self, path: str | Path) -> None:
+        """Write the state to a safetensors file, atomically."""
+        from wavelet_core.checkpoint import save_tensors
+
+        save_tensors(dict(leaves(self.tree)), Path(path))
+
+    def load(self, path: str | Path) -> State:
+        """Overwrite this state with a saved one of the same model and batch size, in place.
+
+        Raises CheckpointError when names, shapes or dtypes differ.
+        """
+        from wavelet_core.checkpoint import load_tensors_into
+
+        load_tensors_into(dict(leaves(self.tree)), Path(path))
+        return self

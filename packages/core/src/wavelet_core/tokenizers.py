@@ -1,0 +1,290 @@
+"""Tokenizers: text to token ids and back, losslessly. Kinds `byte_pair`, `tiktoken` and `bytes`.
+
+`byte_pair` and `tiktoken` run on the tiktoken package (`pip install 'wavelet-core[text]'`), which is imported when
+the first of them is made.
+"""
+
+from __future__ import annotations
+
+import base64
+import codecs
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from pydantic import Field
+
+from wavelet_core.checkpoint import CheckpointError, write_atomically
+from wavelet_core.config import ComponentConfig
+from wavelet_core.registry import RegistryError, registry
+
+FILE_NAME = "tokenizer.json"
+END_OF_TEXT = "<|endoftext|>"
+
+# How GPT-2 splits text before it merges bytes: contractions, words, numbers, other signs, white space.
+GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+
+
+class TokenizerError(ValueError):
+    """A tokenizer that cannot be made or used; the message says what would help."""
+
+
+class Tokenizer(ABC):
+    """A component of kind `tokenizer`.
+
+    vocabulary_size: ids are 0 .. vocabulary_size - 1. end_of_text: the id that separates documents, or None.
+    A subclass has a nested `Config`. One that is learnt from text has a class method `train(config, documents)`;
+    others are made with their `Config` alone.
+    """
+
+    vocabulary_size: int
+    end_of_text: int | None = None
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text. The name of a special token in it is ordinary text."""
+
+    @abstractmethod
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The UTF-8 bytes of some ids; of two lists in a row, the bytes of one after the bytes of the other.
+
+        Raises TokenizerError for an id outside the vocabulary.
+        """
+
+    @abstractmethod
+    def save(self, directory: str | Path) -> None:
+        """Write `tokenizer.json`, with the kind under "kind", and whatever else `load` needs."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, directory: Path, saved: dict[str, Any]) -> Tokenizer:
+        """Read what `save` wrote; `saved` is the content of `tokenizer.json`."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids; bytes that are not UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of several texts."""
+        return [self.encode(text) for text in texts]
+
+    def pieces(self, text: str, size: int) -> Iterator[str]:
+        """Cut a long text where that changes no token: the pieces' ids in a row are the text's ids.
+
+        size: characters that a piece should have. Tokenizers that know no such places give the text back whole.
+        """
+        yield text
+
+    def stream(self) -> IncrementalDecoder:
+        """A decoder for ids that arrive a few at a time."""
+        return IncrementalDecoder(self)
+
+
+class IncrementalDecoder:
+    """Turns ids that arrive one by one into text, holding back the bytes of a character that is not complete yet."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text that these ids complete; may be empty."""
+        return self._decoder.decode(self._tokenizer.decode_bytes(ids))
+
+    def finish(self) -> str:
+        """What is held back, as U+FFFD; call it after the last id."""
+        return self._decoder.decode(b"", final=True)
+
+
+class BytesTokenizer(Tokenizer):
+    """The 256 byte values themselves. Needs no training and no package; it has no end-of-text token."""
+
+    class Config(ComponentConfig):
+        kind: Literal["bytes"] = "bytes"
+
+    vocabulary_size = 256
+
+    def __init__(self, config: Config | None = None) -> None:
+        self.config = config or self.Config()
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode("utf-8", errors="replace"))
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        try:
+            return bytes(ids)
+        except ValueError:
+            raise TokenizerError("bytes have ids from 0 to 255; the model's vocabulary is larger than that") from None
+
+    def pieces(self, text: str, size: int) -> Iterator[str]:
+        return (text[start : start + size] for start in range(0, len(text), size))
+
+    def save(self, directory: str | Path) -> None:
+        save_description(directory, {"kind": "bytes"})
+
+    @classmethod
+    def load(cls, directory: Path, saved: dict[str, Any]) -> BytesTokenizer:
+        return cls()
+
+
+class _EncodingTokenizer(Tokenizer):
+    """What the two kinds that run a `tiktoken.Encoding` share."""
+
+    def __init__(self, encoding: Any) -> None:
+        self.encoding = encoding
+        self.vocabulary_size = encoding.n_vocab
+        self.end_of_text = encoding.eot_token if END_OF_TEXT in encoding.special_tokens_set else None
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self.encoding.encode_ordinary(text)
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        batch: list[list[int]] = self.encoding.encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
+        return batch
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        ids = list(ids)
+        try:
+            text: bytes = self.encoding.decode_bytes(ids)
+        except (KeyError, OverflowError):
+            unknown = next(token for token in ids if not self._knows(token))
+            message = f"token {unknown} is not in the tokenizer's vocabulary of {self.vocabulary_size}"
+            raise TokenizerError(f"{message}; is this the tokenizer that the model was trained with?") from None
+        return text
+
+    def _knows(self, token: int) -> bool:
+        try:
+            self.encoding.decode_single_token_bytes(token)
+        except (KeyError, OverflowError):
+            return False
+        return True
+
+    def pieces(self, text: str, size: int) -> Iterator[str]:
+        # No split pattern in use joins a sign and the space after it: the space starts a piece of its own.
+        start = 0
+        while len(text) - start > size:
+            cut = text.find(" ", start + size)
+            while cut != -1 and text[cut - 1].isspace():
+                cut = text.find(" ", cut + 1)
+            if cut == -1:
+                break
+            yield text[start:cut]
+            start = cut
+        yield text[start:]
+
+
+class BytePairTokenizer(_EncodingTokenizer):
+    """Byte-level byte-pair encoding with a learnt vocabulary and GPT-2's split pattern (Radford et al. 2019).
+
+    tokens: the bytes of every token in the order of the merges, the 256 single bytes first. Their places are their
+    ids, and the end-of-text token has the id after the last. wavelet_train.byte_pair learns them.
+    """
+
+    class Config(ComponentConfig):
+        kind: Literal["byte_pair"] = "byte_pair"
+        vocabulary_size: int = Field(
+            4096,
+            ge=257,
+            description="tokens to learn, the 256 bytes and the end of text among them; fewer if the text has no more",
+        )
+
+    def __init__(self, config: Config, tokens: Sequence[bytes]) -> None:
+        self.config = config
+        self.tokens = list(tokens)
+        ranks = {token: rank for rank, token in enumerate(self.tokens)}
+        if set(self.tokens[:256]) != {bytes([byte]) for byte in range(256)} or len(ranks) != len(self.tokens):
+            raise TokenizerError("a byte-pair vocabulary needs the 256 single bytes first and no token twice")
+        tiktoken = _import_tiktoken("byte_pair")
+        special = {END_OF_TEXT: len(self.tokens)}
+        super().__init__(
+            tiktoken.Encoding("byte_pair", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+        )
+
+    def save(self, directory: str | Path) -> None:
+        tokens = [base64.b64encode(token).decode() for token in self.tokens]
+        save_description(directory, {"kind": "byte_pair", "tokens": tokens})
+
+    @classmethod
+    def load(cls, directory: Path, saved: dict[str, Any]) -> BytePairTokenizer:
+        tokens = [base64.b64decode(token, validate=True) for token in saved["tokens"]]
+        return cls(cls.Config(vocabulary_size=len(tokens) + 1), tokens)
+
+
+class TiktokenTokenizer(_EncodingTokenizer):
+    """One of tiktoken's published encodings, such as GPT-2's 50257 tokens.
+
+    tiktoken downloads an encoding when it is first used; TIKTOKEN_CACHE_DIR names the folder that keeps it.
+    """
+
+    class Config(ComponentConfig):
+        kind: Literal["tiktoken"] = "tiktoken"
+        encoding: str = Field("gpt2", description="tiktoken's name of the encoding")
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        tiktoken = _import_tiktoken("tiktoken")
+        known = tiktoken.list_encoding_names()
+        if config.encoding not in known:
+            raise TokenizerError(f"encoding {config.encoding!r} is unknown; tiktoken has {', '.join(sorted(known))}")
+        try:
+            encoding = tiktoken.get_encoding(config.encoding)
+        except OSError as error:
+            raise TokenizerError(
+                f"the encoding {config.encoding!r} is not on this machine and could not be downloaded "
+                f"({type(error).__name__}); set TIKTOKEN_CACHE_DIR to a folder that has it"
+            ) from error
+        super().__init__(encoding)
+
+    def save(self, directory: str | Path) -> None:
+        save_description(directory, {"kind": "tiktoken", "encoding": self.config.encoding})
+
+    @classmethod
+    def load(cls, directory: Path, saved: dict[str, Any]) -> TiktokenTokenizer:
+        return cls(cls.Config(encoding=saved["encoding"]))
+
+
+def _import_tiktoken(kind: str) -> ModuleType:
+    try:
+        import tiktoken
+    except ModuleNotFoundError:
+        raise TokenizerError(f"the tokenizer {kind!r} needs tiktoken: pip install 'wavelet-core[text]'") from None
+    return tiktoken
+
+
+def save_description(directory: str | Path, description: dict[str, Any]) -> None:
+    """Write a tokenizer's `tokenizer.json`, atomically; `description` has its kind under "kind"."""
+    text = json.dumps(description, indent=1) + "\n"
+    write_atomically(Path(directory) / FILE_NAME, lambda file: file.write_text(text, encoding="utf-8") and None)
+
+
+def load_tokenizer(directory: str | Path) -> Tokenizer:
+    """The tokenizer that was saved in a directory, or in the folder `tokenizer` of a checkpoint directory.
+
+    Raises CheckpointError when there is none or its files are damaged, RegistryError when no installed package has
+    its kind, and TokenizerError when a package that it needs is missing.
+    """
+    directory = Path(directory)
+    if not (directory / FILE_NAME).exists() and (directory / "tokenizer" / FILE_NAME).exists():
+        directory = directory / "tokenizer"
+    path = directory / FILE_NAME
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        tokenizer_class: Any = registry.get("tokenizer", str(saved["kind"]))
+    except FileNotFoundError:
+        raise CheckpointError(f"{directory} holds no tokenizer: there is no {FILE_NAME} in it") from None
+    except RegistryError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error!r}") from error
+    try:
+        tokenizer: Tokenizer = tokenizer_class.load(directory, saved)
+    except TokenizerError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error!r}") from error
+    return tokenizer

@@ -1,0 +1,13 @@
+"""Product-key and fast-weight product-key memories for WaveletLM."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("wavelet-memory")
+except PackageNotFoundError:
+    __version__ = "0+unknown"
+
+from wavelet_memory.fast_weight import FastWeightProductKeyMemory
+from wavelet_memory.product_key import ProductKeyMemory
+
+__all__ = ["FastWeightProductKeyMemory", "ProductKeyMemory"]

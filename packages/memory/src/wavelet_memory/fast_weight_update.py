@@ -1,0 +1,102 @@
+"""The fast-weight update in closed form, and the walk over a text that reads and updates (spec/model.md, section 6)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from wavelet_core.state import Tree
+
+
+def update_deltas(
+    deltas: Tensor, query: Tensor, read: Tensor, row: Tensor, weight: Tensor, learning_rate: float
+) -> None:
+    """One gradient step on mean((read[:-1] - query[1:])^2) for one chunk of one text, in place.
+
+    The error of position t reaches row_tj of the deltas with weight_tj and no other row, so that the gradient is a
+    scatter-add of the rows that were read: no pass over the table and no graph.
+
+    Shapes: deltas (h N, C); query and read (n, C), the read values of the deltas as they are; row and weight (n, R).
+    """
+    error = read[:-1] - query[1:]
+    gradient = weight[:-1].unsqueeze(-1) * error.unsqueeze(-2)
+    step = -learning_rate * 2 / error.numel()
+    deltas.index_add_(0, row[:-1].flatten(), gradient.flatten(0, 1).to(deltas.dtype), alpha=step)
+
+
+def read_and_update(
+    q: Tensor, read: Tensor, row: Tensor, weight: Tensor, state: Tree, learning_rate: float
+) -> Tensor:
+    """What the deltas add to each position's read (B, T, C), moving the state of a fast-weight memory on.
+
+    Shapes: q and read (B, T, C), the read from the slow values; row and weight (B, T, R).
+    """
+    pending = state["pending"]
+    assert isinstance(pending, dict)
+    names = ("query", "read", "row", "weight")
+    arguments = [tensor.detach() for tensor in (q, read, row, weight)]
+    return _walk(*arguments, state["deltas"], *(pending[name] for name in names), state["count"], learning_rate)
+
+
+# One opaque operator, because how far the walk gets at once depends on the counts of the rows: `torch.compile` keeps
+# the model one graph around it.
+@torch.library.custom_op(
+    "wavelet_memory::read_and_update",
+    mutates_args=("deltas", "pending_query", "pending_read", "pending_row", "pending_weight", "count"),
+)
+def _walk(
+    q: Tensor,
+    read: Tensor,
+    row: Tensor,
+    weight: Tensor,
+    deltas: Tensor,
+    pending_query: Tensor,
+    pending_read: Tensor,
+    pending_row: Tensor,
+    pending_weight: Tensor,
+    count: Tensor,
+    learning_rate: float,
+) -> Tensor:
+    batch, length, _ = q.shape
+    chunk = pending_query.shape[1]
+    table = deltas.flatten(0, 1)
+    batch_rows = torch.arange(batch, device=q.device).unsqueeze(-1)
+    table_row = row + batch_rows.unsqueeze(-1) * deltas.shape[1]
+    weight = weight.to(deltas.dtype)
+    learned = torch.empty(q.shape, dtype=deltas.dtype, device=q.device)
+    start = 0
+    while start < length:
+        # As far as the first end of a chunk in any row: until then nobody's deltas change.
+        stop = min(length, start + chunk - int(count.max()))
+        part = slice(start, stop)
+        learned[:, part] = F.embedding_bag(
+            table_row[:, part].flatten(0, 1), table, per_sample_weights=weight[:, part].flatten(0, 1), mode="sum"
+        ).unflatten(0, (batch, -1))
+
+        place = count.unsqueeze(-1) + torch.arange(stop - start, device=q.device)
+        pending_query[batch_rows, place] = q[:, part].to(pending_query.dtype)
+        pending_read[batch_rows, place] = (read[:, part] + learned[:, part]).to(pending_read.dtype)
+        pending_row[batch_rows, place] = row[:, part]
+        pending_weight[batch_rows, place] = weight[:, part]
+        count += stop - start
+
+        for index in (count == chunk).nonzero().flatten().tolist():
+            update_deltas(
+                deltas[index],
+                pending_query[index],
+                pending_read[index],
+                pending_row[index],
+                pending_weight[index],
+                learning_rate,
+            )
+            count[index] = 0
+        start = stop
+    return learned
+
+
+@_walk.register_fake
+def _shape_of_walk(
+    q: Tensor, read: Tensor, row: Tensor, weight: Tensor, deltas: Tensor, *rest: Tensor | float
+) -> Tensor:
+    return torch.empty(q.shape, dtype=deltas.dtype, device=q.device)

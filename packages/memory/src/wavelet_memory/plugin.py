@@ -1,0 +1,15 @@
+"""What `wavelet-memory` brings: the product-key memories."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from wavelet_core.plugins import hookimpl
+from wavelet_memory.fast_weight import FastWeightProductKeyMemory
+from wavelet_memory.product_key import ProductKeyMemory
+
+
+@hookimpl
+def register_components(register: Callable[[str, type], None]) -> None:
+    register("memory", ProductKeyMemory)
+    register("memory", FastWeightProductKeyMemory)

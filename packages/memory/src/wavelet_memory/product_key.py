@@ -1,0 +1,121 @@
+"""Product-key memory: a large table of values, of which every position reads a few (spec/model.md, section 6)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from wavelet_core.config import ComponentConfig, ModelConfig, ModelShape
+
+
+class ProductKeyConfig(ComponentConfig):
+    """What every product-key memory can be told."""
+
+    num_keys: int = Field(
+        16384, ge=1, description="N, values per head; a perfect square, addressed by two codebooks of sqrt(N) keys"
+    )
+    top_k: int = Field(32, ge=1, description="k, values that a head reads at every position; at most num_keys")
+    heads: int = Field(1, ge=1, description="h, independent readers, each with its own keys and values")
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> ProductKeyConfig:
+        side = math.isqrt(self.num_keys)
+        if side * side != self.num_keys:
+            raise ValueError(
+                f"num_keys={self.num_keys} is no perfect square, but the keys are the pairs of two codebooks; "
+                f"use {side * side} or {(side + 1) ** 2}"
+            )
+        if self.top_k > self.num_keys:
+            raise ValueError(
+                f"top_k={self.top_k} is more than num_keys={self.num_keys}; read at most num_keys values, or add keys"
+            )
+        return self
+
+    def check(self, model: ModelConfig) -> None:
+        """Raise ValueError unless every head gets two halves of equal width."""
+        if model.width % self.heads:
+            raise ValueError(
+                f"heads={self.heads} does not divide model.width={model.width}; choose a divisor of the width"
+            )
+        if model.width // self.heads % 2:
+            raise ValueError(
+                f"heads={self.heads} gives each head model.width / heads = {model.width // self.heads} channels of "
+                f"model.width={model.width}, an odd number that cannot be split into two halves; choose a width that "
+                f"is a multiple of {2 * self.heads}, or other heads"
+            )
+
+
+class ValueTable(nn.EmbeddingBag):
+    """The values of all heads, one row each; a read is a weighted sum of rows, gathered without a copy of them."""
+
+    def __init__(self, rows: int, width: int):
+        super().__init__(rows, width, mode="sum")
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=0.02)
+
+    def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
+        assert per_sample_weights is not None
+        return super().forward(input, offsets, per_sample_weights.to(self.weight.dtype))
+
+
+class ProductKeyTable(nn.Module):
+    """Keys, values and the read that the product-key memories share (Lample et al. 2019, "Large Memory Layers").
+
+    A position's query is cut into heads and each head into two halves; a half is scored against its own codebook of
+    sqrt(N) keys. Key (i, j) scores the sum of its halves, so that the best of N keys are found among the pairs of the
+    best halves: the cost grows with sqrt(N). The values of the top k keys are summed with their softmax as weights.
+
+    Parameters: query.weight (C, C); keys_a, keys_b (h, sqrt(N), C / 2h); values.weight (h N, C).
+    """
+
+    def __init__(self, config: ProductKeyConfig, shape: ModelShape):
+        super().__init__()
+        self.heads = config.heads
+        self.num_keys = config.num_keys
+        self.side = math.isqrt(config.num_keys)
+        self.half_reads = min(config.top_k, self.side)
+        self.head_reads = min(config.top_k, self.half_reads**2)
+        self.query = nn.Linear(shape.width, shape.width, bias=False)
+        self.keys_a = nn.Parameter(0.02 * torch.randn(self.heads, self.side, shape.width // (2 * self.heads)))
+        self.keys_b = nn.Parameter(0.02 * torch.randn(self.heads, self.side, shape.width // (2 * self.heads)))
+        self.values = ValueTable(self.heads * self.num_keys, shape.width)
+
+    @property
+    def reads(self) -> int:
+        """R, values that a position reads: those of all heads."""
+        return self.heads * self.head_reads
+
+    def address(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows of the value table that q (B, T, C) reads and their weights, both (B, T, R)."""
+        half_a, half_b = self.query(q).unflatten(-1, (self.heads, 2, -1)).unbind(-2)
+        scores_a, best_a = torch.einsum("bthc,hnc->bthn", half_a, self.keys_a).topk(self.half_reads)
+        scores_b, best_b = torch.einsum("bthc,hnc->bthn", half_b, self.keys_b).topk(self.half_reads)
+        pair_scores = (scores_a.unsqueeze(-1) + scores_b.unsqueeze(-2)).flatten(-2)
+        scores, pair = pair_scores.topk(self.head_reads)
+        row = best_a.gather(-1, pair // self.half_reads) * self.side + best_b.gather(-1, pair % self.half_reads)
+        row = row + self.num_keys * torch.arange(self.heads, device=row.device).unsqueeze(-1)
+        weight = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+        return row.flatten(-2), weight.flatten(-2)
+
+    def read(self, row: Tensor, weight: Tensor) -> Tensor:
+        """The weighted sums (B, T, C) of rows of the value table; row and weight (B, T, R)."""
+        total: Tensor = self.values(row.flatten(0, 1), per_sample_weights=weight.flatten(0, 1))
+        return total.unflatten(0, row.shape[:2])
+
+
+class ProductKeyMemory(ProductKeyTable):
+    """A product-key memory (spec/model.md, section 6; Lample et al. 2019). Shapes: (B, T, C) -> (B, T, C)."""
+
+    class Config(ProductKeyConfig):
+        kind: Literal["product_key"] = "product_key"
+
+    def __init__(self, config: Config, shape: ModelShape):
+        super().__init__(config, shape)
+
+    def forward(self, q: Tensor) -> Tensor:
+        return self.read(*self.address(q))

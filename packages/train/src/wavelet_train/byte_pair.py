@@ -1,0 +1,53 @@
+"""Learning a byte-level byte-pair vocabulary with the `tokenizers` library."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from tokenizers import Regex, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as TokenizersTokenizer
+
+from wavelet_core.tokenizers import GPT2_PATTERN, BytePairTokenizer
+
+
+def train_byte_pair(config: BytePairTokenizer.Config, documents: Iterable[str]) -> BytePairTokenizer:
+    """Learn a vocabulary of `config.vocabulary_size` tokens from documents; fewer when the text has no more pairs.
+
+    The same documents give the same vocabulary. The tokenizer made of it runs on tiktoken and cuts every text as the
+    `tokenizers` library would.
+    """
+    learner = byte_level_tokenizer(models.BPE())
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocabulary_size - 1,  # the end of text comes on top
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    learner.train_from_iterator(documents, trainer)
+    model = json.loads(learner.to_str())["model"]
+    byte_of = byte_of_character()
+    merged = sorted((rank, token) for token, rank in model["vocab"].items() if len(token) > 1)
+    tokens = [bytes(byte_of[character] for character in token) for _, token in merged]
+    return BytePairTokenizer(config, [bytes([byte]) for byte in range(256)] + tokens)
+
+
+def byte_level_tokenizer(model: models.BPE) -> TokenizersTokenizer:
+    """A tokenizer of the `tokenizers` library that splits text like wavelet_core's and then works on bytes."""
+    tokenizer = TokenizersTokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(GPT2_PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    return tokenizer
+
+
+def byte_of_character() -> dict[str, int]:
+    """The byte behind each of the 256 printable characters that stand for bytes in byte-level BPE (Radford et al.).
+
+    Printable Latin-1 stands for itself; the other bytes, in order, are the characters from U+0100 on.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + place): byte for place, byte in enumerate(others)}

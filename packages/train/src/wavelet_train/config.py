@@ -1,0 +1,201 @@
+"""The run configuration: sections `model`, `data` and `train`, presets, files and `--set` overrides."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field
+
+from wavelet_core.config import ComponentOf, ConfigurationError, ModelConfig, Section, parse
+from wavelet_core.registry import nearest
+from wavelet_train.data import DataConfig
+from wavelet_train.precision import Precision
+
+PRESETS = Path(str(files("wavelet_train") / "presets"))
+FILE_SUFFIXES = (".yaml", ".yml", ".json")
+
+
+class TrainConfig(Section):
+    """How a model is trained, checked and saved (spec/model.md, section 8 has the published recipe)."""
+
+    seed: int = Field(0, ge=0, description="decides initial weights, dropout and the order of windows")
+    device: str = Field("auto", description="auto (an accelerator if there is one), cpu, cuda, cuda:1, mps, ...")
+    precision: Precision = Field(
+        "auto",
+        description="type of matrix products in training and validation: auto (bfloat16 where the device multiplies "
+        "it natively, else float32), float32, bfloat16, float16 (with loss scaling); weights stay float32",
+    )
+    compile: bool = Field(False, description="compile the loss with torch.compile: slow first step, faster later ones")
+
+    epochs: float = Field(
+        1.0, gt=0, description="length of training: an epoch is (training tokens) // (tokens per optimizer step) steps"
+    )
+    steps: int | None = Field(None, ge=1, description="length of training in optimizer steps; null goes by epochs")
+    batch_size: int = Field(8, ge=1, description="windows of model.context_length tokens in one forward pass")
+    accumulation: int = Field(1, ge=1, description="forward passes whose gradients are averaged in an optimizer step")
+
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    optimizer: Annotated[Any, ComponentOf("optimizer", "adamw")] = Field(
+        {"kind": "adamw"}, description="what turns gradients into updates"
+    )
+    schedule: Annotated[Any, ComponentOf("schedule", "cosine")] = Field(
+        {"kind": "cosine"}, description="the learning rate over the optimizer steps"
+    )
+    gradient_clipping: float | None = Field(
+        1.0, gt=0, description="gradients with a larger norm over all parameters are scaled to it; null: never"
+    )
+
+    log_every: int = Field(10, ge=1, description="optimizer steps between two lines of metrics.jsonl")
+    validate_every: int = Field(500, ge=1, description="optimizer steps between validations; the last step has one too")
+    validation_tokens: int | None = Field(
+        None, ge=1, description="validations during training read about this many tokens at most; null: the whole split"
+    )
+    checkpoint_every: int | None = Field(
+        None, ge=1, description="optimizer steps between saves of last/; null saves at validations only"
+    )
+    final_stride: int | None = Field(
+        None,
+        ge=1,
+        description="tokens that windows advance by when the best checkpoint is evaluated on the whole validation "
+        "split after training; null is half of model.context_length",
+    )
+    compare_with_xz: bool = Field(
+        False, description="after training, report what `xz -9e` needs for the validation text next to the model"
+    )
+
+
+class RunConfig(Section):
+    """A whole run, as in a configuration file."""
+
+    description: str = Field("", description="what the run is for, in a sentence; `wavelet config list` shows it")
+    model: ModelConfig = Field(default_factory=ModelConfig, description="what the model computes")
+    data: DataConfig = Field(default_factory=DataConfig, description="what it is trained on")
+    train: TrainConfig = Field(default_factory=TrainConfig, description="how it is trained")
+
+
+def list_presets() -> dict[str, str]:
+    """The presets that ship with this package: name -> description, sorted by name."""
+    return {path.stem: read_file(path).get("description", "") for path in sorted(PRESETS.glob("*.yaml"))}
+
+
+def load_run_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run configuration of a preset or a YAML or JSON file, with overrides like `train.lr=0.02` applied.
+
+    Raises ConfigurationError for an unknown preset, a missing or unreadable file, bad YAML or JSON (with the line), and
+    fields that are unknown or do not fit.
+    """
+    data = read_file(locate(source))
+    for override in overrides:
+        apply_override(data, override)
+    return parse(RunConfig, data, str(source))
+
+
+def dump(config: RunConfig) -> str:
+    """The full resolved configuration as YAML; loading it gives the same configuration."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+
+
+def locate(source: str | Path) -> Path:
+    """The file that a preset's name or a path stands for."""
+    path = Path(source)
+    preset = PRESETS / f"{source}.yaml"
+    if path.is_file():
+        return path
+    if path.name == str(source) and preset.is_file():
+        return preset
+    if path.is_dir():
+        raise ConfigurationError(f"{source} is a directory; name a configuration file or a preset")
+    if path.suffix.lower() in FILE_SUFFIXES or len(path.parts) > 1:
+        raise ConfigurationError(f"no configuration file at {source}; check the path, or name a preset")
+    names = list(list_presets())
+    raise ConfigurationError(
+        f"unknown preset {str(source)!r}{nearest(str(source), names)} Presets: {', '.join(names)}. "
+        "A file must exist and end in .yaml, .yml or .json"
+    )
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML in which a key that is given twice is an error, not silently the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key.value!r} is given twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text) if path.suffix.lower() == ".json" else yaml.load(text, _UniqueKeyLoader)  # noqa: S506
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except json.JSONDecodeError as error:
+        raise ConfigurationError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from error
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigurationError(f"{path}{line}: not YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{path}: not YAML: {error}") from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigurationError(f"{path}: expected the sections model, data and train, found {type(data).__name__}")
+    return data
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Apply one `path=value` to configuration data, in place.
+
+    The path is dotted, with numbers for list entries (`model.memories.0.expansion=8`); the value is YAML. Naming
+    another `kind` drops the fields of the component that was there.
+    """
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigurationError(f"--set {override}: expected a dotted path and a value, as in train.lr=0.02")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"--set {override}: the value {text!r} is not YAML") from error
+
+    where = f"--set {override}"
+    node: Any = data
+    default: Any = RunConfig().model_dump(mode="json")
+    for key in keys[:-1]:
+        index = _index(node, key, where)
+        default = default.get(key) if isinstance(default, dict) else None
+        child = node[index] if isinstance(node, list) else node.get(index)
+        if child is None:
+            child = default if isinstance(default, list) else {}
+        elif isinstance(child, str):
+            child = {"kind": child}
+        elif not isinstance(child, dict | list):
+            raise ConfigurationError(f"{where}: {key} is {child!r}, which has no fields")
+        node[index] = child
+        node = child
+    index = _index(node, keys[-1], where)
+    if index == "kind" and node.get("kind", value) != value:
+        node.clear()
+    node[index] = value
+
+
+def _index(node: dict[str, Any] | list[Any], key: str, where: str) -> str | int:
+    """What `key` means inside a mapping or a list."""
+    if isinstance(node, dict):
+        return key
+    if key.isdigit() and int(key) < len(node):
+        return int(key)
+    raise ConfigurationError(f"{where}: {key!r} is not an entry of a list of {len(node)}; entries count from 0")

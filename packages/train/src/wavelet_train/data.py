@@ -1,0 +1,82 @@
+"""The `data` section of a configuration, and `prepare`: from a configuration to tokens ready for training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from wavelet_core.config import ComponentOf, Section
+from wavelet_core.registry import build
+from wavelet_core.tokenizers import Tokenizer
+from wavelet_train.datasets import Dataset
+from wavelet_train.splits import Split
+from wavelet_train.token_cache import TokenCache, TokenSplit
+
+
+class DataConfig(Section):
+    """Which text, how it becomes tokens, and where the tokens are kept."""
+
+    dataset: Annotated[Any, ComponentOf("dataset", "python_stdlib")] = Field(
+        {"kind": "python_stdlib"}, description="the text: documents in the splits train, validation and test"
+    )
+    tokenizer: Annotated[Any, ComponentOf("tokenizer", "byte_pair")] = Field(
+        {"kind": "byte_pair"},
+        description="how text becomes tokens; kinds that are learnt are trained on the train split",
+    )
+    cache_directory: str | None = Field(
+        None,
+        description="directory for trained tokenizers and token files; null: $WAVELET_CACHE, or else ~/.cache/wavelet",
+    )
+    canonical_words: dict[Split, Annotated[int, Field(ge=1)]] = Field(
+        {},
+        description="words of a split, in words, where the field has agreed on a number for word-level perplexity; "
+        "whitespace-separated words are counted for splits that are not named",
+    )
+
+
+class PreparedData:
+    """A data set with its tokenizer. A split is tokenized when it is first asked for, or read from the cache.
+
+    tokenizer: the tokenizer, trained if its kind is. Reading a split raises ConfigurationError when it has no
+    documents.
+    """
+
+    def __init__(self, config: DataConfig, dataset: Dataset, tokenizer: Tokenizer, cache: TokenCache) -> None:
+        self.config = config
+        self.dataset = dataset
+        self.tokenizer = tokenizer
+        self._cache = cache
+        self._splits: dict[Split, TokenSplit] = {}
+
+    def split(self, name: Split) -> TokenSplit:
+        """Tokens, document starts and counts of a split."""
+        if name not in self._splits:
+            words = self.config.canonical_words.get(name)
+            self._splits[name] = self._cache.split(self.dataset, self.tokenizer, name).with_words(words)
+        return self._splits[name]
+
+    @property
+    def train(self) -> TokenSplit:
+        return self.split("train")
+
+    @property
+    def validation(self) -> TokenSplit:
+        return self.split("validation")
+
+    @property
+    def test(self) -> TokenSplit:
+        return self.split("test")
+
+
+def prepare(config: DataConfig, tokenizer: Tokenizer | None = None) -> PreparedData:
+    """Open the data set and its tokenizer; train the tokenizer if its kind is learnt and no cached one fits.
+
+    tokenizer: use this one instead of `config.tokenizer`, for instance a checkpoint's.
+
+    Raises ConfigurationError for data that is missing, empty or not UTF-8, and for a tokenizer that cannot be made.
+    """
+    dataset = build("dataset", config.dataset)
+    cache = TokenCache(Path(config.cache_directory) if config.cache_directory else None)
+    return PreparedData(config, dataset, tokenizer or cache.tokenizer(config.tokenizer, dataset), cache)

@@ -1,0 +1,73 @@
+"""Learning-rate schedules: components of kind `schedule`.
+
+A schedule is built as `(config, peak, steps)` and called with the number of optimizer steps done so far; it returns
+the learning rate of the next one. Plugins add their own in the same way.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field
+
+from wavelet_core.config import ComponentConfig
+
+
+class WarmupConfig(ComponentConfig):
+    """What every schedule of ours has: a linear warm-up."""
+
+    warmup: float = Field(
+        0.0, ge=0, lt=1, description="fraction of all optimizer steps in which the learning rate rises to train.lr"
+    )
+
+
+class DecayConfig(WarmupConfig):
+    """A warm-up and a learning rate to end at."""
+
+    final_lr: float = Field(0.0, ge=0, description="learning rate of the last optimizer step")
+
+
+class Constant:
+    """Linear warm-up, then the peak learning rate for ever."""
+
+    class Config(WarmupConfig):
+        kind: Literal["constant"] = "constant"
+
+    def __init__(self, config: WarmupConfig, peak: float, steps: int):
+        self.peak = peak
+        self.warmup_steps = round(config.warmup * steps)
+        self.last_step = steps - 1
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return self.peak * (step + 1) / (self.warmup_steps + 1)
+        return self.after_warmup((step - self.warmup_steps) / max(1, self.last_step - self.warmup_steps))
+
+    def after_warmup(self, progress: float) -> float:
+        """The learning rate when a fraction (0 to 1, more when training goes on) of what follows warm-up is done."""
+        return self.peak
+
+
+class Linear(Constant):
+    """Linear warm-up, then a straight line from the peak to `final_lr`."""
+
+    class Config(DecayConfig):
+        kind: Literal["linear"] = "linear"
+
+    def __init__(self, config: DecayConfig, peak: float, steps: int):
+        super().__init__(config, peak, steps)
+        self.final = config.final_lr
+
+    def after_warmup(self, progress: float) -> float:
+        return self.peak + (self.final - self.peak) * min(1.0, progress)
+
+
+class Cosine(Linear):
+    """Linear warm-up, then half a cosine from the peak to `final_lr` (spec/model.md, section 8)."""
+
+    class Config(DecayConfig):
+        kind: Literal["cosine"] = "cosine"
+
+    def after_warmup(self, progress: float) -> float:
+        return self.final + (self.peak - self.final) * (1 + math.cos(math.pi * min(1.0, progress))) / 2

@@ -1,0 +1,132 @@
+"""The data set `text`: plain text files and folders of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from wavelet_core.config import ComponentConfig, ConfigurationError
+from wavelet_train.splits import SPLITS, Split, part_of, split_of
+
+
+class TextFiles:
+    """UTF-8 files, each one document; folders are searched to any depth, without hidden files and folders.
+
+    Either `path` names one folder, whose files go to train, validation and test (90/5/5) by a hash of their path below
+    it, or one file, whose lines are cut into three documents of 90%, 5% and 5%. Or `train`, `validation` and `test`
+    each name files and folders of their own.
+    """
+
+    class Config(ComponentConfig):
+        kind: Literal["text"] = "text"
+        path: str | None = Field(
+            None, description="one folder, its files dealt to the splits 90/5/5 by a hash, or one file, cut 90/5/5"
+        )
+        train: str | list[str] = Field([], description="files and folders to train on, instead of path")
+        validation: str | list[str] = Field([], description="files and folders to validate on, instead of path")
+        test: str | list[str] = Field([], description="files and folders to test on, instead of path")
+        pattern: str = Field("*", min_length=1, description="which files of a folder to read, such as *.txt")
+
+        @model_validator(mode="after")
+        def _one_way(self) -> TextFiles.Config:
+            named = bool(self.train or self.validation or self.test)
+            if (self.path is not None) == named:
+                raise ValueError(
+                    "give either path (one folder or file for all splits), or train, validation and test"
+                )
+            return self
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._files: dict[Split, list[Path]] = {split: [] for split in SPLITS}
+        self._cut = False
+        if config.path is None:
+            for split in SPLITS:
+                named = getattr(config, split)
+                for path in [named] if isinstance(named, str) and named else named:
+                    self._files[split] += files_in(split, path, config.pattern)
+            return
+        root = Path(config.path).expanduser()
+        files = files_in("path", config.path, config.pattern)
+        self._cut = files == [root]
+        for file in files:
+            for split in SPLITS if self._cut else [split_of(file.relative_to(root).as_posix())]:
+                self._files[split].append(file)
+
+    def documents(self, split: Split) -> Iterator[str]:
+        empty = True
+        for file in self._files[split]:
+            text = read_utf8(file)
+            if self._cut:
+                text = part_of(text, split)
+            if text:
+                empty = False
+                yield text
+        if empty:
+            raise ConfigurationError(self._no_documents(split))
+
+    def _no_documents(self, split: Split) -> str:
+        place = f"data.dataset.{'path' if self.config.path is not None else split}"
+        if self._cut:
+            return f"{place}: {self.config.path} is too short to cut a {split} split from it; use a longer text"
+        if self._files[split]:
+            return f"{place}: the {split} split has no text: all of its files are empty ({self._files[split][0]}, ...)"
+        if self.config.path is None:
+            return f"{place}: names no text, but the {split} split is needed; name files or folders"
+        return (
+            f"{place}: none of the {sum(map(len, self._files.values()))} files in {self.config.path} goes to the "
+            f"{split} split (90/5/5, by a hash of their paths); add files, or use data.dataset.train, "
+            "data.dataset.validation and data.dataset.test to name the files of each"
+        )
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(b"text, cut" if self._cut else b"text")
+        for split, files in self._files.items():
+            for file in files:
+                digest.update(f"\n{split} {hash_of(file)}".encode())
+        return digest.hexdigest()
+
+    def size(self, split: Split) -> int:
+        return sum(file.stat().st_size for file in self._files[split])
+
+
+def files_in(field: str, name: str, pattern: str) -> list[Path]:
+    """The file itself, or the files of a folder, sorted by path. Raises ConfigurationError when there are none."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise ConfigurationError(f"data.dataset.{field}: there is no file or folder {path}")
+    files = sorted(file for file in path.rglob(pattern) if file.is_file() and not is_hidden(file.relative_to(path)))
+    if not files:
+        hint = "" if pattern == "*" else f" that match data.dataset.pattern={pattern!r}"
+        raise ConfigurationError(f"data.dataset.{field}: the folder {path} holds no files{hint}; put text files there")
+    return files
+
+
+def is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def read_utf8(file: Path) -> str:
+    """A file's text without its byte-order mark. Raises ConfigurationError when it is not UTF-8."""
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(
+            f"data.dataset: {file} is not UTF-8 text (byte {error.start} is 0x{error.object[error.start]:02x}); convert "
+            "it to UTF-8, or choose other files with data.dataset.pattern"
+        ) from None
+
+
+def hash_of(file: Path) -> str:
+    """SHA-256 of a file's content, read in parts."""
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
+        while part := content.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
