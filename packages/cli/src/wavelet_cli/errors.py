@@ -26,8 +26,10 @@ class Failure(click.ClickException):
 
 
 def _message(error: Exception) -> str:
+    from wavelet_core.checkpoint import CheckpointError
+
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
-    if isinstance(error, (ValueError, OSError)) and str(error):
+    if isinstance(error, (CheckpointError, ValueError, OSError)) and str(error):
         return str(error)
     return f"{type(error).__name__}: {error} (`--debug` shows the traceback)".replace("\n", " ")

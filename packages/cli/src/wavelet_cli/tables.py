@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[str] = ()) -> str:
-    """Left-aligned columns, two spaces apart; columns that hold only numbers are aligned right."""
+    """Left-aligned columns, two spaces apart; columns of numbers (and gaps) are aligned right."""
     texts = [[_text(cell) for cell in row] for row in rows]
     lines = [list(header), *texts] if header else texts
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))] if lines else []
-    right = [all(isinstance(row[column], (int, float)) for row in rows) for column in range(len(widths))]
+    right = [all(row[column] == "" or isinstance(row[column], int) for row in rows) for column in range(len(widths))]
     return "\n".join(
         "  ".join(
             cell.rjust(width) if number else cell.ljust(width)

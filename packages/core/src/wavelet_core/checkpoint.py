@@ -133,24 +133,33 @@ def _places(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
     return places
 
 
+def materialize(model: nn.Module, tensors: Mapping[str, Tensor], device: torch.device | str = "cpu") -> None:
+    """Put `tensors` (by the names of `named_tensors`) in the place of a model's tensors, without a copy.
+
+    A tied or shared tensor is replaced everywhere. Buffers that no checkpoint holds are made anew.
+    """
+    places = _places(model)
+    for name, old in named_tensors(model).items():
+        tensor = tensors[name]
+        new = nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
+        for module, attribute in places[id(old)]:
+            setattr(module, attribute, new)
+    _fill_buffers(model, device)
+
+
 def load_weights(model: nn.Module, path: Path, dtype: torch.dtype | None, device: torch.device | str) -> None:
-    """Replace the tensors of a model made on the `meta` device by those of a safetensors file, without a second copy.
+    """Give a model made on the `meta` device the tensors of a safetensors file, memory-mapped.
 
     A dtype applies to floating tensors. Raises CheckpointError that lists what is missing, unexpected or mis-shaped.
     """
-    wanted = named_tensors(model)
+    wanted = {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
+    tensors = {}
     with open_tensors(path) as file:
-        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        check_names(path, {name: tuple(tensor.shape) for name, tensor in wanted.items()}, found)
-        places = _places(model)
-        for name, old in wanted.items():
-            tensor = file.get_tensor(name).to(device)
-            if dtype is not None and tensor.is_floating_point():
-                tensor = tensor.to(dtype)
-            new = nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
-            for module, attribute in places[id(old)]:
-                setattr(module, attribute, new)
-    _fill_buffers(model, device)
+        check_names(path, wanted, {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})  # noqa: SIM118
+        for name in wanted:
+            tensor = file.get_tensor(name)
+            tensors[name] = tensor.to(device, dtype if tensor.is_floating_point() else None)
+    materialize(model, tensors, device)
 
 
 def _fill_buffers(model: nn.Module, device: torch.device | str) -> None:
@@ -253,7 +262,7 @@ class Pretrained:
         """
         from wavelet_core.multinodal import build_model
 
-        directory = _local(source)
+        directory = locate_checkpoint(source)
         config = read_model_config(directory)
         with torch.device("meta"):
             model = build_model(config)
@@ -280,9 +289,17 @@ def _hub() -> Any:
     return huggingface_hub
 
 
-def _local(source: str | Path) -> Path:
-    """A checkpoint directory on this machine: the source itself, or a download of a hub model."""
+def locate_checkpoint(source: str | Path) -> Path:
+    """The checkpoint directory that `source` stands for.
+
+    A checkpoint directory is one itself. A run directory stands for its `best/`, or else its `last/`. What exists
+    nowhere here and reads `owner/name` is downloaded from the Hugging Face hub.
+    """
     path = Path(source)
+    if not (path / CONFIG_FILE).exists():
+        for name in ("best", "last"):
+            if (path / name / CONFIG_FILE).exists():
+                return path / name
     if path.exists() or not _is_hub_name(str(source)):
         return path
     wanted: Iterable[str] = (CONFIG_FILE, WEIGHTS_FILE, f"{TOKENIZER_DIRECTORY}/*")

@@ -12,7 +12,7 @@ from wavelet_core.mixers import DeepGatedSpectralMixer, GatedSpectralMixer
 from wavelet_core.mlp import MLP
 from wavelet_core.multi_basis import MultiBasisWavelet
 from wavelet_core.plugins import hookimpl
-from wavelet_core.tokenizers import BytePairTokenizer, BytesTokenizer, TiktokenTokenizer
+from wavelet_core.tokenizers import BytePairTokenizer, BytesTokenizer, TiktokenTokenizer, TokenIds
 from wavelet_core.transforms import DiscreteCosine, Hartley, Identity, LearnedButterfly, WalshHadamard
 
 
@@ -28,5 +28,5 @@ def register_components(register: Callable[[str, type], None]) -> None:
         register("bypass", bypass)
     register("memory", MLP)
     register("block", WaveletBlock)
-    for tokenizer in (BytePairTokenizer, TiktokenTokenizer, BytesTokenizer):
+    for tokenizer in (BytePairTokenizer, TiktokenTokenizer, BytesTokenizer, TokenIds):
         register("tokenizer", tokenizer)

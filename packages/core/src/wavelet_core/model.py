@@ -136,7 +136,7 @@ class WaveletLM(nn.Module, Pretrained):
         for _ in range(self.config.loop_iterations):
             for layer, block in enumerate(self.applications):
                 if not self._skips(layer):
-                    x, mean = self._apply(block, x, embedding, mean, trees.get(str(index)))
+                    x, mean = self._run_block(block, x, embedding, mean, trees.get(str(index)))
                 index += 1
             yield x
         if window is not None and mean is not None:
@@ -147,7 +147,7 @@ class WaveletLM(nn.Module, Pretrained):
             return False
         return random.random() < self.config.stochastic_depth * layer / self.config.layers
 
-    def _apply(
+    def _run_block(
         self, block: nn.Module, x: Tensor, embedding: Tensor, mean: Tensor | None, tree: Tree | None
     ) -> tuple[Tensor, Tensor | None]:
         if self.config.gradient_checkpointing and self.training and torch.is_grad_enabled():

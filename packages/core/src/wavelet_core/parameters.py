@@ -15,7 +15,7 @@ from wavelet_core.registry import KINDS, registry
 class ParameterPart:
     """One kind of part of a model, such as "mixer gated_spectral", with the parameters of each of its copies.
 
-    uses: how often the model's structure contains the part; more than there are copies when copies are shared.
+    uses: how many places of the model hold the part; more than there are copies when places share one.
     """
 
     name: str
@@ -34,33 +34,35 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def parameter_parts(model: nn.Module) -> list[ParameterPart]:
-    """The parts that own a model's parameters, each parameter counted in one of them, in the order of the model.
+    """The parts that own a model's parameters, in the order of the model; every parameter is counted in one of them.
 
-    A parameter belongs to the innermost registered component that holds it. Cross-scale routing is listed apart from
-    the mixer that it is in; "rest" is what belongs to no component, such as the final LayerNorm.
+    Parts are the components of the blocks, the embedding and the head. Cross-scale routing is listed apart from its
+    mixer. What a block holds besides its components (norms, projection, residual scalars) counts as the block's, and
+    what no block holds (the final LayerNorm) as "rest". Works on the `meta` device.
     """
     names = {registry.get(kind, name): f"{kind} {name}" for kind in KINDS for name in registry.names(kind)}
+    blocks = {f"block {name}" for name in registry.names("block")}
     names[ScaleRouting] = "mixer routing"
-    parts: dict[str, ParameterPart] = {}
+    rest = ParameterPart("rest", [0], 1)
+    parts = {rest.name: rest}
     counted: set[int] = set()
 
-    def visit(module: nn.Module, name: str, outer: str, index: int) -> None:
-        """Add a module's parameters to copy `index` of part `outer`, or to a new copy of its own part."""
-        own = names.get(type(module), name)
-        if own and own != outer:
-            part = parts.setdefault(own, ParameterPart(own))
-            part.uses += 1
-            part.copies.append(0)
-            outer, index = own, len(part.copies) - 1
+    def visit(module: nn.Module, outer: ParameterPart, name: str | None) -> None:
+        name = name or names.get(type(module))
+        inside_component = outer is not rest and outer.name not in blocks
+        if name and (not inside_component or name == names[ScaleRouting]):
+            outer = parts.setdefault(name, ParameterPart(name))
+            outer.uses += 1
+            outer.copies.append(0)
         for parameter in module.parameters(recurse=False):
             if id(parameter) not in counted:
                 counted.add(id(parameter))
-                parts.setdefault(outer, ParameterPart(outer, [0], 1)).copies[index] += parameter.numel()
+                outer.copies[-1] += parameter.numel()
         for child_name, child in module.named_children():
-            top = isinstance(module, WaveletLM) and child_name in ("embedding", "head")
-            visit(child, child_name if top else "", outer, index)
+            named = isinstance(module, WaveletLM) and child_name in ("embedding", "head")
+            visit(child, outer, child_name if named else None)
 
-    visit(model, "", "rest", 0)
+    visit(model, rest, None)
     for part in parts.values():
         part.copies = [copy for copy in part.copies if copy]
-    return list(parts.values())
+    return [part for part in parts.values() if part is not rest] + [rest]

@@ -32,9 +32,9 @@ class RegistryError(ValueError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'x'?" for the closest known word, or nothing when none is close."""
+    """ "; did you mean 'x'?" for the closest known word, or "." when none is close."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
+    return f"; did you mean {matches[0]!r}?" if matches else "."
 
 
 class Registry:

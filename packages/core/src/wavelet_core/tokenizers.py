@@ -1,4 +1,4 @@
-"""Tokenizers: text to token ids and back, losslessly. Kinds `byte_pair`, `tiktoken` and `bytes`.
+"""Tokenizers: text to token ids and back, losslessly. Kinds `byte_pair`, `tiktoken`, `bytes`, `token_ids`.
 
 `byte_pair` and `tiktoken` run on the tiktoken package (`pip install 'wavelet-core[text]'`), which is imported when
 the first of them is made.
@@ -129,6 +129,39 @@ class BytesTokenizer(Tokenizer):
     @classmethod
     def load(cls, directory: Path, saved: dict[str, Any]) -> BytesTokenizer:
         return cls()
+
+
+class TokenIds(Tokenizer):
+    """No text: "12 7 55" is the ids 12, 7 and 55. For models whose tokenizer is not known."""
+
+    class Config(ComponentConfig):
+        kind: Literal["token_ids"] = "token_ids"
+        vocabulary_size: int = Field(ge=1, description="number of ids")
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.vocabulary_size = config.vocabulary_size
+
+    def encode(self, text: str) -> list[int]:
+        ids = []
+        for word in text.split():
+            if not word.isdecimal() or int(word) >= self.vocabulary_size:
+                raise TokenizerError(
+                    f"{word!r} is no token id from 0 to {self.vocabulary_size - 1}; this checkpoint has no text "
+                    "tokenizer, so that a prompt is token ids such as '12 7 55'"
+                )
+            ids.append(int(word))
+        return ids
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        return "".join(f"{token} " for token in ids).encode()
+
+    def save(self, directory: str | Path) -> None:
+        save_description(directory, {"kind": "token_ids", "vocabulary_size": self.vocabulary_size})
+
+    @classmethod
+    def load(cls, directory: Path, saved: dict[str, Any]) -> TokenIds:
+        return cls(cls.Config(vocabulary_size=saved["vocabulary_size"]))
 
 
 class _EncodingTokenizer(Tokenizer):

@@ -1,4 +1,4 @@
-"""Fast-weight product-key memory: a product-key memory that goes on learning while it reads (spec/model.md, section 6)."""
+"""Fast-weight product-key memory: it goes on learning while it reads (spec/model.md, section 6)."""
 
 from __future__ import annotations
 

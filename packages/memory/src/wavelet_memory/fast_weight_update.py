@@ -25,9 +25,7 @@ def update_deltas(
     deltas.index_add_(0, row[:-1].flatten(), gradient.flatten(0, 1).to(deltas.dtype), alpha=step)
 
 
-def read_and_update(
-    q: Tensor, read: Tensor, row: Tensor, weight: Tensor, state: Tree, learning_rate: float
-) -> Tensor:
+def read_and_update(q: Tensor, read: Tensor, row: Tensor, weight: Tensor, state: Tree, learning_rate: float) -> Tensor:
     """What the deltas add to each position's read (B, T, C), moving the state of a fast-weight memory on.
 
     Shapes: q and read (B, T, C), the read from the slow values; row and weight (B, T, R).
@@ -36,15 +34,11 @@ def read_and_update(
     assert isinstance(pending, dict)
     names = ("query", "read", "row", "weight")
     arguments = [tensor.detach() for tensor in (q, read, row, weight)]
-    return _walk(*arguments, state["deltas"], *(pending[name] for name in names), state["count"], learning_rate)
+    return torch.ops.wavelet_memory.read_and_update(
+        *arguments, state["deltas"], *(pending[name] for name in names), state["count"], learning_rate
+    )
 
 
-# One opaque operator, because how far the walk gets at once depends on the counts of the rows: `torch.compile` keeps
-# the model one graph around it.
-@torch.library.custom_op(
-    "wavelet_memory::read_and_update",
-    mutates_args=("deltas", "pending_query", "pending_read", "pending_row", "pending_weight", "count"),
-)
 def _walk(
     q: Tensor,
     read: Tensor,
@@ -60,7 +54,7 @@ def _walk(
 ) -> Tensor:
     batch, length, _ = q.shape
     chunk = pending_query.shape[1]
-    table = deltas.flatten(0, 1)
+    table = deltas.view(-1, deltas.shape[-1])
     batch_rows = torch.arange(batch, device=q.device).unsqueeze(-1)
     table_row = row + batch_rows.unsqueeze(-1) * deltas.shape[1]
     weight = weight.to(deltas.dtype)
@@ -95,8 +89,16 @@ def _walk(
     return learned
 
 
-@_walk.register_fake
 def _shape_of_walk(
     q: Tensor, read: Tensor, row: Tensor, weight: Tensor, deltas: Tensor, *rest: Tensor | float
 ) -> Tensor:
     return torch.empty(q.shape, dtype=deltas.dtype, device=q.device)
+
+
+# One opaque operator, because how far the walk gets at once depends on the counts of the rows: `torch.compile` keeps
+# the model one graph around it.
+OPERATOR = "wavelet_memory::read_and_update"
+MUTATED = ("deltas", "pending_query", "pending_read", "pending_row", "pending_weight", "count")
+torch.library.define(OPERATOR, torch.library.infer_schema(_walk, mutates_args=MUTATED))
+torch.library.impl(OPERATOR, "default", _walk)
+torch.library.register_fake(OPERATOR, _shape_of_walk)

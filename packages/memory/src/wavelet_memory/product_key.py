@@ -76,13 +76,14 @@ class ProductKeyTable(nn.Module):
     def __init__(self, config: ProductKeyConfig, shape: ModelShape):
         super().__init__()
         self.heads = config.heads
+        self.half_width = shape.width // (2 * config.heads)
         self.num_keys = config.num_keys
         self.side = math.isqrt(config.num_keys)
         self.half_reads = min(config.top_k, self.side)
         self.head_reads = min(config.top_k, self.half_reads**2)
         self.query = nn.Linear(shape.width, shape.width, bias=False)
-        self.keys_a = nn.Parameter(0.02 * torch.randn(self.heads, self.side, shape.width // (2 * self.heads)))
-        self.keys_b = nn.Parameter(0.02 * torch.randn(self.heads, self.side, shape.width // (2 * self.heads)))
+        self.keys_a = nn.Parameter(0.02 * torch.randn(self.heads, self.side, self.half_width))
+        self.keys_b = nn.Parameter(0.02 * torch.randn(self.heads, self.side, self.half_width))
         self.values = ValueTable(self.heads * self.num_keys, shape.width)
 
     @property
@@ -92,20 +93,22 @@ class ProductKeyTable(nn.Module):
 
     def address(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of the value table that q (B, T, C) reads and their weights, both (B, T, R)."""
-        half_a, half_b = self.query(q).unflatten(-1, (self.heads, 2, -1)).unbind(-2)
-        scores_a, best_a = torch.einsum("bthc,hnc->bthn", half_a, self.keys_a).topk(self.half_reads)
-        scores_b, best_b = torch.einsum("bthc,hnc->bthn", half_b, self.keys_b).topk(self.half_reads)
-        pair_scores = (scores_a.unsqueeze(-1) + scores_b.unsqueeze(-2)).flatten(-2)
-        scores, pair = pair_scores.topk(self.head_reads)
-        row = best_a.gather(-1, pair // self.half_reads) * self.side + best_b.gather(-1, pair % self.half_reads)
-        row = row + self.num_keys * torch.arange(self.heads, device=row.device).unsqueeze(-1)
+        queries = self.query(q).view(-1, self.heads, 2, self.half_width)
+        half_a, half_b = queries.permute(2, 1, 0, 3)  # (h, B T, C / 2h) each
+        scores_a, best_a = torch.bmm(half_a, self.keys_a.mT).topk(self.half_reads)
+        scores_b, best_b = torch.bmm(half_b, self.keys_b.mT).topk(self.half_reads)
+        pair_scores = scores_a.unsqueeze(-1) + scores_b.unsqueeze(-2)
+        scores, pair = pair_scores.flatten(-2).topk(self.head_reads)
+        key = best_a.gather(-1, pair // self.half_reads) * self.side + best_b.gather(-1, pair % self.half_reads)
+        first_row = torch.arange(0, self.heads * self.num_keys, self.num_keys, device=q.device).view(-1, 1, 1)
         weight = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
-        return row.flatten(-2), weight.flatten(-2)
+        places = (*q.shape[:2], self.reads)
+        return (first_row + key).transpose(0, 1).reshape(places), weight.transpose(0, 1).reshape(places)
 
     def read(self, row: Tensor, weight: Tensor) -> Tensor:
         """The weighted sums (B, T, C) of rows of the value table; row and weight (B, T, R)."""
         total: Tensor = self.values(row.flatten(0, 1), per_sample_weights=weight.flatten(0, 1))
-        return total.unflatten(0, row.shape[:2])
+        return total.view(*row.shape[:2], -1)
 
 
 class ProductKeyMemory(ProductKeyTable):

@@ -10,7 +10,6 @@ from pydantic import Field
 from wavelet_core.config import ComponentOf, Section
 from wavelet_core.registry import build
 from wavelet_core.tokenizers import Tokenizer
-from wavelet_train.datasets import Dataset
 from wavelet_train.splits import Split
 from wavelet_train.token_cache import TokenCache, TokenSplit
 
@@ -43,9 +42,9 @@ class PreparedData:
     documents.
     """
 
-    def __init__(self, config: DataConfig, dataset: Dataset, tokenizer: Tokenizer, cache: TokenCache) -> None:
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer, cache: TokenCache) -> None:
         self.config = config
-        self.dataset = dataset
+        self.dataset = cache.dataset
         self.tokenizer = tokenizer
         self._cache = cache
         self._splits: dict[Split, TokenSplit] = {}
@@ -54,7 +53,7 @@ class PreparedData:
         """Tokens, document starts and counts of a split."""
         if name not in self._splits:
             words = self.config.canonical_words.get(name)
-            self._splits[name] = self._cache.split(self.dataset, self.tokenizer, name).with_words(words)
+            self._splits[name] = self._cache.split(self.tokenizer, name).with_words(words)
         return self._splits[name]
 
     @property
@@ -78,5 +77,5 @@ def prepare(config: DataConfig, tokenizer: Tokenizer | None = None) -> PreparedD
     Raises ConfigurationError for data that is missing, empty or not UTF-8, and for a tokenizer that cannot be made.
     """
     dataset = build("dataset", config.dataset)
-    cache = TokenCache(Path(config.cache_directory) if config.cache_directory else None)
-    return PreparedData(config, dataset, tokenizer or cache.tokenizer(config.tokenizer, dataset), cache)
+    cache = TokenCache(dataset, Path(config.cache_directory) if config.cache_directory else None)
+    return PreparedData(config, tokenizer or cache.tokenizer(config.tokenizer), cache)

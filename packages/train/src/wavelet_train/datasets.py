@@ -9,7 +9,10 @@ from wavelet_train.splits import Split
 
 
 class Dataset(Protocol):
-    """A component of kind `dataset`, made with its `Config` alone."""
+    """A component of kind `dataset`, made with its `Config` alone.
+
+    It may also have `size(split) -> int`, roughly the bytes of text of a split; progress bars then show the time left.
+    """
 
     def documents(self, split: Split) -> Iterator[str]:
         """The documents of a split, the same and in the same order every time.
@@ -19,6 +22,3 @@ class Dataset(Protocol):
 
     def fingerprint(self) -> str:
         """A string that changes whenever any document of any split does; it keys the token cache."""
-
-    def size(self, split: Split) -> int:
-        """Roughly how many bytes of text a split has, for the progress bar."""

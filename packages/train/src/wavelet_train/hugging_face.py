@@ -1,64 +1,144 @@
-"""The data set `hugging_face`: whatever the `datasets` library opens, on the hub or on this machine."""
+"""The data set `hugging_face`: what the `datasets` library opens, from the hub or from this machine."""
 
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from wavelet_core.config import ComponentConfig, ConfigurationError
 from wavelet_core.registry import nearest
-from wavelet_train.splits import Split, split_of
+from wavelet_train.splits import SPLITS, Split, part_of, split_of
 
-if TYPE_CHECKING:
-    import datasets
-
-READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text"}
+READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 
 
 class HuggingFace:
-    """Rows of a `datasets` data set, each one document.
+    """Rows of a text column, each one document.
 
-    A data set without the configured validation and test splits is dealt to train, validation and test 90/5/5 by a hash
-    of each row's text.
+    Data with the train split alone are dealt to train, validation and test 90/5/5: rows by a hash of their text, or
+    with `join` the lines of the one text by their place.
     """
 
     class Config(ComponentConfig):
         kind: Literal["hugging_face"] = "hugging_face"
         path: str = Field(
             min_length=1,
-            description="name on the hub (owner/name); or here a folder that save_to_disk wrote, a folder of parquet or "
-            "JSON-lines files named after their splits, or one such file",
+            description="owner/name on the hub, or here: a folder written by save_to_disk, a folder of parquet, "
+            "JSON-lines or CSV files with their splits in their names, or one such file",
         )
-        name: str | None = Field(None, description="configuration of a hub data set, such as wikitext-103-raw-v1")
-        revision: str | None = Field(None, description="branch, tag or commit of a hub data set; null: the newest")
-        text_column: str = Field("text", description="column that holds the text")
-        train_split: str = Field("train", description="the data set's name for the train split")
-        validation_split: str = Field("validation", description="the data set's name for the validation split")
-        test_split: str = Field("test", description="the data set's name for the test split")
+        name: str | None = Field(None, description="which configuration of it, such as wikitext-103-raw-v1")
+        revision: str | None = Field(None, description="branch, tag or commit on the hub; null: the newest")
+        text_column: str = Field("text", description="the column that holds the text")
+        train_split: str = Field("train", description="what the train split is called there")
+        validation_split: str = Field("validation", description="what the validation split is called there")
+        test_split: str = Field("test", description="what the test split is called there")
         join: str | None = Field(
             None,
-            description="rows are parts of one text: a split is one document, its rows with this string between them "
-            "(kept in memory as a whole); null: every row is a document, and empty ones are left out",
+            description="null: every row is a document, empty ones left out; a string: a split is one text, made of its "
+            "rows with this string between them and held in memory whole",
         )
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self._splits = open_splits(config)
-        wanted = {
-            "train": config.train_split,
-            "validation": config.validation_split,
-            "test": config.test_split,
-        }
-        missing = [name for name in wanted.values() if name not in self._splits]
-        self._names: dict[Split, str] = wanted  # type: ignore[assignment]
-        self._dealt = config.train_split in self._splits and len(missing) == 2
-        for name, rows in self._splits.items():
-            if name in wanted.values() and config.text_column not in rows.column_names:
-                raise ConfigurationError(
-                    f"data.dataset.text_column: {config.path} has no column {config.text_column!r}"
-                    f"{nearest(config.text_column, rows.column_names)} Columns: {', '.join(rows.column_names)}"
-                )
+        opened = open_splits(config)
+        self._rows = {split: opened.get(getattr(config, f"{split}_split")) for split in SPLITS}
+        self._available = list(opened)
+        train = self._rows["train"]
+        self._dealt = train is not None and self._rows["validation"] is None and self._rows["test"] is None
+        if self._dealt:
+            self._rows = dict.fromkeys(SPLITS, train)
+        for rows in filter(None, self._rows.values()):
+            check_text_column(config, rows)
+
+    def documents(self, split: Split) -> Iterator[str]:
+        texts = self._texts(split)
+        if self.config.join is not None:
+            whole = self.config.join.join(texts)
+            texts = iter([part_of(whole, split) if self._dealt else whole])
+        elif self._dealt:
+            texts = (text for text in texts if split_of(text) == split)
+        empty = True
+        for text in texts:
+            if text:
+                empty = False
+                yield text
+        if empty:
+            raise ConfigurationError(
+                f"data.dataset: {self.config.path} leaves the {split} split without text"
+                + ("; it has one split, which is dealt 90/5/5, and too little in it" if self._dealt else "")
+            )
+
+    def _texts(self, split: Split) -> Iterator[str]:
+        rows = self._rows[split]
+        if rows is None:
+            field = f"{split}_split"
+            raise ConfigurationError(
+                f"data.dataset.{field}: {self.config.path} has no split {getattr(self.config, field)!r}; "
+                f"it has: {', '.join(self._available)}"
+            )
+        column = self.config.text_column
+        for batch in rows.select_columns([column]).iter(batch_size=1000):
+            yield from (text or "" for text in batch[column])
+
+    def fingerprint(self) -> str:
+        # The library's own fingerprint covers the content of local files and the commit of a hub data set.
+        parts = [self.config.text_column, repr(self.config.join), str(self._dealt)]
+        parts += [f"{split} {rows._fingerprint if rows else None}" for split, rows in self._rows.items()]
+        return hashlib.sha256("\n".join(["hugging_face", *parts]).encode()).hexdigest()
+
+    def size(self, split: Split) -> int:
+        rows = self._rows[split]
+        return rows.data.column(self.config.text_column).nbytes if rows else 0
+
+
+def open_splits(config: HuggingFace.Config) -> dict[str, Any]:
+    """The splits by name. Raises ConfigurationError with the library's reason when it cannot open them."""
+    import datasets  # takes a second or two, which only its users should pay
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    path = Path(config.path).expanduser()
+    looks_local = path.is_absolute() or path.suffix in READERS or config.path.startswith((".", "~"))
+    if looks_local and not path.exists():
+        raise ConfigurationError(f"data.dataset.path: there is no file or folder {path}")
+    try:
+        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+            opened = datasets.load_from_disk(str(path))
+        elif path.is_file() and path.suffix not in READERS:
+            raise ConfigurationError(
+                f"data.dataset.path: cannot read {path}; one file must end in {', '.join(READERS)} (for plain text use "
+                "the data set `text`)"
+            )
+        elif path.is_file():
+            opened = datasets.load_dataset(READERS[path.suffix], data_files=str(path))
+        else:
+            source = str(path) if path.exists() else config.path
+            opened = datasets.load_dataset(source, config.name, revision=config.revision)
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        # The library and the ones below it raise too many unrelated types to name them.
+        reason = str(error).strip().splitlines()
+        raise ConfigurationError(
+            f"data.dataset.path: could not open {config.path!r}: {reason[0] if reason else type(error).__name__}"
+        ) from error
+    return {config.train_split: opened} if isinstance(opened, datasets.Dataset) else dict(opened)
+
+
+def check_text_column(config: HuggingFace.Config, rows: Any) -> None:
+    """Raise ConfigurationError unless the rows have the text column and it holds strings."""
+    column = config.text_column
+    if column not in rows.column_names:
+        raise ConfigurationError(
+            f"data.dataset.text_column: {config.path} has no column {column!r}{nearest(column, rows.column_names)} "
+            f"Columns: {', '.join(rows.column_names)}"
+        )
+    if getattr(rows.features[column], "dtype", None) not in ("string", "large_string"):
+        raise ConfigurationError(
+            f"data.dataset.text_column: column {column!r} of {config.path} holds {rows.features[column]}, not text"
+        )

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 import torch
 
+from wavelet_core.config import ConfigurationError
+
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 # Names that torch.cpu.get_capabilities() uses for bfloat16 arithmetic: AVX-512, AMX, Arm.
@@ -44,7 +46,7 @@ def loss_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScale
 def resolve_device(name: str) -> torch.device:
     """`auto` is the accelerator that torch finds, or else the processor.
 
-    Raises ValueError for a device that torch does not know or that this machine does not have.
+    Raises ConfigurationError for a device that torch does not know or that this machine does not have.
     """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
@@ -52,7 +54,7 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"train.device={name!r} is not a device that torch knows; use auto, cpu, cuda, mps") from error
+        raise ConfigurationError(f"train.device={name!r} is not a device that torch knows; use auto, cpu, cuda, mps") from error
     if device.type != "cpu" and (accelerator is None or device.type != accelerator.type):
-        raise ValueError(f"train.device={name!r} is not available on this machine; use auto or cpu")
+        raise ConfigurationError(f"train.device={name!r} is not available on this machine; use auto or cpu")
     return device

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import io
+import os
 import sysconfig
 import tokenize
 from collections.abc import Iterator
@@ -38,8 +39,12 @@ class PythonStandardLibrary:
 
     def paths(self) -> list[PurePosixPath]:
         """The files, relative to the library's folder, sorted."""
-        files = (PurePosixPath(path.relative_to(self.root).as_posix()) for path in self.root.rglob("*.*"))
-        return sorted(path for path in files if belongs(path) and (self.root / path).is_file())
+        found = []
+        for folder, subfolders, files in os.walk(self.root):
+            subfolders[:] = [name for name in subfolders if name not in TEST_FOLDERS | NOT_THE_LIBRARY]
+            below = PurePosixPath(Path(folder).relative_to(self.root).as_posix())
+            found += [below / name for name in files if belongs(below / name)]
+        return sorted(found)
 
     def _paths_of(self, split: Split) -> list[PurePosixPath]:
         return [path for path in self.paths() if split_of(str(path)) == split]
@@ -67,16 +72,18 @@ class PythonStandardLibrary:
 
 
 def belongs(path: PurePosixPath) -> bool:
-    """Whether a file of the library's folder is source or documentation, no test, and the same in every build."""
-    if path.suffix not in SUFFIXES or path.name.startswith("_sysconfigdata") or path.parts[0].startswith("config-"):
-        return False
-    return not (TEST_FOLDERS | NOT_THE_LIBRARY) & set(path.parts[:-1])
+    """Whether a file of the library's folder is source or documentation, and not written by a build."""
+    generated = path.name.startswith("_sysconfigdata") or path.parts[0].startswith("config-")
+    return path.suffix in SUFFIXES and not generated
 
 
 def read_source(content: bytes) -> str:
     """Decode a file as Python would: by its byte-order mark or coding line, else as UTF-8; line ends become \\n."""
-    encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
-    return content.decode(encoding).replace("\r\n", "\n")
+    try:
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
+    except SyntaxError:
+        encoding = "utf-8"
+    return content.decode(encoding, errors="replace").replace("\r\n", "\n")
 
 
 def topics(source: str) -> list[str]:

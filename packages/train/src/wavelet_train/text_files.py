@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
 
@@ -29,7 +30,7 @@ class TextFiles:
         train: str | list[str] = Field([], description="files and folders to train on, instead of path")
         validation: str | list[str] = Field([], description="files and folders to validate on, instead of path")
         test: str | list[str] = Field([], description="files and folders to test on, instead of path")
-        pattern: str = Field("*", min_length=1, description="which files of a folder to read, such as *.txt")
+        pattern: str = Field("*", min_length=1, description="names of the files to read in folders, such as *.txt")
 
         @model_validator(mode="after")
         def _one_way(self) -> TextFiles.Config:
@@ -101,7 +102,8 @@ def files_in(field: str, name: str, pattern: str) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise ConfigurationError(f"data.dataset.{field}: there is no file or folder {path}")
-    files = sorted(file for file in path.rglob(pattern) if file.is_file() and not is_hidden(file.relative_to(path)))
+    matching = (file for file in path.rglob("*") if fnmatch(file.name, pattern))
+    files = sorted(file for file in matching if file.is_file() and not is_hidden(file.relative_to(path)))
     if not files:
         hint = "" if pattern == "*" else f" that match data.dataset.pattern={pattern!r}"
         raise ConfigurationError(f"data.dataset.{field}: the folder {path} holds no files{hint}; put text files there")

@@ -8,11 +8,12 @@ from typing import Any
 
 import click
 
+from wavelet_cli.options import json_option
 from wavelet_cli.tables import table
 
 
 @click.command("plugins", short_help="List plugins and the components they bring.")
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@json_option
 @click.pass_context
 def command(ctx: click.Context, as_json: bool) -> None:
     """List the plugins, their packages, and the components and commands they bring.

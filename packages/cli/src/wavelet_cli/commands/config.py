@@ -1,0 +1,90 @@
+"""`wavelet config`: presets, resolved configurations, and their schema."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from wavelet_cli.options import json_option, set_option
+from wavelet_cli.tables import table
+
+if TYPE_CHECKING:
+    from wavelet_core.config import ModelConfig
+    from wavelet_train.config import RunConfig
+
+
+@click.group("config")
+def command() -> None:
+    """List presets, show a configuration in full, print the schema."""
+
+
+@command.command("list")
+@json_option
+def list_command(as_json: bool) -> None:
+    """List the presets.
+
+    \b
+    Examples:
+      wavelet config list
+      wavelet config list --json
+    """
+    from wavelet_train.config import list_presets
+
+    presets = list_presets()
+    click.echo(json.dumps(presets, indent=2) if as_json else table(list(presets.items())))
+
+
+@command.command("show")
+@click.argument("config")
+@set_option
+@click.option("--parameters", is_flag=True, help="Count the model's parameters, part by part, instead.")
+@json_option
+def show_command(config: str, overrides: tuple[str, ...], parameters: bool, as_json: bool) -> None:
+    """Print CONFIG, a preset or a YAML or JSON file, with every field that it leaves to its default.
+
+    What is printed is a configuration file itself.
+
+    \b
+    Examples:
+      wavelet config show demo
+      wavelet config show demo --set model.width=128 > my.yaml
+      wavelet config show wikitext-103 --parameters
+    """
+    from wavelet_train.config import dump, load_run_config
+
+    run = load_run_config(config, overrides)
+    if parameters:
+        from wavelet_cli.parameters import parameter_report, parameter_table
+
+        report = parameter_report(_with_vocabulary(run))
+        click.echo(json.dumps(report, indent=2) if as_json else parameter_table(report))
+    else:
+        click.echo(json.dumps(run.model_dump(mode="json"), indent=2) if as_json else dump(run).rstrip())
+
+
+def _with_vocabulary(run: RunConfig) -> ModelConfig:
+    """The model section with the tokenizer's vocabulary where it names none."""
+    from wavelet_core.registry import build
+
+    if run.model.vocabulary_size is not None:
+        return run.model
+    tokenizer = run.data.tokenizer
+    size = getattr(tokenizer, "vocabulary_size", None) or build("tokenizer", tokenizer).vocabulary_size
+    return run.model.model_copy(update={"vocabulary_size": size})
+
+
+@command.command("schema")
+def schema_command() -> None:
+    """Print the JSON Schema of configuration files, for completion and checks in an editor.
+
+    The components of all installed plugins are part of it.
+
+    \b
+    Example:
+      wavelet config schema > wavelet.schema.json
+    """
+    from wavelet_train.config import RunConfig
+
+    click.echo(json.dumps(RunConfig.model_json_schema(), indent=2))

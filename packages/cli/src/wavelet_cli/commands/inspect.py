@@ -1,0 +1,76 @@
+"""`wavelet inspect`: what a checkpoint holds."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wavelet_cli.options import json_option
+from wavelet_cli.tables import byte_size, table
+
+
+@click.command("inspect", short_help="Show what a checkpoint holds.")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@json_option
+def command(checkpoint: Path, as_json: bool) -> None:
+    """Show what CHECKPOINT holds: model, parameters, stored types, tokenizer, files, and the packages it needs.
+
+    Nothing but headers is read from its weights.
+
+    \b
+    Examples:
+      wavelet inspect runs/demo
+      wavelet inspect runs/demo --json
+    """
+    report = _report(checkpoint)
+    click.echo(json.dumps(report, indent=2) if as_json else _describe(report))
+
+
+def _report(directory: Path) -> dict[str, Any]:
+    from wavelet_core.checkpoint import TOKENIZER_DIRECTORY, WEIGHTS_FILE, open_tensors, read_config, read_model_config
+    from wavelet_core.tokenizers import FILE_NAME
+
+    from wavelet_cli.parameters import parameter_report
+
+    config = read_config(directory)
+    model = read_model_config(directory)
+    with open_tensors(directory / WEIGHTS_FILE) as file:
+        types = Counter(file.get_slice(name).get_dtype() for name in file.keys())  # noqa: SIM118
+    tokenizer = directory / TOKENIZER_DIRECTORY / FILE_NAME
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {
+        "checkpoint": str(directory),
+        "model": model.model_dump(mode="json"),
+        "components": config.get("components", {}),
+        "parameters": parameter_report(model),
+        "tensor_types": dict(types),
+        "tokenizer": json.loads(tokenizer.read_text("utf-8"))["kind"] if tokenizer.is_file() else None,
+        "files": {str(path.relative_to(directory)): path.stat().st_size for path in files},
+    }
+
+
+def _describe(report: dict[str, Any]) -> str:
+    from wavelet_cli.parameters import parameter_table
+
+    model = report["model"]
+    sizes = [f"{name.replace('_', ' ')} {model[name]}" for name in ("vocabulary_size", "width", "layers", "levels")]
+    types = ", ".join(f"{name} ({count} tensors)" for name, count in report["tensor_types"].items())
+    return "\n\n".join(
+        [
+            table(
+                [
+                    ("checkpoint", report["checkpoint"]),
+                    ("model", ", ".join(sizes)),
+                    ("types", types),
+                    ("tokenizer", report["tokenizer"] or "none"),
+                ]
+            ),
+            parameter_table(report["parameters"]),
+            table(list(report["components"].items()), ("component", "comes from")),
+            table([(name, byte_size(size)) for name, size in report["files"].items()], ("file", "size")),
+        ]
+    )

@@ -1,0 +1,47 @@
+"""The table of a model's parameters that `wavelet config show --parameters` and `wavelet inspect` print."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from wavelet_cli.tables import table
+
+if TYPE_CHECKING:
+    from wavelet_core.config import ModelConfig
+
+
+def parameter_report(config: ModelConfig) -> dict[str, Any]:
+    """Parameter counts of the model that `config` describes, which is built without memory for its weights."""
+    import torch
+
+    from wavelet_core.model import WaveletLM
+    from wavelet_core.parameters import count_parameters, parameter_parts
+
+    with torch.device("meta"):
+        model = WaveletLM(config)
+    parts = [
+        {"part": part.name, "uses": part.uses, "copies": part.copies, "parameters": part.total}
+        for part in parameter_parts(model)
+    ]
+    return {"total": count_parameters(model), "parts": parts}
+
+
+def parameter_table(report: dict[str, Any]) -> str:
+    """A parameter report for people; parts without parameters are left out."""
+    rows = [
+        (_describe(part), len(part["copies"]), _each(part["copies"]), part["parameters"])
+        for part in report["parts"]
+        if part["copies"] or part["part"] == "head"
+    ]
+    return table([*rows, ("total", "", "", report["total"])], ("part", "copies", "parameters of each", "together"))
+
+
+def _describe(part: dict[str, Any]) -> str:
+    if not part["copies"]:
+        return f"{part['part']} (tied to the embedding)"
+    return f"{part['part']} (shared)" if part["uses"] > len(part["copies"]) else part["part"]
+
+
+def _each(copies: list[int]) -> int | str:
+    sizes = set(copies)
+    return sizes.pop() if len(sizes) == 1 else ", ".join(f"{size:,}" for size in copies)

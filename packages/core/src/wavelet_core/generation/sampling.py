@@ -1,0 +1,73 @@
+"""From logits to tokens: samplers in their declared order, then one draw per row from the row's own seed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from wavelet_core.registry import build
+from wavelet_core.state import State
+
+if TYPE_CHECKING:
+    from wavelet_core.model import WaveletLM
+
+
+class GenerationError(ValueError):
+    """A text that cannot be generated; the message says what would help."""
+
+
+class SamplerChain:
+    """Samplers applied one after the other, in the order of the configuration.
+
+    Their memory is one State, so that its rows are selected, repeated and cloned like the model's.
+    """
+
+    def __init__(self, configs: Sequence[Any], model: WaveletLM):
+        self.samplers = [build("sampler", config, model) for config in configs]
+
+    def start(self, prompts: Sequence[Tensor]) -> State:
+        """The samplers' memory of a batch whose rows have read these prompts."""
+        trees = {str(index): sampler.start(prompts) for index, sampler in enumerate(self.samplers)}
+        return State(trees, len(prompts))
+
+    def observe(self, tokens: Tensor, state: State) -> None:
+        """Show the token that each row has been given, (B,), to all samplers."""
+        for sampler, tree in zip(self.samplers, state.tree.values(), strict=True):
+            sampler.observe(tokens, tree)
+
+    def __call__(self, logits: Tensor, state: State) -> Tensor:
+        """Reshaped logits (B, V), in float32."""
+        logits = logits.float()
+        for sampler, tree in zip(self.samplers, state.tree.values(), strict=True):
+            logits = sampler(logits, tree)
+        return logits
+
+
+def uniform(seed: int, position: int, stream: int = 0) -> float:
+    """The number in [0, 1) that decides the token at a position of a generated text.
+
+    A hash of its arguments instead of a generator with a state: a draw depends on nothing but the row's seed and the
+    position, so neither other rows of the batch nor speculative drafts can disturb it.
+    """
+    digest = hashlib.blake2b(f"{seed} {stream} {position}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 12) * 2.0**-52
+
+
+def draw(logits: Tensor, uniforms: Sequence[float]) -> Tensor:
+    """One token per row, (B,), from softmax(logits) of logits (B, V), by inverting the cumulative distribution.
+
+    Raises GenerationError when a row holds NaN or nothing but -inf.
+    """
+    cumulative = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
+    total = cumulative[:, -1:]
+    if not bool(total.isfinite().all()):
+        raise GenerationError(
+            "the logits are not finite, so no token can be drawn; a 16-bit model may overflow (use --dtype float32), "
+            "and samplers must leave at least one token"
+        )
+    targets = torch.tensor(uniforms, dtype=torch.float64, device=logits.device).unsqueeze(-1) * total
+    return torch.searchsorted(cumulative, targets, right=True).squeeze(-1)

@@ -1,0 +1,398 @@
+"""The original's flat `config.json` and our nested model section, both ways (spec/model.md, the seed keys)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from wavelet_core.config import ConfigurationError, ModelConfig, parse
+
+
+@dataclass(frozen=True)
+class SeedKey:
+    """One key of the original's flat configuration.
+
+    place: where it lives in ours. absent: the value that a configuration without the key means; None where the key is
+    required. note: what the translation does, where it is more than a new name.
+    """
+
+    name: str
+    place: str
+    absent: Any
+    note: str = ""
+
+
+SEED_KEYS = (
+    SeedKey("C", "model.width", None),
+    SeedKey("layers", "model.layers", None),
+    SeedKey("levels", "model.levels", None),
+    SeedKey("block_size", "model.context_length", 256),
+    SeedKey("tie_embedding_to_lm_head", "model.tied_embedding", False),
+    SeedKey("dropout_embedding", "model.embedding_dropout", 0.0),
+    SeedKey("dropout_lm_head", "model.head_dropout", 0.0),
+    SeedKey("looped_blocks", "model.shared_block", False),
+    SeedKey("looped_blocks_count", "model.layers", 1, "with looped_blocks it takes the place of layers"),
+    SeedKey("loop_iterations", "model.loop_iterations", 1),
+    SeedKey("stochastic_depth_rate", "model.stochastic_depth", 0.0),
+    SeedKey("gradient_checkpointing", "model.gradient_checkpointing", False),
+    SeedKey("stable_parametrization", "model.stable_parametrization", False, "turns on all six stab_* options"),
+    SeedKey("stab_embed_scaling", "model.embedding_scaling", False),
+    SeedKey("per_layer_embedding", "model.block.embedding_residual", False),
+    SeedKey("learned_residual", "model.block.learned_residual", False),
+    SeedKey("skip_proj_out", "model.block.projection", False, "negated"),
+    SeedKey("stab_proj_out_scaling", "model.block.projection_scaling", False),
+    SeedKey("dropout_mixer", "model.block.mixer_dropout", 0.0),
+    SeedKey("dropout_projection", "model.block.projection_dropout", 0.0),
+    SeedKey("wavelet_decomp_norm", "model.block.decomposition_norm", False),
+    SeedKey("wavelet_recon_norm", "model.block.reconstruction_norm", False),
+    SeedKey("wavelet_mode", "model.wavelet.kind", "lifting", "lifting or haar"),
+    SeedKey("shared_lifting_weights", "model.shared_wavelet", False),
+    SeedKey("untied_reconstruction", "model.wavelet.untied_reconstruction", False),
+    SeedKey("multi_basis_lifting", "model.wavelet.kind", False, "true gives multi_basis"),
+    SeedKey("multi_basis_inits", "model.wavelet.bases", ["haar", "random"], "one basis an initialization"),
+    SeedKey("wavelet_crawl", "model.wavelet.crawl", False, "false gives null"),
+    SeedKey("wavelet_crawl_k", "model.wavelet.crawl", 3, "used with wavelet_crawl"),
+    SeedKey("lifting_linear_only", "model.wavelet.network", False, "true gives linear"),
+    SeedKey("lifting_hidden_mult", "model.wavelet.hidden_multiplier", 1),
+    SeedKey("lifting_init", "model.wavelet.initialization", "haar"),
+    SeedKey("lifting_dropout", "model.wavelet.dropout", 0.0),
+    SeedKey("stab_lifting_level_scaling", "model.wavelet.level_scaling", False),
+    SeedKey("mixer_transform", "model.transform.kind", "wht", "see TRANSFORMS in the same file for the names"),
+    SeedKey("low_rank", "model.mixer.rank", 0),
+    SeedKey("use_mixer_gate", "model.mixer.gate", True, "false gives null"),
+    SeedKey("mixer_gate_activation", "model.mixer.gate", "silu"),
+    SeedKey("cross_scale_gating", "model.mixer.routing", False, "not with mixer_depth above 1"),
+    SeedKey("per_scale_mixer_widths", "model.mixer.widths", None, "not with mixer_depth above 1"),
+    SeedKey("mixer_depth", "model.mixer.depth", 1, "above 1 gives the mixer deep_gated_spectral"),
+    SeedKey("mixer_depth_stabilizers", "model.mixer.stabilizers", False),
+    SeedKey("mixer_depth_residuals", "model.mixer.residuals", False),
+    SeedKey("stab_spectral_norm", "model.mixer.parametrization", False, "true gives spectral_norm"),
+    SeedKey("stab_mixer_eps_scaling", "model.mixer.noise_scaling", False),
+    SeedKey("decompose_bypass", "model.bypass", False, "false gives null"),
+    SeedKey("decompose_bypass_ema", "model.bypass.kind", False, "true gives ema"),
+    SeedKey("decompose_bypass_cross_window", "model.cross_window_state", False),
+    SeedKey("mlp_expansion", "model.memories[mlp].expansion", 0, "0 leaves the MLP out"),
+    SeedKey("mlp_layers", "model.memories[mlp].layers", 2),
+    SeedKey("dropout_mlp", "model.memories[mlp].dropout", 0.0),
+    SeedKey("stab_ff_scaling", "model.memories[mlp].output_scaling", False),
+    SeedKey("pkm_enabled", "model.memories[product_key]", False, "true adds the memory"),
+    SeedKey("pkm_num_keys", "model.memories[product_key].num_keys", 16384),
+    SeedKey("pkm_top_k", "model.memories[product_key].top_k", 32),
+    SeedKey("pkm_heads", "model.memories[product_key].heads", 1),
+    SeedKey("fwpkm_enabled", "model.memories[fast_weight_product_key]", False, "true adds the memory"),
+    SeedKey("fwpkm_num_keys", "model.memories[fast_weight_product_key].num_keys", 16384),
+    SeedKey("fwpkm_top_k", "model.memories[fast_weight_product_key].top_k", 32),
+    SeedKey("fwpkm_heads", "model.memories[fast_weight_product_key].heads", 1),
+    SeedKey("fwpkm_inference_updates", "model.memories[fast_weight_product_key].inference_updates", False),
+    SeedKey("fwpkm_update_lr", "model.memories[fast_weight_product_key].update_learning_rate", 0.01),
+    SeedKey("fwpkm_chunk_size", "model.memories[fast_weight_product_key].chunk_size", 64),
+    SeedKey("multinodal_enabled", "model.multinodal", False, "false gives null"),
+    SeedKey("multinodal_num_cells", "model.multinodal.cells", 2),
+    SeedKey("multinodal_cell_dim", "model.multinodal.width", 256),
+    SeedKey("multinodal_seeds", "model.multinodal.seeds", [42, 137]),
+    SeedKey("multinodal_combination", "model.multinodal.combination", "average"),
+    SeedKey("multinodal_cross_cell_gating", "model.multinodal.cross_cell_gating", False),
+    SeedKey("multinodal_cross_cell_gate_interval", "model.multinodal.gate_interval", 1),
+    SeedKey("multinodal_features_per_cell", "model.multinodal.features_per_cell", -1, "-1 gives null"),
+    SeedKey("multinodal_bagged_eps", "model.multinodal.bagged_value", 1e-6),
+)
+
+REQUIRED = ("C", "layers", "levels")
+TRANSFORMS = {
+    "wht": "walsh_hadamard",
+    "identity": "identity",
+    "dht": "hartley",
+    "dct": "discrete_cosine",
+    "learned_butterfly": "learned_butterfly",
+}
+
+
+def is_seed_config(data: Any) -> bool:
+    """Whether parsed JSON is a flat configuration of the original."""
+    return isinstance(data, Mapping) and "model" not in data and all(key in data for key in REQUIRED)
+
+
+def model_config_from_seed(
+    flat: Mapping[str, Any], vocabulary_size: int | None = None, source: str = "config.json"
+) -> ModelConfig:
+    """Our model section for a flat configuration of the original.
+
+    Keys that are no model options (the training recipe's) are ignored. Raises ConfigurationError for a missing
+    required key and for everything that our own sections refuse.
+    """
+    missing = [key for key in REQUIRED if key not in flat]
+    if missing:
+        raise ConfigurationError(
+            f"{source}: {', '.join(missing)} missing: a configuration of the original has {', '.join(REQUIRED)}"
+        )
+    values = {key.name: flat.get(key.name, key.absent) for key in SEED_KEYS}
+    stable = bool(values["stable_parametrization"])
+    looped, multinodal = values["looped_blocks"], values["multinodal_enabled"]
+    if values["mixer_transform"] not in TRANSFORMS:
+        raise ConfigurationError(
+            f"{source}: mixer_transform={values['mixer_transform']!r} is not known; one of {', '.join(TRANSFORMS)}"
+        )
+    data = {
+        "vocabulary_size": vocabulary_size,
+        "width": values["multinodal_cell_dim"] if multinodal else values["C"],
+        "layers": values["looped_blocks_count"] if looped else values["layers"],
+        "levels": values["levels"],
+        "context_length": values["block_size"],
+        "tied_embedding": values["tie_embedding_to_lm_head"],
+        "embedding_scaling": values["stab_embed_scaling"],
+        "embedding_dropout": values["dropout_embedding"],
+        "head_dropout": values["dropout_lm_head"],
+        "shared_block": looped,
+        "shared_wavelet": values["shared_lifting_weights"],
+        "loop_iterations": values["loop_iterations"],
+        "stochastic_depth": 0.0 if looped else values["stochastic_depth_rate"],
+        "gradient_checkpointing": values["gradient_checkpointing"],
+        "cross_window_state": values["decompose_bypass"] and values["decompose_bypass_cross_window"],
+        "stable_parametrization": stable,
+        "block": {
+            "kind": "wavelet",
+            "embedding_residual": values["per_layer_embedding"],
+            "learned_residual": values["learned_residual"],
+            "projection": not values["skip_proj_out"],
+            "projection_scaling": values["stab_proj_out_scaling"],
+            "mixer_dropout": values["dropout_mixer"],
+            "projection_dropout": values["dropout_projection"],
+            "decomposition_norm": values["wavelet_decomp_norm"],
+            "reconstruction_norm": values["wavelet_recon_norm"],
+        },
+        "wavelet": _wavelet(values),
+        "transform": {"kind": TRANSFORMS[values["mixer_transform"]]},
+        "mixer": _mixer(values),
+        "bypass": {"kind": "ema" if values["decompose_bypass_ema"] else "running_mean"}
+        if values["decompose_bypass"]
+        else None,
+        "memories": _memories(values),
+        "multinodal": _multinodal(values) if multinodal else None,
+    }
+    return parse(ModelConfig, data, source)
+
+
+def _wavelet(values: Mapping[str, Any]) -> dict[str, Any]:
+    if values["wavelet_mode"] != "lifting":
+        return {"kind": values["wavelet_mode"]}
+    linear = values["lifting_linear_only"]
+    lifting = {
+        "kind": "lifting",
+        "network": "linear" if linear else "mlp",
+        "hidden_multiplier": 1 if linear else values["lifting_hidden_mult"],
+        "dropout": 0.0 if linear else values["lifting_dropout"],
+        "level_scaling": values["stab_lifting_level_scaling"] or bool(values["stable_parametrization"]),
+        "crawl": values["wavelet_crawl_k"] if values["wavelet_crawl"] else None,
+    }
+    if values["multi_basis_lifting"]:
+        bases = [lifting | {"initialization": initialization} for initialization in values["multi_basis_inits"]]
+        return {"kind": "multi_basis", "bases": bases, "untied_reconstruction": values["untied_reconstruction"]}
+    return lifting | {
+        "initialization": values["lifting_init"],
+        "untied_reconstruction": values["untied_reconstruction"],
+    }
+
+
+def _mixer(values: Mapping[str, Any]) -> dict[str, Any]:
+    options = {
+        "rank": values["low_rank"],
+        "gate": values["mixer_gate_activation"] if values["use_mixer_gate"] else None,
+        "parametrization": "spectral_norm" if values["stab_spectral_norm"] else "direct",
+        "noise_scaling": values["stab_mixer_eps_scaling"],
+    }
+    if values["mixer_depth"] > 1:
+        return options | {
+            "kind": "deep_gated_spectral",
+            "depth": values["mixer_depth"],
+            "stabilizers": values["mixer_depth_stabilizers"],
+            "residuals": values["mixer_depth_residuals"],
+        }
+    return options | {
+        "kind": "gated_spectral",
+        "routing": values["cross_scale_gating"],
+        "widths": values["per_scale_mixer_widths"],
+    }
+
+
+def _memories(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    memories: list[dict[str, Any]] = []
+    if values["mlp_expansion"]:
+        memories.append(
+            {
+                "kind": "mlp",
+                "expansion": values["mlp_expansion"],
+                "layers": values["mlp_layers"],
+                "dropout": values["dropout_mlp"],
+                "output_scaling": values["stab_ff_scaling"],
+            }
+        )
+    for prefix, kind in (("pkm", "product_key"), ("fwpkm", "fast_weight_product_key")):
+        if values[f"{prefix}_enabled"]:
+            keys = {name: values[f"{prefix}_{name}"] for name in ("num_keys", "top_k", "heads")}
+            memories.append({"kind": kind} | keys)
+    if values["fwpkm_enabled"]:
+        memories[-1] |= {
+            "inference_updates": values["fwpkm_inference_updates"],
+            "update_learning_rate": values["fwpkm_update_lr"],
+            "chunk_size": values["fwpkm_chunk_size"],
+        }
+    return memories
+
+
+def _multinodal(values: Mapping[str, Any]) -> dict[str, Any]:
+    features = values["multinodal_features_per_cell"]
+    return {
+        "cells": values["multinodal_num_cells"],
+        "width": values["multinodal_cell_dim"],
+        "seeds": values["multinodal_seeds"],
+        "combination": values["multinodal_combination"],
+        "cross_cell_gating": values["multinodal_cross_cell_gating"],
+        "gate_interval": values["multinodal_cross_cell_gate_interval"],
+        "features_per_cell": None if features is None or features < 1 else features,
+        "bagged_value": values["multinodal_bagged_eps"],
+    }
+
+
+def seed_from_model_config(config: ModelConfig) -> dict[str, Any]:
+    """The flat configuration of the original for a model section.
+
+    Raises ConfigurationError naming the field that the original has no key for.
+    """
+    flat = {key.name: key.absent for key in SEED_KEYS if key.name != "per_scale_mixer_widths"}
+    flat |= {
+        "C": config.width,
+        "layers": config.layers,
+        "levels": config.levels,
+        "block_size": config.context_length,
+        "tie_embedding_to_lm_head": config.tied_embedding,
+        "dropout_embedding": config.embedding_dropout,
+        "dropout_lm_head": config.head_dropout,
+        "looped_blocks": config.shared_block,
+        "looped_blocks_count": config.layers,
+        "loop_iterations": config.loop_iterations,
+        "stochastic_depth_rate": config.stochastic_depth,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "decompose_bypass_cross_window": config.cross_window_state,
+        "stable_parametrization": config.stable_parametrization,
+        "stab_embed_scaling": config.embedding_scaling,
+        "shared_lifting_weights": config.shared_wavelet,
+        "mixer_transform": _seed_name("model.transform", config.transform.kind, TRANSFORMS),
+        "decompose_bypass": config.bypass is not None,
+    }
+    _expect("model.block", config.block.kind, ("wavelet",))
+    flat |= {
+        "per_layer_embedding": config.block.embedding_residual,
+        "learned_residual": config.block.learned_residual,
+        "skip_proj_out": not config.block.projection,
+        "stab_proj_out_scaling": config.block.projection_scaling,
+        "dropout_mixer": config.block.mixer_dropout,
+        "dropout_projection": config.block.projection_dropout,
+        "wavelet_decomp_norm": config.block.decomposition_norm,
+        "wavelet_recon_norm": config.block.reconstruction_norm,
+    }
+    if config.bypass is not None:
+        _expect("model.bypass", config.bypass.kind, ("running_mean", "ema"))
+        flat["decompose_bypass_ema"] = config.bypass.kind == "ema"
+    flat |= _seed_wavelet(config.wavelet) | _seed_mixer(config.mixer) | _seed_memories(config.memories)
+    if config.multinodal is not None:
+        cells = config.multinodal
+        flat |= {
+            "multinodal_enabled": True,
+            "multinodal_num_cells": cells.cells,
+            "multinodal_cell_dim": cells.width,
+            "multinodal_seeds": cells.seeds,
+            "multinodal_combination": cells.combination,
+            "multinodal_cross_cell_gating": cells.cross_cell_gating,
+            "multinodal_cross_cell_gate_interval": cells.gate_interval,
+            "multinodal_features_per_cell": cells.features_per_cell or -1,
+            "multinodal_bagged_eps": cells.bagged_value,
+        }
+    return flat
+
+
+def _refuse(place: str, value: Any, instead: str) -> ConfigurationError:
+    return ConfigurationError(f"{place}={value!r} has no counterpart in the original, which has {instead}")
+
+
+def _expect(place: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise _refuse(place, value, " or ".join(known))
+
+
+def _seed_name(place: str, value: str, names: Mapping[str, str]) -> str:
+    for seed, ours in names.items():
+        if ours == value:
+            return seed
+    raise _refuse(place, value, ", ".join(names.values()))
+
+
+def _seed_wavelet(wavelet: Any) -> dict[str, Any]:
+    _expect("model.wavelet", wavelet.kind, ("lifting", "haar", "multi_basis"))
+    if wavelet.kind == "haar":
+        return {"wavelet_mode": "haar"}
+    bases = wavelet.bases if wavelet.kind == "multi_basis" else [wavelet]
+    first = bases[0]
+    for index, basis in enumerate(bases):
+        if basis.model_copy(update={"initialization": first.initialization}) != first:
+            raise _refuse(f"model.wavelet.bases[{index}]", basis, "bases that differ in nothing but initialization")
+    flat = {
+        "wavelet_mode": "lifting",
+        "untied_reconstruction": wavelet.untied_reconstruction,
+        "wavelet_crawl": first.crawl is not None,
+        "wavelet_crawl_k": first.crawl or 3,
+        "lifting_linear_only": first.network == "linear",
+        "lifting_hidden_mult": first.hidden_multiplier,
+        "lifting_init": first.initialization,
+        "lifting_dropout": first.dropout,
+        "stab_lifting_level_scaling": first.level_scaling,
+    }
+    if wavelet.kind == "multi_basis":
+        flat |= {"multi_basis_lifting": True, "multi_basis_inits": [basis.initialization for basis in bases]}
+    return flat
+
+
+def _seed_mixer(mixer: Any) -> dict[str, Any]:
+    _expect("model.mixer", mixer.kind, ("gated_spectral", "deep_gated_spectral"))
+    _expect("model.mixer.parametrization", mixer.parametrization, ("direct", "spectral_norm"))
+    flat = {
+        "low_rank": mixer.rank,
+        "use_mixer_gate": mixer.gate is not None,
+        "mixer_gate_activation": mixer.gate or "silu",
+        "stab_spectral_norm": mixer.parametrization == "spectral_norm",
+        "stab_mixer_eps_scaling": mixer.noise_scaling,
+    }
+    if mixer.kind == "deep_gated_spectral":
+        return flat | {
+            "mixer_depth": mixer.depth,
+            "mixer_depth_stabilizers": mixer.stabilizers,
+            "mixer_depth_residuals": mixer.residuals,
+        }
+    return flat | {"cross_scale_gating": mixer.routing, "per_scale_mixer_widths": mixer.widths}
+
+
+def _seed_memories(memories: list[Any]) -> dict[str, Any]:
+    order = ["mlp", "product_key", "fast_weight_product_key"]
+    kinds = [memory.kind for memory in memories]
+    if kinds != [kind for kind in order if kind in kinds]:
+        raise _refuse("model.memories", kinds, f"at most one of each of {', '.join(order)}, in that order")
+    flat: dict[str, Any] = {"mlp_expansion": 0}
+    for memory in memories:
+        if memory.kind == "mlp":
+            flat |= {
+                "mlp_expansion": memory.expansion,
+                "mlp_layers": memory.layers,
+                "dropout_mlp": memory.dropout,
+                "stab_ff_scaling": memory.output_scaling,
+            }
+            continue
+        prefix = "pkm" if memory.kind == "product_key" else "fwpkm"
+        flat |= {f"{prefix}_enabled": True}
+        flat |= {f"{prefix}_{name}": getattr(memory, name) for name in ("num_keys", "top_k", "heads")}
+        if prefix == "fwpkm":
+            flat |= {
+                "fwpkm_inference_updates": memory.inference_updates,
+                "fwpkm_update_lr": memory.update_learning_rate,
+                "fwpkm_chunk_size": memory.chunk_size,
+            }
+    return flat

@@ -1,0 +1,25 @@
+"""wavelet-train's components."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from wavelet_core import hookimpl
+from wavelet_train.hugging_face import HuggingFace
+from wavelet_train.optimizers import Adagrad, AdamW
+from wavelet_train.python_stdlib import PythonStandardLibrary
+from wavelet_train.schedules import Constant, Cosine, Linear
+from wavelet_train.sentence_piece import SentencePieceTokenizer
+from wavelet_train.text_files import TextFiles
+
+
+@hookimpl
+def register_components(register: Callable[[str, type], None]) -> None:
+    register("dataset", PythonStandardLibrary)
+    register("dataset", TextFiles)
+    register("dataset", HuggingFace)
+    register("tokenizer", SentencePieceTokenizer)
+    for optimizer in (AdamW, Adagrad):
+        register("optimizer", optimizer)
+    for schedule in (Constant, Linear, Cosine):
+        register("schedule", schedule)

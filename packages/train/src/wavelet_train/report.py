@@ -1,0 +1,64 @@
+"""What a finished run says about its best checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from wavelet_core import MultinodalLM, WaveletLM
+from wavelet_train.compression import xz_size
+from wavelet_train.data import PreparedData
+from wavelet_train.evaluation import Evaluation, evaluate
+
+
+@dataclass(frozen=True)
+class Report:
+    """The best checkpoint on the whole validation split, and what xz needs for the same text where that was asked."""
+
+    evaluation: Evaluation
+    xz_bits_per_byte: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything by name, for JSON."""
+        return {"validation": self.evaluation.as_dict(), "xz_bits_per_byte": self.xz_bits_per_byte}
+
+    def __str__(self) -> str:
+        score = self.evaluation
+        xz = []
+        if self.xz_bits_per_byte is not None:
+            difference = 100 * (1 - score.bits_per_byte / self.xz_bits_per_byte)
+            comparison = f"the model needs {abs(difference):.1f}% {'less' if difference > 0 else 'more'}"
+            xz = [("bits per byte of `xz -9e`", f"{self.xz_bits_per_byte:.4f}", f"for the same text: {comparison}")]
+        rows = [
+            ("bits per byte", f"{score.bits_per_byte:.4f}", f"{score.byte_count:,} bytes of UTF-8"),
+            *xz,
+            ("bits per token", f"{score.bits_per_token:.4f}", f"{score.tokens:,} tokens of this run's vocabulary"),
+            ("nats per token", f"{score.nats_per_token:.4f}", ""),
+            ("perplexity per token", f"{score.perplexity_per_token:.3f}", ""),
+        ]
+        if score.perplexity_per_word is not None:
+            rows.append(("perplexity per word", f"{score.perplexity_per_word:.3f}", f"{score.word_count:,} words"))
+        title = f"Validation split, best checkpoint, windows of {score.window} tokens every {score.stride}:"
+        return "\n".join([title, *(f"  {name:<25} {value:>12}   {what}".rstrip() for name, value, what in rows)])
+
+
+def make_report(
+    model: WaveletLM | MultinodalLM,
+    data: PreparedData,
+    stride: int | None,
+    batch_size: int,
+    compare_with_xz: bool,
+    dtype: torch.dtype = torch.float32,
+    on_batch: Callable[[int], None] | None = None,
+) -> Report:
+    """Evaluate a model on the whole validation split with sliding windows (half a window apart by default)."""
+    stride = stride or max(1, model.config.context_length // 2)
+    evaluation = evaluate(model, data.validation, data.tokenizer, stride, batch_size, dtype=dtype, on_batch=on_batch)
+    xz_bits_per_byte = None
+    if compare_with_xz:
+        compressed, original = xz_size(data.dataset.documents("validation"))
+        xz_bits_per_byte = 8 * compressed / original
+    return Report(evaluation, xz_bits_per_byte)

@@ -1,0 +1,146 @@
+"""SentencePiece tokenizers, kind `sentencepiece`: an existing model file, or one learnt from the train split."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from pydantic import Field
+
+from wavelet_core.checkpoint import CheckpointError, write_atomically
+from wavelet_core.config import ComponentConfig
+from wavelet_core.tokenizers import Tokenizer, TokenizerError, save_description
+
+MODEL_FILE = "sentencepiece.model"
+WORD_START = "\u2581"
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece model (Kudo & Richardson 2018), run by the sentencepiece package.
+
+    model: the content of a `.model` file; read from `config.model_file` when not given.
+    Models that normalize text give the normalized text back. Those that `train` learns do not normalize.
+    """
+
+    class Config(ComponentConfig):
+        kind: Literal["sentencepiece"] = "sentencepiece"
+        model_file: str | None = Field(None, description="an existing SentencePiece model; null learns one")
+        vocabulary_size: int = Field(
+            32768, ge=300, description="pieces to learn when model_file is null; fewer if the text has no more"
+        )
+        algorithm: Literal["bpe", "unigram"] = Field("bpe", description="how they are learnt when model_file is null")
+
+    def __init__(self, config: Config | None = None, model: bytes | None = None) -> None:
+        self.config = config or self.Config()
+        if model is None:
+            model = read_model_file(self.config.model_file)
+        self.model = model
+        self._processor = _import_sentencepiece().SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(model)
+        except RuntimeError as error:
+            raise TokenizerError(f"this is not a SentencePiece model: {error}") from None
+        self.vocabulary_size = self._processor.get_piece_size()
+        self.end_of_text = self._processor.eos_id() if self._processor.eos_id() >= 0 else None
+        self._bytes = [self._bytes_of(piece) for piece in range(self.vocabulary_size)]
+
+    def _bytes_of(self, piece: int) -> bytes:
+        if self._processor.is_control(piece):
+            return b""
+        name: str = self._processor.id_to_piece(piece)
+        if self._processor.is_byte(piece):
+            return bytes([int(name[3:-1], 16)])  # <0x0A>
+        return "\ufffd".encode() if self._processor.is_unknown(piece) else name.replace(WORD_START, " ").encode()
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self._processor.encode(text)
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        batch: list[list[int]] = self._processor.encode(list(texts))
+        return batch
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        try:
+            return b"".join([self._bytes[piece] for piece in ids])
+        except IndexError:
+            raise TokenizerError(self._unknown_token()) from None
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids, without the space that many models put before the first word."""
+        try:
+            text: str = self._processor.decode(list(ids))
+        except IndexError:
+            raise TokenizerError(self._unknown_token()) from None
+        return text
+
+    def _unknown_token(self) -> str:
+        return (
+            f"a token is not in the tokenizer's vocabulary of {self.vocabulary_size}; is this the tokenizer that the "
+            "model was trained with?"
+        )
+
+    def save(self, directory: str | Path) -> None:
+        save_sentence_piece(directory, self.model)
+
+    @classmethod
+    def load(cls, directory: Path, saved: dict[str, Any]) -> SentencePieceTokenizer:
+        file = directory / MODEL_FILE
+        try:
+            return cls(model=file.read_bytes())
+        except FileNotFoundError:
+            raise CheckpointError(f"{directory} holds no SentencePiece model: there is no {MODEL_FILE} in it") from None
+
+    @classmethod
+    def train(cls, config: Config, documents: Iterable[str]) -> SentencePieceTokenizer:
+        """Learn a model from documents, or read `config.model_file` if there is one.
+
+        What is learnt reads every text back exactly (byte fallback, no normalization), but for U+2581, which is
+        SentencePiece's sign for a space. Line ends are always pieces of their own.
+        """
+        if config.model_file is not None:
+            return cls(config)
+        model = io.BytesIO()
+        _import_sentencepiece().SentencePieceTrainer.train(
+            sentence_iterator=(line for document in documents for line in document.splitlines() if line),
+            model_writer=model,
+            vocab_size=config.vocabulary_size,
+            model_type=config.algorithm,
+            hard_vocab_limit=False,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            character_coverage=0.9999,
+            bos_id=-1,
+            minloglevel=2,
+        )
+        return cls(config, model.getvalue())
+
+
+def save_sentence_piece(directory: str | Path, model: bytes) -> None:
+    """Write the content of a SentencePiece `.model` file as a tokenizer directory; needs no package."""
+    write_atomically(Path(directory) / MODEL_FILE, lambda file: file.write_bytes(model) and None)
+    save_description(directory, {"kind": "sentencepiece"})
+
+
+def read_model_file(name: str | None) -> bytes:
+    if name is None:
+        raise TokenizerError("a SentencePiece tokenizer needs model_file, or training on text")
+    try:
+        return Path(name).expanduser().read_bytes()
+    except OSError as error:
+        raise TokenizerError(f"data.tokenizer.model_file: cannot read {name}: {error.strerror}") from None
+
+
+def _import_sentencepiece() -> ModuleType:
+    try:
+        import sentencepiece
+    except ModuleNotFoundError:
+        raise TokenizerError(
+            "the tokenizer 'sentencepiece' needs its package: pip install 'wavelet-train[sentencepiece]'"
+        ) from None
+    return sentencepiece

@@ -1,0 +1,230 @@
+"""The token cache: trained tokenizers, and every split's tokens in a memory-mapped file.
+
+    <directory>/tokenizers/<key>/tokenizer.json     key: data and tokenizer configuration
+    <directory>/tokens/<key>/<split>.tokens         key: data and tokenizer; uint16, or uint32 above 65536 tokens
+                             <split>.documents      int64 positions of the first token of every document
+                             <split>.json           counts; written last, so an entry without it is not complete
+
+Files are written to temporary siblings and renamed, and equal keys mean equal content: two processes that prepare the
+same data do the work twice and get the same files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wavelet_core.checkpoint import CheckpointError, write_atomically
+from wavelet_core.config import ComponentConfig, ConfigurationError
+from wavelet_core.registry import registry
+from wavelet_core.tokenizers import BytePairTokenizer, Tokenizer, TokenizerError, load_tokenizer
+from wavelet_train.byte_pair import train_byte_pair
+from wavelet_train.datasets import Dataset
+from wavelet_train.progress import Progress
+from wavelet_train.splits import Split
+
+FORMAT_VERSION = 1
+# Characters: long documents are cut into pieces of this size, and pieces are encoded in batches of the other.
+PIECE_SIZE = 1 << 17
+BATCH_SIZE = 1 << 22
+# A vocabulary hardly changes beyond this much text.
+TRAINING_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class TokenSplit:
+    """The tokens of a split and what is known about its text.
+
+    tokens: (N,) uint16 or uint32, memory-mapped; an end-of-text token stands between two documents where the tokenizer
+    has one. document_starts: (documents,) int64, position of the first token of each. byte_count: UTF-8 bytes of the
+    documents. word_count: whitespace-separated words, or the canonical number from the configuration.
+    """
+
+    name: Split
+    tokens: np.ndarray
+    document_starts: np.ndarray
+    byte_count: int
+    word_count: int
+
+    @property
+    def token_count(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def document_count(self) -> int:
+        return len(self.document_starts)
+
+    def with_words(self, word_count: int | None) -> TokenSplit:
+        """The same split with another word count, unless that is None."""
+        return self if word_count is None else replace(self, word_count=word_count)
+
+
+def token_byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
+    """(V,) int64: bytes of text behind each token; the end of text is no text and has 0."""
+    lengths = [len(tokenizer.decode_bytes([token])) for token in range(tokenizer.vocabulary_size)]
+    if tokenizer.end_of_text is not None:
+        lengths[tokenizer.end_of_text] = 0
+    return np.array(lengths, dtype=np.int64)
+
+
+def default_cache_directory() -> Path:
+    """$WAVELET_CACHE, or else ~/.cache/wavelet."""
+    return Path(os.environ.get("WAVELET_CACHE") or Path.home() / ".cache" / "wavelet")
+
+
+class TokenCache:
+    """Makes the tokenizer and the tokens of a data set, or finds them made.
+
+    directory: None for the default (`default_cache_directory`).
+    """
+
+    def __init__(self, dataset: Dataset, directory: Path | None = None) -> None:
+        self.dataset = dataset
+        self.directory = (directory or default_cache_directory()).expanduser()
+        self._data_fingerprint = dataset.fingerprint()
+
+    def tokenizer(self, config: ComponentConfig) -> Tokenizer:
+        """The tokenizer of a configuration, trained on the train split of the data if its kind is learnt."""
+        tokenizer_class: Any = registry.get("tokenizer", config.kind)
+        train = train_byte_pair if tokenizer_class is BytePairTokenizer else getattr(tokenizer_class, "train", None)
+        if train is None:
+            tokenizer: Tokenizer = tokenizer_class(config)
+            return tokenizer
+        key = hash_of("tokenizer", self._data_fingerprint, config.model_dump_json())
+        directory = self.directory / "tokenizers" / key
+        if directory.exists():
+            try:
+                return load_tokenizer(directory)
+            except CheckpointError:
+                pass  # damaged: made again below
+        with Progress(f"training a {config.kind} tokenizer", size_of(self.dataset, "train")) as progress:
+            trained: Tokenizer = train(config, first_bytes(self.dataset.documents("train"), TRAINING_BYTES, progress))
+        trained.save(directory)
+        return trained
+
+    def split(self, tokenizer: Tokenizer, name: Split) -> TokenSplit:
+        """The tokens of a split of the data."""
+        key = hash_of("tokens", self._data_fingerprint, fingerprint(tokenizer))
+        directory = self.directory / "tokens" / key
+        try:
+            return read_split(directory, name)
+        except (OSError, ValueError, KeyError, TypeError):
+            write_split(directory, name, self.dataset, tokenizer)
+        return read_split(directory, name)
+
+
+def read_split(directory: Path, name: Split) -> TokenSplit:
+    """A split's files. Raises OSError, ValueError, KeyError or TypeError when they are missing or damaged."""
+    counts = json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
+    tokens = memory_map(directory / f"{name}.tokens", np.dtype(counts["dtype"]), counts["tokens"])
+    document_starts = memory_map(directory / f"{name}.documents", np.dtype(np.int64), counts["documents"])
+    return TokenSplit(name, tokens, document_starts, counts["bytes"], counts["words"])
+
+
+def memory_map(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
+    """A file of `count` numbers. Raises ValueError when it holds more or fewer."""
+    if path.stat().st_size != count * dtype.itemsize:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, not {count} numbers of type {dtype}")
+    return np.memmap(path, dtype=dtype, mode="r", shape=(count,))
+
+
+@dataclass
+class Counts:
+    """What the sidecar of a token file says."""
+
+    dtype: str
+    tokens: int = 0
+    documents: int = 0
+    bytes: int = 0
+    words: int = 0
+
+
+def write_split(directory: Path, name: Split, dataset: Dataset, tokenizer: Tokenizer) -> None:
+    """Tokenize a split into its three files. Nothing is held in memory but one batch of text and its tokens."""
+    dtype = np.dtype("uint16" if tokenizer.vocabulary_size <= 1 << 16 else "uint32")
+    counts = Counts(dtype.name)
+    starts: list[int] = []
+
+    def write_tokens(path: Path) -> None:
+        with path.open("wb") as file, Progress(f"tokenizing the {name} split", size_of(dataset, name)) as progress:
+            for batch in batches(dataset.documents(name), tokenizer):
+                for piece, ids in zip(batch, tokenizer.encode_batch([piece.text for piece in batch]), strict=True):
+                    if piece.first:
+                        if starts and tokenizer.end_of_text is not None:
+                            ids = [tokenizer.end_of_text, *ids]
+                            starts.append(counts.tokens + 1)
+                        else:
+                            starts.append(counts.tokens)
+                    np.asarray(ids, dtype=dtype).tofile(file)
+                    size = len(piece.text.encode("utf-8", "replace"))
+                    counts.tokens += len(ids)
+                    counts.bytes += size
+                    counts.words += len(piece.text.split())
+                    progress.advance(size)
+
+    write_atomically(directory / f"{name}.tokens", write_tokens)
+    if not counts.tokens:
+        raise ConfigurationError(f"data.dataset: the {name} split has no text")
+    counts.documents = len(starts)
+    write_atomically(directory / f"{name}.documents", np.array(starts, dtype=np.int64).tofile)
+    sidecar = json.dumps(asdict(counts)) + "\n"
+    write_atomically(directory / f"{name}.json", lambda file: file.write_text(sidecar, encoding="utf-8") and None)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a document; `first` where the document begins."""
+
+    text: str
+    first: bool
+
+
+def batches(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[Piece]]:
+    """Pieces of documents in lists of about BATCH_SIZE characters, so that the tokenizer can use all processors."""
+    batch: list[Piece] = []
+    size = 0
+    for document in filter(None, documents):
+        for number, text in enumerate(tokenizer.pieces(document, PIECE_SIZE)):
+            batch.append(Piece(text, number == 0))
+            size += len(text)
+            if size >= BATCH_SIZE:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def first_bytes(documents: Iterable[str], limit: int, progress: Progress) -> Iterator[str]:
+    """Documents until they have `limit` bytes together, reporting progress."""
+    for document in documents:
+        yield document
+        progress.advance(len(document.encode("utf-8", "replace")))
+        if progress.done >= limit:
+            return
+
+
+def size_of(dataset: Dataset, split: Split) -> int | None:
+    """Roughly the bytes of a split, where the data set can tell."""
+    size = getattr(dataset, "size", None)
+    return size(split) if size else None
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """A hash of all that the tokenizer saves."""
+    with tempfile.TemporaryDirectory() as name:
+        tokenizer.save(name)
+        files = sorted(path for path in Path(name).rglob("*") if path.is_file())
+        return hash_of("tokenizer", *(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files))
+
+
+def hash_of(*parts: str) -> str:
+    """The cache key of some parts."""
+    return hashlib.sha256(json.dumps([FORMAT_VERSION, *parts]).encode()).hexdigest()[:32]

@@ -1,0 +1,111 @@
+"""The resumable half of a checkpoint: what training needs to go on as if it had never stopped.
+
+A checkpoint directory's `trainer/` holds `state.safetensors` (optimizer state, random generators, window positions,
+carried model state) and `state.json` (counters). Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from wavelet_core.checkpoint import CheckpointError, load_tensors
+
+DIRECTORY = "trainer"
+TENSORS_FILE = "state.safetensors"
+COUNTERS_FILE = "state.json"
+
+
+@dataclass
+class Counters:
+    """Where a run is.
+
+    step: optimizer steps done. validated_step: at which of them the last validation was. best_nats: the lowest
+    validation loss so far, in nats per token. loss_sum, loss_steps: of the steps since the last line of metrics.
+    metrics_size: bytes of metrics.jsonl.
+    """
+
+    step: int = 0
+    validated_step: int = 0
+    best_nats: float | None = None
+    loss_sum: float = 0.0
+    loss_steps: int = 0
+    metrics_size: int = 0
+
+
+def write_state(
+    directory: Path, counters: Counters, tensors: Mapping[str, Tensor], scaler: Mapping[str, Any]
+) -> None:
+    """Write `trainer/` into a checkpoint directory that is being made."""
+    folder = directory / DIRECTORY
+    folder.mkdir()
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, folder / TENSORS_FILE)
+    version, numbers, gauss = random.getstate()
+    content = {
+        "counters": asdict(counters),
+        "loss_scaler": dict(scaler),
+        "python_random": [version, list(numbers), gauss],
+    }
+    (folder / COUNTERS_FILE).write_text(json.dumps(content) + "\n", "utf-8")
+
+
+def read_state(directory: Path) -> tuple[Counters, dict[str, Tensor], dict[str, Any]]:
+    """Counters, tensors and loss-scaler state of a checkpoint; Python's random generator is set on the way.
+
+    Raises CheckpointError when they are missing or damaged.
+    """
+    path = directory / DIRECTORY / COUNTERS_FILE
+    tensors = load_tensors(directory / DIRECTORY / TENSORS_FILE)
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        version, numbers, gauss = content["python_random"]
+        random.setstate((version, tuple(numbers), gauss))
+        return Counters(**content["counters"]), tensors, content["loss_scaler"]
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; this checkpoint cannot be resumed") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error!r}") from error
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as flat tensors: "<parameter's number>.<name>". Numbers in it become float64 scalars."""
+    return {
+        f"{number}.{name}": value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+        for number, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Give an optimizer the state that `optimizer_tensors` made. Its options stay those of the configuration.
+
+    Raises CheckpointError when the state is another model's.
+    """
+    state: dict[int, dict[str, Tensor]] = {}
+    for place, value in tensors.items():
+        number, _, name = place.partition(".")
+        state.setdefault(int(number), {})[name] = value.clone()
+    groups = optimizer.state_dict()["param_groups"]
+    known = {number for group in groups for number in group["params"]}
+    if not set(state) <= known:
+        raise CheckpointError(f"the optimizer state is of {max(state) + 1} tensors, but the model has {len(known)}")
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def recover(checkpoint: Path) -> None:
+    """Finish what a kill in the middle of replacing a checkpoint left: put the new one in place, remove leftovers."""
+    for workspace in checkpoint.parent.glob(f".{checkpoint.name}.*"):
+        if not checkpoint.exists() and (workspace / "old").exists() and (workspace / "new").exists():
+            os.replace(workspace / "new", checkpoint)
+        shutil.rmtree(workspace, ignore_errors=True)
