@@ -4,7 +4,7 @@ Both sides read and update chunk by chunk with the same queries and addresses, o
 order, each with its own deltas. Prints the median time of a chunk on each side, the median of the paired ratios, and
 how far the two tables of deltas and the reads are apart at the end.
 
-    python benchmarks/fast_weight_update.py [--positions 8192] [--threads 1]
+    python benchmarks/fast_weight_update.py [--positions 4096] [--threads 1]
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def compare(memory: FastWeightProductKeyMemory, document: Tensor, chunk_size: in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--positions", type=int, default=8192, help="length of the document")
+    parser.add_argument("--positions", type=int, default=4096, help="length of the document")
     parser.add_argument("--threads", type=int, default=1, help="processor threads for torch")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -92,9 +92,7 @@ def main() -> None:
     config = FastWeightProductKeyMemory.Config(num_keys=NUM_KEYS, top_k=TOP_K, inference_updates=True)
     memory = FastWeightProductKeyMemory(config, ModelShape(width=WIDTH, levels=1))
     document = torch.randn(options.positions, WIDTH)
-    print(
-        f"{NUM_KEYS} keys, top {TOP_K}, C = {WIDTH}, {options.positions} positions, float32, {options.threads} thread(s)"
-    )
+    print(f"{NUM_KEYS} keys, top {TOP_K}, C = {WIDTH}, {options.positions} positions, float32")
     print("chunk  chunks   dense ms  closed ms    ratio  deltas diff    reads diff  max delta")
     for chunk_size in CHUNK_SIZES:
         print(compare(memory, document, chunk_size))

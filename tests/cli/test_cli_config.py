@@ -70,11 +70,10 @@ def test_a_tied_head_counts_nothing(wavelet):
 
 
 def test_the_vocabulary_comes_from_the_tokenizer_where_the_model_names_none(wavelet):
-    overrides = ("model.vocabulary_size=null", "data.tokenizer={kind: byte_pair, vocabulary_size: 1000}", "model.width=64")
-    _, parts = parameters(wavelet, "demo", *(word for override in overrides for word in ("--set", override)))
-    assert parts["embedding"]["copies"] == [64_000]
-    _, parts = parameters(wavelet, "demo", "--set", "model.vocabulary_size=null", "--set", "data.tokenizer=bytes", "--set", "model.width=64")
-    assert parts["embedding"]["copies"] == [64 * 256]
+    common = ("--set", "model.vocabulary_size=null", "--set", "model.width=64")
+    for tokenizer, size in (("{kind: byte_pair, vocabulary_size: 1000}", 1000), ("bytes", 256)):
+        _, parts = parameters(wavelet, "demo", *common, "--set", f"data.tokenizer={tokenizer}")
+        assert parts["embedding"]["copies"] == [64 * size]
 
 
 def test_the_schema_has_the_fields_of_every_component(wavelet):
@@ -105,7 +104,7 @@ def show(wavelet, tmp_path: Path, text: str) -> str:
         ("model: {width: -1}", ["model.width", "-1"]),
         ("model: {mixer: gated_spectrum}", ["model.mixer", "did you mean 'gated_spectral'?"]),
         ("model: {mixer: {kind: gated_spectral, rnak: 2}}", ["rnak", "did you mean 'rank'?"]),
-        ("model: {wavelet: {crawl: 4}}", ["wavelet", "crawl=4", "odd"]),
+        ("model: {wavelet: {crawl: 4}}", ["model.wavelet", "crawl=4 is even", "3 or 5"]),
         ("model: {mixer: {widths: [1, 1]}}", ["mixer", "widths", "model.levels"]),
         ("model: {width: 33, memories: [{kind: product_key, num_keys: 64, top_k: 4}]}", ["memories[0]", "width", "33"]),
         ("model: {width: 32, memories: [{kind: product_key, num_keys: 60}]}", ["num_keys", "60", "square"]),

@@ -9,7 +9,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from wavelet_cli.main import WaveletGroup
+from wavelet_cli.main import PACKAGES, WaveletGroup
 from wavelet_core.config import ConfigurationError
 from wavelet_core.registry import RegistryError
 
@@ -78,7 +78,7 @@ def test_a_misspelt_command_names_the_nearest(wavelet):
 def test_version_lists_the_packages_and_torch(wavelet):
     result = wavelet("--version")
     names = [line.split()[0] for line in result.stdout.splitlines()]
-    assert names == ["wavelet-core", "wavelet-memory", "wavelet-quant", "wavelet-train", "wavelet-cli", "torch", "python"]
+    assert names == [*PACKAGES, "torch", "python"]
 
 
 def test_help_does_not_import_torch():

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+
 from wavelet_core import ComponentConfig, ModelShape
 
 

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable
 
-from wavelet_core import hookimpl
-
 from diagonal_mixer.mixers import DiagonalMixer, IdentityMixer
+from wavelet_core import hookimpl
 
 
 @hookimpl

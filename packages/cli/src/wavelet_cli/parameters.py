@@ -14,11 +14,11 @@ def parameter_report(config: ModelConfig) -> dict[str, Any]:
     """Parameter counts of the model that `config` describes, which is built without memory for its weights."""
     import torch
 
-    from wavelet_core.model import WaveletLM
+    from wavelet_core.multinodal import build_model
     from wavelet_core.parameters import count_parameters, parameter_parts
 
     with torch.device("meta"):
-        model = WaveletLM(config)
+        model = build_model(config)
     parts = [
         {"part": part.name, "uses": part.uses, "copies": part.copies, "parameters": part.total}
         for part in parameter_parts(model)

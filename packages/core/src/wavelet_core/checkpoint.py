@@ -36,7 +36,7 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be read; the message names the file and what is wrong with it."""
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary sibling of `path` (a file, or a directory that it makes), then rename it there.
 
     An existing directory is moved aside first and removed last.

@@ -6,6 +6,15 @@ from collections.abc import Callable
 
 from wavelet_core.block import WaveletBlock
 from wavelet_core.bypass import ExponentialMovingAverageBypass, RunningMeanBypass
+from wavelet_core.generation.samplers import (
+    EntropyAdaptive,
+    MinP,
+    RepetitionPenalty,
+    Temperature,
+    TopK,
+    TopP,
+    WaveletCoherence,
+)
 from wavelet_core.haar import HaarWavelet
 from wavelet_core.lifting import LiftingWavelet
 from wavelet_core.mixers import DeepGatedSpectralMixer, GatedSpectralMixer
@@ -30,3 +39,5 @@ def register_components(register: Callable[[str, type], None]) -> None:
     register("block", WaveletBlock)
     for tokenizer in (BytePairTokenizer, TiktokenTokenizer, BytesTokenizer, TokenIds):
         register("tokenizer", tokenizer)
+    for sampler in (Temperature, EntropyAdaptive, TopK, TopP, MinP, RepetitionPenalty, WaveletCoherence):
+        register("sampler", sampler)

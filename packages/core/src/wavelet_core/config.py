@@ -267,7 +267,7 @@ class ModelConfig(Section):
             try:
                 config.check(self)
             except ValueError as error:
-                raise _error_at("ModelConfig", place, config.kind, str(error)) from error
+                raise _error_at("ModelConfig", place, config, str(error)) from error
         if self.cross_window_state and self.bypass is None:
             raise ValueError("cross_window_state needs a bypass, but model.bypass is null; set one of the two")
         if self.stochastic_depth and self.shared_block:

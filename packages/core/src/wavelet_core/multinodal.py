@@ -127,6 +127,10 @@ class MultinodalLM(nn.Module, Pretrained):
             cell.begin_window(self._cell_state(state, index))  # type: ignore[operator]
         return state
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        """The cells' scaled token embeddings side by side, (B, T, n C)."""
+        return torch.cat([cell.embed(tokens) for cell in self.cells], dim=-1)  # type: ignore[operator]
+
     def forward(self, tokens: Tensor, state: State | None = None) -> Tensor:
         """Combined logits (B, T, V) of tokens (B, T)."""
         return self.head(self.hidden(tokens, state))

@@ -292,7 +292,7 @@ def _import_tiktoken(kind: str) -> ModuleType:
 def save_description(directory: str | Path, description: dict[str, Any]) -> None:
     """Write a tokenizer's `tokenizer.json`, atomically; `description` has its kind under "kind"."""
     text = json.dumps(description, indent=1) + "\n"
-    write_atomically(Path(directory) / FILE_NAME, lambda file: file.write_text(text, encoding="utf-8") and None)
+    write_atomically(Path(directory) / FILE_NAME, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:
@@ -320,4 +320,20 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
         raise
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}") from error
+    return tokenizer
+
+
+def checkpoint_tokenizer(directory: str | Path, vocabulary_size: int) -> Tokenizer:
+    """The tokenizer of a checkpoint directory whose model has `vocabulary_size` entries.
+
+    A model may have more entries than its tokenizer has tokens (padding), not fewer.
+
+    Raises CheckpointError when it has fewer, and what `load_tokenizer` raises.
+    """
+    tokenizer = load_tokenizer(directory)
+    if tokenizer.vocabulary_size > vocabulary_size:
+        raise CheckpointError(
+            f"{directory}: the tokenizer has {tokenizer.vocabulary_size} tokens, but the model's vocabulary only "
+            f"{vocabulary_size} entries (model.vocabulary_size); put back the tokenizer that the model was trained with"
+        )
     return tokenizer

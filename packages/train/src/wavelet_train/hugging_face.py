@@ -39,8 +39,8 @@ class HuggingFace:
         test_split: str = Field("test", description="what the test split is called there")
         join: str | None = Field(
             None,
-            description="null: every row is a document, empty ones left out; a string: a split is one text, made of its "
-            "rows with this string between them and held in memory whole",
+            description="null: every row is a document, empty ones left out; a string: a split is one text, its rows "
+            "with this string between them, held in memory whole",
         )
 
     def __init__(self, config: Config) -> None:
@@ -49,7 +49,7 @@ class HuggingFace:
         self._rows = {split: opened.get(getattr(config, f"{split}_split")) for split in SPLITS}
         self._available = list(opened)
         train = self._rows["train"]
-        self._dealt = train is not None and self._rows["validation"] is None and self._rows["test"] is None
+        self._dealt = self._available == [config.train_split]
         if self._dealt:
             self._rows = dict.fromkeys(SPLITS, train)
         for rows in filter(None, self._rows.values()):
@@ -103,24 +103,15 @@ def open_splits(config: HuggingFace.Config) -> dict[str, Any]:
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     path = Path(config.path).expanduser()
-    looks_local = path.is_absolute() or path.suffix in READERS or config.path.startswith((".", "~"))
-    if looks_local and not path.exists():
-        raise ConfigurationError(f"data.dataset.path: there is no file or folder {path}")
+    check_local(config, path)
     try:
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             opened = datasets.load_from_disk(str(path))
-        elif path.is_file() and path.suffix not in READERS:
-            raise ConfigurationError(
-                f"data.dataset.path: cannot read {path}; one file must end in {', '.join(READERS)} (for plain text use "
-                "the data set `text`)"
-            )
         elif path.is_file():
             opened = datasets.load_dataset(READERS[path.suffix], data_files=str(path))
         else:
             source = str(path) if path.exists() else config.path
             opened = datasets.load_dataset(source, config.name, revision=config.revision)
-    except ConfigurationError:
-        raise
     except Exception as error:
         # The library and the ones below it raise too many unrelated types to name them.
         reason = str(error).strip().splitlines()
@@ -128,6 +119,23 @@ def open_splits(config: HuggingFace.Config) -> dict[str, Any]:
             f"data.dataset.path: could not open {config.path!r}: {reason[0] if reason else type(error).__name__}"
         ) from error
     return {config.train_split: opened} if isinstance(opened, datasets.Dataset) else dict(opened)
+
+
+def check_local(config: HuggingFace.Config, path: Path) -> None:
+    """Raise ConfigurationError for a path on this machine that cannot be opened; hub names pass."""
+    looks_local = path.is_absolute() or path.suffix in READERS or config.path.startswith((".", "~"))
+    if looks_local and not path.exists():
+        raise ConfigurationError(f"data.dataset.path: there is no file or folder {path}")
+    if path.is_file() and path.suffix not in READERS:
+        raise ConfigurationError(
+            f"data.dataset.path: cannot read {path}; one file must end in {', '.join(READERS)} (for plain text there "
+            "is the data set `text`)"
+        )
+    for field in ("name", "revision"):
+        if path.exists() and getattr(config, field) is not None:
+            raise ConfigurationError(
+                f"data.dataset.{field}: applies to data sets on the hub, but {path} is on this machine; leave it out"
+            )
 
 
 def check_text_column(config: HuggingFace.Config, rows: Any) -> None:

@@ -123,7 +123,7 @@ class SentencePieceTokenizer(Tokenizer):
 
 def save_sentence_piece(directory: str | Path, model: bytes) -> None:
     """Write the content of a SentencePiece `.model` file as a tokenizer directory; needs no package."""
-    write_atomically(Path(directory) / MODEL_FILE, lambda file: file.write_bytes(model) and None)
+    write_atomically(Path(directory) / MODEL_FILE, lambda file: file.write_bytes(model))
     save_description(directory, {"kind": "sentencepiece"})
 
 

@@ -36,9 +36,7 @@ class TextFiles:
         def _one_way(self) -> TextFiles.Config:
             named = bool(self.train or self.validation or self.test)
             if (self.path is not None) == named:
-                raise ValueError(
-                    "give either path (one folder or file for all splits), or train, validation and test"
-                )
+                raise ValueError("give either path (one folder or file for all splits), or train, validation and test")
             return self
 
     def __init__(self, config: Config) -> None:
@@ -120,8 +118,8 @@ def read_utf8(file: Path) -> str:
         return file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigurationError(
-            f"data.dataset: {file} is not UTF-8 text (byte {error.start} is 0x{error.object[error.start]:02x}); convert "
-            "it to UTF-8, or choose other files with data.dataset.pattern"
+            f"data.dataset: {file} is not UTF-8 text (byte {error.start} is 0x{error.object[error.start]:02x}); "
+            "convert it to UTF-8, or choose other files with data.dataset.pattern"
         ) from None
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from wavelet_core.checkpoint import CheckpointError, write_atomically
 from wavelet_core.config import ComponentConfig, ConfigurationError
 from wavelet_core.registry import registry
-from wavelet_core.tokenizers import BytePairTokenizer, Tokenizer, TokenizerError, load_tokenizer
+from wavelet_core.tokenizers import BytePairTokenizer, Tokenizer, load_tokenizer
 from wavelet_train.byte_pair import train_byte_pair
 from wavelet_train.datasets import Dataset
 from wavelet_train.progress import Progress
@@ -94,7 +94,9 @@ class TokenCache:
     def tokenizer(self, config: ComponentConfig) -> Tokenizer:
         """The tokenizer of a configuration, trained on the train split of the data if its kind is learnt."""
         tokenizer_class: Any = registry.get("tokenizer", config.kind)
-        train = train_byte_pair if tokenizer_class is BytePairTokenizer else getattr(tokenizer_class, "train", None)
+        train: Any = getattr(tokenizer_class, "train", None)
+        if tokenizer_class is BytePairTokenizer:  # whose package cannot depend on the library that learns it
+            train = train_byte_pair
         if train is None:
             tokenizer: Tokenizer = tokenizer_class(config)
             return tokenizer
@@ -176,7 +178,7 @@ def write_split(directory: Path, name: Split, dataset: Dataset, tokenizer: Token
     counts.documents = len(starts)
     write_atomically(directory / f"{name}.documents", np.array(starts, dtype=np.int64).tofile)
     sidecar = json.dumps(asdict(counts)) + "\n"
-    write_atomically(directory / f"{name}.json", lambda file: file.write_text(sidecar, encoding="utf-8") and None)
+    write_atomically(directory / f"{name}.json", lambda file: file.write_text(sidecar, encoding="utf-8"))
 
 
 @dataclass(frozen=True)

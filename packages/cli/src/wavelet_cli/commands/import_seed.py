@@ -29,5 +29,7 @@ def command(seed_checkpoint: Path, out: Path, config_json: Path | None) -> None:
     """
     from wavelet_core.seed import import_seed
 
-    import_seed(seed_checkpoint, config_json, out)
-    click.echo(f"imported {seed_checkpoint} as {out}")
+    report = import_seed(seed_checkpoint, config_json, out)
+    click.echo(f"{out}: {report.parameters:,} parameters from {report.tensors:,} tensors of {seed_checkpoint}")
+    for remark in report.remarks:
+        click.echo(f"note: {remark}", err=True)

@@ -14,9 +14,9 @@ from wavelet_cli.tables import byte_size, table
 
 
 @click.command("inspect", short_help="Show what a checkpoint holds.")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint")
 @json_option
-def command(checkpoint: Path, as_json: bool) -> None:
+def command(checkpoint: str, as_json: bool) -> None:
     """Show what CHECKPOINT holds: model, parameters, stored types, tokenizer, files, and the packages it needs.
 
     Nothing but headers is read from its weights.
@@ -26,15 +26,16 @@ def command(checkpoint: Path, as_json: bool) -> None:
       wavelet inspect runs/demo
       wavelet inspect runs/demo --json
     """
-    report = _report(checkpoint)
+    from wavelet_core.checkpoint import locate_checkpoint
+
+    report = _report(locate_checkpoint(checkpoint))
     click.echo(json.dumps(report, indent=2) if as_json else _describe(report))
 
 
 def _report(directory: Path) -> dict[str, Any]:
+    from wavelet_cli.parameters import parameter_report
     from wavelet_core.checkpoint import TOKENIZER_DIRECTORY, WEIGHTS_FILE, open_tensors, read_config, read_model_config
     from wavelet_core.tokenizers import FILE_NAME
-
-    from wavelet_cli.parameters import parameter_report
 
     config = read_config(directory)
     model = read_model_config(directory)

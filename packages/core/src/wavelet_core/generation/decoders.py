@@ -7,30 +7,17 @@ model read the chosen tokens, and `keep` drops the rows that have ended.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from wavelet_core.generation.context import open_context
-from wavelet_core.generation.sampling import SamplerChain, draw, uniform
+from wavelet_core.generation.sampling import RowSeed, SamplerChain, draw
 from wavelet_core.generation.settings import GenerationSettings, LookaheadSettings
 
 if TYPE_CHECKING:
     from wavelet_core.model import WaveletLM
-
-
-@dataclass(frozen=True)
-class RowSeed:
-    """What a row's draws come from: its seed, and the number of the text drawn with that seed (best-of-n)."""
-
-    seed: int
-    stream: int = 0
-
-    def uniform(self, position: int) -> float:
-        """The row's random number in [0, 1) for a position of its text."""
-        return uniform(self.seed, position, self.stream)
 
 
 def prompt_tensors(model: WaveletLM, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -120,6 +107,5 @@ class Lookahead(Sampling):
         self.context, self.memory = self._next
 
     def keep(self, rows: Sequence[int]) -> None:
-        super().keep(rows)
         context, memory = self._next
         self._next = context.select(rows), memory[rows]

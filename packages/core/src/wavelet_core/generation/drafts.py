@@ -10,7 +10,7 @@ import torch
 
 from wavelet_core.config import ConfigurationError
 from wavelet_core.generation.context import prefill
-from wavelet_core.generation.row_sampler import RowSampler
+from wavelet_core.generation.sampling import RowSampler
 
 if TYPE_CHECKING:
     from wavelet_core.model import WaveletLM

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from wavelet_core.config import ConfigurationError
-from wavelet_core.generation.decoders import Lookahead, RowSeed, Sampling
+from wavelet_core.generation.decoders import Lookahead, Sampling
 from wavelet_core.generation.drafts import DraftSource, ModelDrafts
-from wavelet_core.generation.sampling import SamplerChain
 from wavelet_core.generation.samplers.temperature import entropy_of
+from wavelet_core.generation.sampling import RowSeed, SamplerChain
 from wavelet_core.generation.settings import GenerationSettings
 from wavelet_core.generation.speculative import Speculative
 from wavelet_core.generation.stopping import TextStream

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,27 +35,34 @@ class SamplerChain:
         trees = {str(index): sampler.start(prompts) for index, sampler in enumerate(self.samplers)}
         return State(trees, len(prompts))
 
-    def observe(self, tokens: Tensor, state: State) -> None:
+    def observe(self, tokens: Tensor, memory: State) -> None:
         """Show the token that each row has been given, (B,), to all samplers."""
-        for sampler, tree in zip(self.samplers, state.tree.values(), strict=True):
+        for sampler, tree in zip(self.samplers, memory.tree.values(), strict=True):
             sampler.observe(tokens, tree)
 
-    def __call__(self, logits: Tensor, state: State) -> Tensor:
+    def __call__(self, logits: Tensor, memory: State) -> Tensor:
         """Reshaped logits (B, V), in float32."""
         logits = logits.float()
-        for sampler, tree in zip(self.samplers, state.tree.values(), strict=True):
+        for sampler, tree in zip(self.samplers, memory.tree.values(), strict=True):
             logits = sampler(logits, tree)
         return logits
 
 
-def uniform(seed: int, position: int, stream: int = 0) -> float:
-    """The number in [0, 1) that decides the token at a position of a generated text.
+@dataclass(frozen=True)
+class RowSeed:
+    """What decides a row's draws: its seed, and the number of the text that is drawn with it (best-of-n)."""
 
-    A hash of its arguments instead of a generator with a state: a draw depends on nothing but the row's seed and the
-    position, so neither other rows of the batch nor speculative drafts can disturb it.
-    """
-    digest = hashlib.blake2b(f"{seed} {stream} {position}".encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> 12) * 2.0**-52
+    seed: int
+    stream: int = 0
+
+    def uniform(self, position: int) -> float:
+        """The number in [0, 1) that decides the token at a position of the row's text.
+
+        A hash of its arguments instead of a generator with a state: a draw depends on nothing but the row's seed and
+        the position, so neither other rows of the batch nor speculative drafts can disturb it.
+        """
+        digest = hashlib.blake2b(f"{self.seed} {self.stream} {position}".encode(), digest_size=8).digest()
+        return (int.from_bytes(digest, "big") >> 12) * 2.0**-52
 
 
 def draw(logits: Tensor, uniforms: Sequence[float]) -> Tensor:
@@ -66,8 +74,26 @@ def draw(logits: Tensor, uniforms: Sequence[float]) -> Tensor:
     total = cumulative[:, -1:]
     if not bool(total.isfinite().all()):
         raise GenerationError(
-            "the logits are not finite, so no token can be drawn; a 16-bit model may overflow (use --dtype float32), "
-            "and samplers must leave at least one token"
+            "the logits are not finite, so no token can be drawn; a 16-bit model may overflow (use float32), and "
+            "samplers must leave at least one token"
         )
     targets = torch.tensor(uniforms, dtype=torch.float64, device=logits.device).unsqueeze(-1) * total
     return torch.searchsorted(cumulative, targets, right=True).squeeze(-1)
+
+
+class RowSampler:
+    """The samplers, their memory and the random numbers of one row, moving on with every token drawn."""
+
+    def __init__(self, chain: SamplerChain, memory: State, seed: RowSeed, position: int = 0):
+        self.chain, self.memory, self.seed, self.position = chain, memory, seed, position
+
+    def pick(self, logits: Tensor) -> int:
+        """The row's next token for the model's logits (1, V)."""
+        token = draw(self.chain(logits, self.memory), [self.seed.uniform(self.position)])
+        self.chain.observe(token, self.memory)
+        self.position += 1
+        return int(token)
+
+    def fork(self) -> RowSampler:
+        """A copy that draws the same tokens and leaves this one where it is."""
+        return RowSampler(self.chain, self.memory.clone(), self.seed, self.position)

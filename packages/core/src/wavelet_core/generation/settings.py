@@ -54,9 +54,17 @@ class GenerationSettings(Section):
     def _check_together(self) -> GenerationSettings:
         if self.best_of > 1 and self.tokens is None:
             raise ValueError(f"best_of={self.best_of} compares finished texts and needs a number of tokens")
-        if self.best_of > 1 and self.lookahead is not None:
+        if self.lookahead is None:
+            return self
+        if self.best_of > 1:
             raise ValueError(
-                f"best_of={self.best_of} draws several texts, but lookahead finds the same one every time; use one"
+                f"best_of={self.best_of} draws several texts, but lookahead finds the same one every time; "
+                "leave out one of the two"
+            )
+        if any(sampler.kind == "temperature" and sampler.temperature == 0 for sampler in self.samplers):
+            raise ValueError(
+                "lookahead needs candidates, but temperature=0 leaves a single one; leave the temperature out: "
+                "lookahead draws nothing at random"
             )
         return self
 

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from wavelet_core.generation.context import prefill
-from wavelet_core.generation.decoders import RowSeed, prompt_tensors
+from wavelet_core.generation.decoders import prompt_tensors
 from wavelet_core.generation.drafts import DraftSource
-from wavelet_core.generation.row_sampler import RowSampler
-from wavelet_core.generation.sampling import SamplerChain
+from wavelet_core.generation.sampling import RowSampler, RowSeed, SamplerChain
 from wavelet_core.generation.settings import GenerationSettings
 
 if TYPE_CHECKING:

@@ -1,0 +1,121 @@
+"""`wavelet evaluate`: how well a checkpoint predicts a text, in every unit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from wavelet_cli.options import json_option
+from wavelet_cli.tables import table
+
+if TYPE_CHECKING:
+    from wavelet_core.tokenizers import Tokenizer
+    from wavelet_train.token_cache import TokenSplit
+
+
+@click.command("evaluate", short_help="Measure how well a checkpoint predicts a text.")
+@click.argument("checkpoint")
+@click.option(
+    "--data",
+    "path",
+    type=click.Path(path_type=Path, exists=True),
+    help="A text file, or a folder of text files, to evaluate on as a whole; by default what the run was trained on.",
+)
+@click.option(
+    "--split",
+    type=click.Choice(["train", "validation", "test"]),
+    help="Which split of the run's data; test by default.",
+)
+@click.option(
+    "--windows",
+    type=click.Choice(["sliding", "non-overlapping"]),
+    default="sliding",
+    show_default=True,
+    help="sliding: windows start half a window apart and score the tokens that are new in them.",
+)
+@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Windows at a time.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps, ...")
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16", "float16", "auto"]),
+    default="float32",
+    show_default=True,
+    help="Type of matrix products; auto is bfloat16 where the device has it.",
+)
+@json_option
+def command(
+    checkpoint: str,
+    path: Path | None,
+    split: str | None,
+    windows: str,
+    batch_size: int,
+    device: str,
+    precision: str,
+    as_json: bool,
+) -> None:
+    """Measure how well CHECKPOINT predicts a text: nats, bits and perplexity per token, bits per byte, and perplexity
+    per word.
+
+    Bits per byte and perplexity per word compare models whatever their tokenizers are; numbers per token only models
+    with the same tokenizer.
+
+    \b
+    Examples:
+      wavelet evaluate runs/demo
+      wavelet evaluate runs/demo --split validation --windows non-overlapping
+      wavelet evaluate runs/demo --data book.txt --json
+    """
+    if path is not None and split is not None:
+        raise click.UsageError("--split is for the run's own data; a text given with --data is evaluated whole")
+
+    from wavelet_core import WaveletLM
+    from wavelet_core.checkpoint import locate_checkpoint
+    from wavelet_core.tokenizers import checkpoint_tokenizer
+    from wavelet_train.evaluation import evaluate
+    from wavelet_train.precision import resolve_device, resolve_precision
+    from wavelet_train.progress import Progress
+
+    directory = locate_checkpoint(checkpoint)
+    place = resolve_device(device)
+    model = WaveletLM.from_pretrained(directory, device=place)
+    tokenizer = checkpoint_tokenizer(directory, model.config.vocabulary_size or 0)
+    text = _text(directory, tokenizer, path, split or "test")
+    stride = max(1, model.config.context_length // 2) if windows == "sliding" else None
+    with Progress("evaluating", text.token_count - 1, " tokens") as progress:
+        result = evaluate(
+            model,
+            text,
+            tokenizer,
+            stride,
+            batch_size,
+            dtype=resolve_precision(precision, place),  # type: ignore[arg-type]
+            on_batch=progress.advance,
+        )
+    report = {"checkpoint": str(directory), "text": str(path or text.name), **result.as_dict()}
+    click.echo(json.dumps(report, indent=2) if as_json else _describe(report))
+
+
+def _text(directory: Path, tokenizer: Tokenizer, path: Path | None, split: Any) -> TokenSplit:
+    """The tokens of a file or folder, or else of a split of the data that a checkpoint was trained on."""
+    from wavelet_core.checkpoint import CONFIG_FILE, CheckpointError, read_config
+    from wavelet_core.config import parse
+    from wavelet_train.data import DataConfig, prepare
+
+    if path is not None:
+        return prepare(DataConfig(dataset={"kind": "text", "test": str(path)}), tokenizer).test
+    saved = read_config(directory).get("data")
+    if saved is None:
+        raise CheckpointError(f"{directory} does not say what it was trained on; name a text with --data")
+    return prepare(parse(DataConfig, saved, f"{directory / CONFIG_FILE}: data"), tokenizer).split(split)
+
+
+def _describe(report: dict[str, Any]) -> str:
+    units = ("bits_per_byte", "perplexity_per_word", "nats_per_token", "bits_per_token", "perplexity_per_token")
+    sizes = ("bytes", "words", "tokens")
+    rows = [(name.replace("_", " "), f"{report[name]:.4f}") for name in units if report[name] is not None]
+    rows += [(name, f"{report[name]:,}") for name in sizes if report[name] is not None]
+    rows.append(("windows", f"{report['window']} tokens every {report['stride']}"))
+    return f"{report['checkpoint']} on {report['text']}\n{table(rows)}"

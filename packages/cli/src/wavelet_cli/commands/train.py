@@ -1,0 +1,70 @@
+"""`wavelet train`: train a model, or go on with a run that was stopped."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import click
+
+from wavelet_cli.options import json_option, set_option
+
+
+@click.command("train", short_help="Train a model, or go on with a run that was stopped.")
+@click.argument("config", required=False)
+@set_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Directory for checkpoints and metrics; by default runs/ and the name of CONFIG.",
+)
+@click.option(
+    "--resume",
+    metavar="RUN",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Go on with the run in this directory, in its own configuration where no CONFIG is given.",
+)
+@click.option("--overwrite", is_flag=True, help="Start anew even if the directory holds a run.")
+@json_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    config: str | None,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    resume: Path | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Train the model of CONFIG, a preset (see `wavelet config list`) or a YAML or JSON file.
+
+    The run's directory gets config.yaml, metrics.jsonl and the checkpoints best/ and last/. Ctrl-C saves and stops.
+    At the end the best checkpoint is evaluated on the whole validation split.
+
+    \b
+    Examples:
+      wavelet train demo --out runs/demo
+      wavelet train demo --set train.lr=0.002 --set model.mixer.rank=8
+      wavelet train my.yaml --set data.dataset='{kind: text, path: books}'
+      wavelet train --resume runs/demo
+      wavelet train --resume runs/demo --set train.steps=4000
+    """
+    if resume is not None and (out is not None or overwrite):
+        raise click.UsageError("--resume goes on in the run's own directory: leave out --out and --overwrite")
+    if resume is None and config is None:
+        raise click.UsageError("name a CONFIG to train (see `wavelet config list`), or a run with --resume")
+
+    from wavelet_train.config import load_run_config
+    from wavelet_train.trainer import CONFIG_FILE, train
+
+    run = load_run_config(config or resume / CONFIG_FILE, overrides)  # type: ignore[operator]
+    result = train(run, resume or out or Path("runs") / Path(config).stem, bool(resume), overwrite)  # type: ignore[arg-type]
+    if as_json:
+        report = result.report and result.report.as_dict()
+        state = {"directory": str(result.directory), "step": result.step, "steps": result.steps}
+        click.echo(json.dumps({**state, "stopped_by": result.stopped_by, "report": report}, indent=2))
+    elif result.report is not None:
+        click.echo(f'{result.report}\nTry it: wavelet generate {result.directory} --prompt "..."')
+    if result.stopped_by is not None:
+        ctx.exit(128 + signal.Signals[result.stopped_by])

@@ -1,0 +1,32 @@
+"""Generation: prefill, then one token at a time at a constant cost (spec/model.md, section 10).
+
+`generate` yields tokens and text as they come, `collect` gathers them, `GenerationSettings` says how.
+"""
+
+from wavelet_core.generation.completion import Completion, collect
+from wavelet_core.generation.drafts import ModelDrafts, NgramDrafts
+from wavelet_core.generation.engine import Token, generate
+from wavelet_core.generation.metrics import text_metrics
+from wavelet_core.generation.samplers import Sampler
+from wavelet_core.generation.sampling import GenerationError
+from wavelet_core.generation.settings import STRATEGIES, GenerationSettings, LookaheadSettings
+from wavelet_core.generation.spacing import SpacingStream, clean_spacing
+from wavelet_core.generation.speculative import Pace
+
+__all__ = [
+    "STRATEGIES",
+    "Completion",
+    "GenerationError",
+    "GenerationSettings",
+    "LookaheadSettings",
+    "ModelDrafts",
+    "NgramDrafts",
+    "Pace",
+    "Sampler",
+    "SpacingStream",
+    "Token",
+    "clean_spacing",
+    "collect",
+    "generate",
+    "text_metrics",
+]
