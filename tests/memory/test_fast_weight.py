@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from wavelet_core.config import ConfigurationError, ModelConfig, ModelShape, parse
 from wavelet_core.state import State
+from wavelet_core.testing import check_component
 from wavelet_memory import FastWeightProductKeyMemory, ProductKeyMemory
 from wavelet_memory.fast_weight_update import update_deltas
 
@@ -179,14 +180,11 @@ def test_16_bit_models_keep_small_steps():
     assert 0 < (state.tree["deltas"] - 1.0).abs().max() < 1e-4
 
 
-def test_compiles_without_graph_breaks_and_updates_the_state():
-    memory = memory_of()
-    compiled = torch.compile(memory, fullgraph=True, backend="aot_eager")
-    q = torch.randn(2, 3 * CHUNK, WIDTH)
-    state, expected_state = state_of(memory, 2), state_of(memory, 2)
-    with torch.no_grad():
-        torch.testing.assert_close(feed(compiled, q, state), feed(memory, q, expected_state))
-    torch.testing.assert_close(state.tree["deltas"], expected_state.tree["deltas"])
+@pytest.mark.parametrize("options", [{}, {"inference_updates": True, "chunk_size": 3, "heads": 2}])
+def test_keeps_the_contract_of_a_memory(options):
+    """Among others that it compiles without graph breaks and streams, updates included."""
+    config = FastWeightProductKeyMemory.Config(**{"num_keys": 64, "top_k": 4, "update_learning_rate": 5.0} | options)
+    check_component(FastWeightProductKeyMemory, config)
 
 
 def test_gradients_flow_through_the_slow_values_with_a_state():

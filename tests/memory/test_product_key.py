@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from wavelet_core.config import ConfigurationError, ModelConfig, ModelShape, parse
+from wavelet_core.testing import check_component
 from wavelet_memory import FastWeightProductKeyMemory, ProductKeyMemory
 
 WIDTH = 24
@@ -90,16 +91,9 @@ def test_headline_size():
     assert sum(parameter.numel() for parameter in memory.parameters()) == 38_010_880
 
 
-def test_compiles_without_graph_breaks():
-    memory = memory_of()
-    compiled = torch.compile(memory, fullgraph=True, backend="aot_eager")
-    q = torch.randn(2, 5, WIDTH)
-    torch.testing.assert_close(compiled(q), memory(q))
-    compiled(q).square().sum().backward()
-    gradients = [parameter.grad.clone() for parameter in memory.parameters()]
-    memory.zero_grad()
-    memory(q).square().sum().backward()
-    torch.testing.assert_close(gradients, [parameter.grad for parameter in memory.parameters()])
+@pytest.mark.parametrize("options", [{}, {"heads": 2, "num_keys": 25, "top_k": 9}])
+def test_keeps_the_contract_of_a_memory(options):
+    check_component(ProductKeyMemory, ProductKeyMemory.Config(**{"num_keys": 64, "top_k": 4} | options))
 
 
 @pytest.mark.parametrize("kind", ["product_key", "fast_weight_product_key"])

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from wavelet_cli import commands
-from wavelet_cli.errors import Failure
+from wavelet_cli.errors import failure
 
 PACKAGES = ("wavelet-core", "wavelet-memory", "wavelet-quant", "wavelet-train", "wavelet-cli")
 DEBUG = "wavelet_cli.debug"
@@ -80,7 +80,7 @@ class WaveletGroup(click.Group):
         except Exception as error:
             if ctx.meta.get(DEBUG):
                 traceback.print_exc()
-            raise Failure(error) from error
+            raise failure(error) from error
 
 
 def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:

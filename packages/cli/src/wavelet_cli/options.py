@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
@@ -13,3 +15,12 @@ set_option = click.option(
     metavar="FIELD=VALUE",
     help="Override a field, as in train.lr=0.02; values are YAML. May be given many times.",
 )
+
+
+def _refuse_filled(_: click.Context, parameter: click.Parameter, path: Path) -> Path:
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise click.BadParameter(f"{path} exists already; name a new directory", param=parameter)
+    return path
+
+
+new_directory_argument = click.argument("out", type=click.Path(path_type=Path), callback=_refuse_filled)

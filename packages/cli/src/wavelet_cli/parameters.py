@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from wavelet_cli.tables import table
+from wavelet_cli.output import table
 
 if TYPE_CHECKING:
     from wavelet_core.config import ModelConfig

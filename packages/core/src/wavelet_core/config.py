@@ -247,6 +247,8 @@ class ModelConfig(Section):
 
         def switch_on(kind: str, component: Any, default: str | None, **options: Any) -> Any:
             resolved = ComponentOf(kind, default).resolve(component)
+            if "bases" in type(resolved).model_fields:
+                options = {"bases": [basis.model_copy(update=options) for basis in resolved.bases]}
             known = {name: value for name, value in options.items() if name in type(resolved).model_fields}
             return resolved.model_copy(update=known)
 

@@ -116,6 +116,8 @@ class GatedSpectralMixer(nn.Module):
         )
 
         def check(self, model: ModelConfig) -> None:
+            if self.routing and self.gate is None:
+                raise ValueError("routing=true feeds the gates, but gate=null has none; set one of the two")
             if self.widths is None:
                 return
             if len(self.widths) != model.levels + 1:
@@ -211,6 +213,8 @@ class DeepGatedSpectralMixer(nn.Module):
 
 class ScaleNorm(nn.Module):
     """A LayerNorm over channels with its own gain and bias for every scale. Shapes: (B, T, S, P) -> (B, T, S, P)."""
+
+    float_parameters = ("weight", "bias")  # not a matrix: quantization leaves it alone
 
     def __init__(self, scales: int, width: int):
         super().__init__()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -22,7 +25,35 @@ class DirectMatrices(nn.Module):
         return self.weight
 
 
-class SpectralNormMatrices(nn.Module):
+class ComputedMatrices(nn.Module, ABC):
+    """Matrices that take work to compute from their parameter; `frozen_matrices` does it once for many calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._frozen: Tensor | None = None
+
+    @abstractmethod
+    def compute(self) -> Tensor:
+        """The matrices (n, w, w), from the parameter."""
+
+    def forward(self) -> Tensor:
+        return self.compute() if self._frozen is None else self._frozen
+
+
+@contextmanager
+def frozen_matrices(model: nn.Module) -> Iterator[None]:
+    """While this lasts, every computed matrix of the model is a constant: for decoding, where the weights stand still."""
+    modules = [module for module in model.modules() if isinstance(module, ComputedMatrices)]
+    for module in modules:
+        module._frozen = module.compute().detach()
+    try:
+        yield
+    finally:
+        for module in modules:
+            module._frozen = None
+
+
+class SpectralNormMatrices(ComputedMatrices):
     """n square matrices, each divided by its largest singular value (Miyato et al. 2018).
 
     The singular value comes from power iteration: one step per training pass, none in evaluation.
@@ -44,7 +75,7 @@ class SpectralNormMatrices(nn.Module):
         self.right.copy_(F.normalize(torch.einsum("noi,no->ni", self.weight, self.left), dim=-1))
         self.left.copy_(F.normalize(torch.einsum("noi,ni->no", self.weight, self.right), dim=-1))
 
-    def forward(self) -> Tensor:
+    def compute(self) -> Tensor:
         if self.training:
             self._iterate()
         left, right = self.left.clone(), self.right.clone()
@@ -52,14 +83,14 @@ class SpectralNormMatrices(nn.Module):
         return self.weight / norms[:, None, None]
 
 
-class ExponentialMatrices(nn.Module):
+class ExponentialMatrices(ComputedMatrices):
     """n matrices exp(A): always invertible, with positive determinant; A starts as noise, exp(A) near the identity."""
 
     def __init__(self, count: int, width: int, noise: float):
         super().__init__()
         self.weight = nn.Parameter(noise * torch.randn(count, width, width))
 
-    def forward(self) -> Tensor:
+    def compute(self) -> Tensor:
         return torch.matrix_exp(self.weight.float()).to(self.weight.dtype)
 
 

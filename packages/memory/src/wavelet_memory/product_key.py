@@ -49,20 +49,6 @@ class ProductKeyConfig(ComponentConfig):
             )
 
 
-class ValueTable(nn.EmbeddingBag):
-    """The values of all heads, one row each; a read is a weighted sum of rows, gathered without a copy of them."""
-
-    def __init__(self, rows: int, width: int):
-        super().__init__(rows, width, mode="sum")
-
-    def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=0.02)
-
-    def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
-        assert per_sample_weights is not None
-        return super().forward(input, offsets, per_sample_weights.to(self.weight.dtype))
-
-
 class ProductKeyTable(nn.Module):
     """Keys, values and the read that the product-key memories share (Lample et al. 2019, "Large Memory Layers").
 
@@ -84,7 +70,8 @@ class ProductKeyTable(nn.Module):
         self.query = nn.Linear(shape.width, shape.width, bias=False)
         self.keys_a = nn.Parameter(0.02 * torch.randn(self.heads, self.side, self.half_width))
         self.keys_b = nn.Parameter(0.02 * torch.randn(self.heads, self.side, self.half_width))
-        self.values = ValueTable(self.heads * self.num_keys, shape.width)
+        self.values = nn.EmbeddingBag(self.heads * self.num_keys, shape.width, mode="sum")
+        nn.init.normal_(self.values.weight, std=0.02)
 
     @property
     def reads(self) -> int:
@@ -92,16 +79,20 @@ class ProductKeyTable(nn.Module):
         return self.heads * self.head_reads
 
     def address(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows of the value table that q (B, T, C) reads and their weights, both (B, T, R)."""
+        """The rows of the value table that q (B, T, C) reads and their weights, both (B, T, R).
+
+        The softmax runs in float32 at least; the weights are in the table's type, which autocast leaves alone.
+        """
+        keys_a, keys_b = self.keys_a, self.keys_b
         queries = self.query(q).view(-1, self.heads, 2, self.half_width)
         half_a, half_b = queries.permute(2, 1, 0, 3)  # (h, B T, C / 2h) each
-        scores_a, best_a = torch.bmm(half_a, self.keys_a.mT).topk(self.half_reads)
-        scores_b, best_b = torch.bmm(half_b, self.keys_b.mT).topk(self.half_reads)
+        scores_a, best_a = torch.bmm(half_a, keys_a.mT).topk(self.half_reads)
+        scores_b, best_b = torch.bmm(half_b, keys_b.mT).topk(self.half_reads)
         pair_scores = scores_a.unsqueeze(-1) + scores_b.unsqueeze(-2)
         scores, pair = pair_scores.flatten(-2).topk(self.head_reads)
         key = best_a.gather(-1, pair // self.half_reads) * self.side + best_b.gather(-1, pair % self.half_reads)
         first_row = torch.arange(0, self.heads * self.num_keys, self.num_keys, device=q.device).view(-1, 1, 1)
-        weight = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+        weight = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(keys_a.dtype)
         places = (*q.shape[:2], self.reads)
         return (first_row + key).transpose(0, 1).reshape(places), weight.transpose(0, 1).reshape(places)
 

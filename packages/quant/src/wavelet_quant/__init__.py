@@ -1,5 +1,12 @@
 """Post-training quantization for WaveletLM."""
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
-__version__ = version("wavelet-quant")
+try:
+    __version__ = version("wavelet-quant")
+except PackageNotFoundError:
+    __version__ = "0+unknown"
+
+from wavelet_quant.int8 import Int8Matrix, quantize_int8, weight_bytes
+
+__all__ = ["Int8Matrix", "quantize_int8", "weight_bytes"]

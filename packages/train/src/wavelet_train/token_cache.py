@@ -16,6 +16,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import numpy as np
 from wavelet_core.checkpoint import CheckpointError, write_atomically
 from wavelet_core.config import ComponentConfig, ConfigurationError
 from wavelet_core.registry import registry
-from wavelet_core.tokenizers import BytePairTokenizer, Tokenizer, load_tokenizer
+from wavelet_core.tokenizers import BytePairTokenizer, Tokenizer, TokenizerError, load_tokenizer
 from wavelet_train.byte_pair import train_byte_pair
 from wavelet_train.datasets import Dataset
 from wavelet_train.progress import Progress
@@ -69,10 +70,14 @@ class TokenSplit:
 
 def token_byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
     """(V,) int64: bytes of text behind each token; the end of text is no text and has 0."""
-    lengths = [len(tokenizer.decode_bytes([token])) for token in range(tokenizer.vocabulary_size)]
+    lengths = np.zeros(tokenizer.vocabulary_size, dtype=np.int64)
+    for token in range(tokenizer.vocabulary_size):
+        # Some published encodings have ids that nothing is encoded to.
+        with suppress(TokenizerError):
+            lengths[token] = len(tokenizer.decode_bytes([token]))
     if tokenizer.end_of_text is not None:
         lengths[tokenizer.end_of_text] = 0
-    return np.array(lengths, dtype=np.int64)
+    return lengths
 
 
 def default_cache_directory() -> Path:
@@ -103,10 +108,8 @@ class TokenCache:
         key = hash_of("tokenizer", self._data_fingerprint, config.model_dump_json())
         directory = self.directory / "tokenizers" / key
         if directory.exists():
-            try:
+            with suppress(CheckpointError):  # one that is damaged is made again
                 return load_tokenizer(directory)
-            except CheckpointError:
-                pass  # damaged: made again below
         with Progress(f"training a {config.kind} tokenizer", size_of(self.dataset, "train")) as progress:
             trained: Tokenizer = train(config, first_bytes(self.dataset.documents("train"), TRAINING_BYTES, progress))
         trained.save(directory)

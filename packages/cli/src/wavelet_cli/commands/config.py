@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import click
 
 from wavelet_cli.options import json_option, set_option
-from wavelet_cli.tables import table
+from wavelet_cli.output import print_json, table
 
 if TYPE_CHECKING:
     from wavelet_core.config import ModelConfig
@@ -33,7 +32,10 @@ def list_command(as_json: bool) -> None:
     from wavelet_train.config import list_presets
 
     presets = list_presets()
-    click.echo(json.dumps(presets, indent=2) if as_json else table(list(presets.items())))
+    if as_json:
+        print_json(presets)
+    else:
+        click.echo(table(list(presets.items())))
 
 
 @command.command("show")
@@ -59,9 +61,14 @@ def show_command(config: str, overrides: tuple[str, ...], parameters: bool, as_j
         from wavelet_cli.parameters import parameter_report, parameter_table
 
         report = parameter_report(_with_vocabulary(run))
-        click.echo(json.dumps(report, indent=2) if as_json else parameter_table(report))
+        text = parameter_table(report)
     else:
-        click.echo(json.dumps(run.model_dump(mode="json"), indent=2) if as_json else dump(run).rstrip())
+        report = run.model_dump(mode="json")
+        text = dump(run).rstrip()
+    if as_json:
+        print_json(report)
+    else:
+        click.echo(text)
 
 
 def _with_vocabulary(run: RunConfig) -> ModelConfig:
@@ -82,9 +89,22 @@ def schema_command() -> None:
     The components of all installed plugins are part of it.
 
     \b
-    Example:
+    Examples:
       wavelet config schema > wavelet.schema.json
     """
     from wavelet_train.config import RunConfig
 
-    click.echo(json.dumps(RunConfig.model_json_schema(), indent=2))
+    print_json(RunConfig.model_json_schema())
+
+
+@command.command("reference")
+def reference_command() -> None:
+    """Print docs/configuration.md: every field of a configuration, and where each key of the original went.
+
+    \b
+    Examples:
+      wavelet config reference > docs/configuration.md
+    """
+    from wavelet_cli.reference import configuration_reference
+
+    click.echo(configuration_reference(), nl=False)

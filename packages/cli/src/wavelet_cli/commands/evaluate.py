@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from wavelet_cli.options import json_option
-from wavelet_cli.tables import table
+from wavelet_cli.output import print_json, table
 
 if TYPE_CHECKING:
     from wavelet_core.tokenizers import Tokenizer
@@ -95,7 +94,10 @@ def command(
             on_batch=progress.advance,
         )
     report = {"checkpoint": str(directory), "text": str(path or text.name), **result.as_dict()}
-    click.echo(json.dumps(report, indent=2) if as_json else _describe(report))
+    if as_json:
+        print_json(report)
+    else:
+        click.echo(_describe(report))
 
 
 def _text(directory: Path, tokenizer: Tokenizer, path: Path | None, split: Any) -> TokenSplit:

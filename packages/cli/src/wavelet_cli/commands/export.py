@@ -6,10 +6,12 @@ from pathlib import Path
 
 import click
 
+from wavelet_cli.options import new_directory_argument
+
 
 @click.command("export", short_help="Write a checkpoint in another program's format.")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("checkpoint")
+@new_directory_argument
 @click.option(
     "--format",
     "output_format",
@@ -17,14 +19,16 @@ import click
     required=True,
     help="seed: config.json and best_model.pt as the original WaveletLM reads them.",
 )
-def command(checkpoint: Path, out: Path, output_format: str) -> None:
-    """Write CHECKPOINT, a checkpoint directory, to the directory OUT in another program's format.
+def command(checkpoint: str, out: Path, output_format: str) -> None:
+    """Write CHECKPOINT, a checkpoint directory, to the new directory OUT in another program's format.
 
     \b
-    Example:
+    Examples:
       wavelet export runs/demo exported --format seed
     """
+    from wavelet_core.checkpoint import locate_checkpoint
     from wavelet_core.seed import export_seed
 
-    export_seed(checkpoint, out)
-    click.echo(f"exported {checkpoint} to {out} in {output_format} format")
+    directory = locate_checkpoint(checkpoint)
+    export_seed(directory, out)
+    click.echo(f"exported {directory} to {out} in {output_format} format")

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import click
 
+from wavelet_cli.options import new_directory_argument
+
 
 @click.command("import", short_help="Convert a checkpoint of the original research code.")
 @click.argument("seed_checkpoint", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@new_directory_argument
 @click.option(
     "--config",
     "config_json",
@@ -17,7 +19,7 @@ import click
     help="The flat config.json of the original; by default the one beside SEED_CHECKPOINT.",
 )
 def command(seed_checkpoint: Path, out: Path, config_json: Path | None) -> None:
-    """Convert SEED_CHECKPOINT, a .pt file of the original WaveletLM, into the checkpoint directory OUT.
+    """Convert SEED_CHECKPOINT, a .pt file of the original WaveletLM, into the new checkpoint directory OUT.
 
     Every tensor is accounted for: what does not fit is listed by name and shape, and nothing is written.
 

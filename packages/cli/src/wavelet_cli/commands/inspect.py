@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from wavelet_cli.options import json_option
-from wavelet_cli.tables import byte_size, table
+from wavelet_cli.output import byte_size, print_json, table
 
 
 @click.command("inspect", short_help="Show what a checkpoint holds.")
@@ -29,7 +29,10 @@ def command(checkpoint: str, as_json: bool) -> None:
     from wavelet_core.checkpoint import locate_checkpoint
 
     report = _report(locate_checkpoint(checkpoint))
-    click.echo(json.dumps(report, indent=2) if as_json else _describe(report))
+    if as_json:
+        print_json(report)
+    else:
+        click.echo(_describe(report))
 
 
 def _report(directory: Path) -> dict[str, Any]:

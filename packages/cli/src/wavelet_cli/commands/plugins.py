@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from typing import Any
 
 import click
 
 from wavelet_cli.options import json_option
-from wavelet_cli.tables import table
+from wavelet_cli.output import print_json, table
 
 
 @click.command("plugins", short_help="List plugins and the components they bring.")
@@ -42,7 +41,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
         for plugin in registry.plugins
     ]
     if as_json:
-        click.echo(json.dumps({"plugins": plugins, "conflicts": registry.conflicts}, indent=2))
+        print_json({"plugins": plugins, "conflicts": registry.conflicts})
         return
     click.echo("\n\n".join(_describe(plugin) for plugin in plugins))
     for conflict in registry.conflicts:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from pathlib import Path
 
 import click
 
 from wavelet_cli.options import json_option, set_option
+from wavelet_cli.output import print_json
 
 
 @click.command("train", short_help="Train a model, or go on with a run that was stopped.")
@@ -58,12 +58,19 @@ def command(
     from wavelet_train.config import load_run_config
     from wavelet_train.trainer import CONFIG_FILE, train
 
-    run = load_run_config(config or resume / CONFIG_FILE, overrides)  # type: ignore[operator]
-    result = train(run, resume or out or Path("runs") / Path(config).stem, bool(resume), overwrite)  # type: ignore[arg-type]
+    directory = resume or out or Path("runs") / Path(config or "").stem
+    run = load_run_config(config or directory / CONFIG_FILE, overrides)
+    try:
+        result = train(run, directory, resume is not None, overwrite)
+    except FileExistsError:
+        raise FileExistsError(
+            f"{directory} holds a run already: go on with it by --resume {directory}, start it anew with --overwrite, "
+            "or name another directory with --out"
+        ) from None
     if as_json:
         report = result.report and result.report.as_dict()
         state = {"directory": str(result.directory), "step": result.step, "steps": result.steps}
-        click.echo(json.dumps({**state, "stopped_by": result.stopped_by, "report": report}, indent=2))
+        print_json({**state, "stopped_by": result.stopped_by, "report": report})
     elif result.report is not None:
         click.echo(f'{result.report}\nTry it: wavelet generate {result.directory} --prompt "..."')
     if result.stopped_by is not None:

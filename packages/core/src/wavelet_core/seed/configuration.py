@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wavelet_core.config import ConfigurationError, ModelConfig, parse
+from wavelet_core.registry import registry
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,14 @@ class SeedKey:
     absent: Any
     note: str = ""
 
+
+TRANSFORMS = {
+    "wht": "walsh_hadamard",
+    "identity": "identity",
+    "dht": "hartley",
+    "dct": "discrete_cosine",
+    "learned_butterfly": "learned_butterfly",
+}
 
 SEED_KEYS = (
     SeedKey("C", "model.width", None),
@@ -40,7 +49,7 @@ SEED_KEYS = (
     SeedKey("stab_embed_scaling", "model.embedding_scaling", False),
     SeedKey("per_layer_embedding", "model.block.embedding_residual", False),
     SeedKey("learned_residual", "model.block.learned_residual", False),
-    SeedKey("skip_proj_out", "model.block.projection", False, "negated"),
+    SeedKey("skip_proj_out", "model.block.projection", False, "negated; without effect unless C is the padded width"),
     SeedKey("stab_proj_out_scaling", "model.block.projection_scaling", False),
     SeedKey("dropout_mixer", "model.block.mixer_dropout", 0.0),
     SeedKey("dropout_projection", "model.block.projection_dropout", 0.0),
@@ -58,12 +67,17 @@ SEED_KEYS = (
     SeedKey("lifting_init", "model.wavelet.initialization", "haar"),
     SeedKey("lifting_dropout", "model.wavelet.dropout", 0.0),
     SeedKey("stab_lifting_level_scaling", "model.wavelet.level_scaling", False),
-    SeedKey("mixer_transform", "model.transform.kind", "wht", "see TRANSFORMS in the same file for the names"),
+    SeedKey(
+        "mixer_transform",
+        "model.transform.kind",
+        "wht",
+        ", ".join(f"{seed} gives {ours}" for seed, ours in TRANSFORMS.items()),
+    ),
     SeedKey("low_rank", "model.mixer.rank", 0),
     SeedKey("use_mixer_gate", "model.mixer.gate", True, "false gives null"),
     SeedKey("mixer_gate_activation", "model.mixer.gate", "silu"),
-    SeedKey("cross_scale_gating", "model.mixer.routing", False, "not with mixer_depth above 1"),
-    SeedKey("per_scale_mixer_widths", "model.mixer.widths", None, "not with mixer_depth above 1"),
+    SeedKey("cross_scale_gating", "model.mixer.routing", False, "without effect without a gate or above depth 1"),
+    SeedKey("per_scale_mixer_widths", "model.mixer.widths", None, "without effect above depth 1"),
     SeedKey("mixer_depth", "model.mixer.depth", 1, "above 1 gives the mixer deep_gated_spectral"),
     SeedKey("mixer_depth_stabilizers", "model.mixer.stabilizers", False),
     SeedKey("mixer_depth_residuals", "model.mixer.residuals", False),
@@ -99,13 +113,6 @@ SEED_KEYS = (
 )
 
 REQUIRED = ("C", "layers", "levels")
-TRANSFORMS = {
-    "wht": "walsh_hadamard",
-    "identity": "identity",
-    "dht": "hartley",
-    "dct": "discrete_cosine",
-    "learned_butterfly": "learned_butterfly",
-}
 
 
 def is_seed_config(data: Any) -> bool:
@@ -135,7 +142,7 @@ def model_config_from_seed(
         )
     data = {
         "vocabulary_size": vocabulary_size,
-        "width": values["multinodal_cell_dim"] if multinodal else values["C"],
+        "width": _width(values),
         "layers": values["looped_blocks_count"] if looped else values["layers"],
         "levels": values["levels"],
         "context_length": values["block_size"],
@@ -154,7 +161,7 @@ def model_config_from_seed(
             "kind": "wavelet",
             "embedding_residual": values["per_layer_embedding"],
             "learned_residual": values["learned_residual"],
-            "projection": not values["skip_proj_out"],
+            "projection": not (values["skip_proj_out"] and _padded_width(values) == _width(values)),
             "projection_scaling": values["stab_proj_out_scaling"],
             "mixer_dropout": values["dropout_mixer"],
             "projection_dropout": values["dropout_projection"],
@@ -171,6 +178,23 @@ def model_config_from_seed(
         "multinodal": _multinodal(values) if multinodal else None,
     }
     return parse(ModelConfig, data, source)
+
+
+def _width(values: Mapping[str, Any]) -> Any:
+    return values["multinodal_cell_dim"] if values["multinodal_enabled"] else values["C"]
+
+
+def _padded_width(values: Mapping[str, Any]) -> Any:
+    width = _width(values)
+    if not isinstance(width, int):
+        return None
+    return registry.get("transform", TRANSFORMS[values["mixer_transform"]]).padded_width(width)  # type: ignore[attr-defined]
+
+
+def reads_routing(values: Mapping[str, Any]) -> bool:
+    """Whether the original's forward reads `scale_routing`: it has gates of a single mixer to feed."""
+    depth, gate = values.get("mixer_depth", 1), values.get("use_mixer_gate", True)
+    return bool(values.get("cross_scale_gating")) and bool(gate) and depth == 1
 
 
 def _wavelet(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,7 +234,7 @@ def _mixer(values: Mapping[str, Any]) -> dict[str, Any]:
         }
     return options | {
         "kind": "gated_spectral",
-        "routing": values["cross_scale_gating"],
+        "routing": reads_routing(values),
         "widths": values["per_scale_mixer_widths"],
     }
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from wavelet_core.checkpoint import TOKENIZER_DIRECTORY, CheckpointError, materialize, named_tensors, write_atomically
 from wavelet_core.config import ModelConfig
 from wavelet_core.multinodal import MultinodalLM, build_model
-from wavelet_core.seed.configuration import model_config_from_seed, seed_from_model_config
+from wavelet_core.seed.configuration import model_config_from_seed, reads_routing, seed_from_model_config
 from wavelet_core.seed.names import SeedTensor, UnreadTensor, place, seed_layout
 from wavelet_core.seed.tokenizer import seed_tokenizer, tokenizer_files
 
@@ -69,6 +69,10 @@ def import_seed(checkpoint: Path, config: Path | None, out: Path) -> ImportRepor
     else:
         raise CheckpointError(f"{checkpoint}: has no token_embedding.weight; it is no checkpoint of the original")
     model_config = model_config_from_seed(flat, vocabulary, str(path))
+    if not reads_routing(flat):
+        for name in [name for name in state if name.endswith(".scale_routing")]:
+            del state[name]
+            report.remarks.append(f"{name} is left out: without a gate, or above depth 1, nothing reads it")
     model = model_from_seed(model_config, state, str(checkpoint), report)
     model.save_pretrained(out, tokenizer_files(wrapper, vocabulary, report.remarks))
     return report

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wavelet_core import CheckpointError, ComponentConfig
+from wavelet_core.registry import RegistryError, build, registry
+from wavelet_core.tokenizers import (
+    BytePairTokenizer,
+    BytesTokenizer,
+    IncrementalDecoder,
+    TiktokenTokenizer,
+    Tokenizer,
+    TokenizerError,
+    load_tokenizer,
+)
+
+MERGES = [b" t", b"he", b" the", b"  ", b"    ", b"\xc3\xa9", b"in", b"ing", b"wavelet"]
+
+
+def byte_pair(merges: list[bytes] = MERGES) -> BytePairTokenizer:
+    return BytePairTokenizer(BytePairTokenizer.Config(), [bytes([byte]) for byte in range(256)] + merges)
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> TiktokenTokenizer:
+    shared = Path(__file__).parents[3] / "shared" / "data" / "tiktoken"
+    if shared.exists():
+        os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(shared))
+    try:
+        return TiktokenTokenizer(TiktokenTokenizer.Config(encoding="gpt2"))
+    except TokenizerError as error:
+        pytest.skip(f"the GPT-2 encoding is neither on this machine nor to be downloaded: {error}")
+
+
+any_tokenizer = st.sampled_from([byte_pair(), BytesTokenizer()])
+
+
+@given(any_tokenizer, st.text())
+def test_decode_inverts_encode(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert all(0 <= token < tokenizer.vocabulary_size for token in ids)
+
+
+@given(any_tokenizer, st.lists(st.integers(0, 255)), st.lists(st.integers(0, 255)))
+def test_bytes_of_tokens_are_concatenated(tokenizer: Tokenizer, first: list[int], second: list[int]) -> None:
+    assert tokenizer.decode_bytes(first + second) == tokenizer.decode_bytes(first) + tokenizer.decode_bytes(second)
+
+
+@given(any_tokenizer, st.lists(st.integers(0, 255)))
+def test_incremental_decoding_equals_decoding_at_once(tokenizer: Tokenizer, ids: list[int]) -> None:
+    stream = tokenizer.stream()
+    text = "".join(stream.decode([token]) for token in ids) + stream.finish()
+    assert text == tokenizer.decode(ids)
+
+
+def test_incremental_decoding_holds_back_half_a_character() -> None:
+    stream = IncrementalDecoder(BytesTokenizer())
+    assert [stream.decode([byte]) for byte in "aé".encode()] == ["a", "", "é"]
+    assert stream.decode([0xC3]) == ""
+    assert stream.finish() == "\ufffd"
+
+
+def test_merges_are_applied_in_order() -> None:
+    tokenizer = byte_pair()
+    ids = tokenizer.encode("in the string")
+    assert [tokenizer.decode_bytes([token]) for token in ids] == [b"in", b" the", b" ", b"s", b"t", b"r", b"ing"]
+
+
+def test_end_of_text_is_the_last_token_and_its_name_is_ordinary_text() -> None:
+    tokenizer = byte_pair()
+    assert tokenizer.vocabulary_size == 256 + len(MERGES) + 1
+    assert tokenizer.end_of_text == tokenizer.vocabulary_size - 1
+    assert tokenizer.end_of_text not in tokenizer.encode("<|endoftext|>")
+    assert tokenizer.decode([tokenizer.end_of_text]) == "<|endoftext|>"
+
+
+@given(any_tokenizer, st.text(st.sampled_from(" \n\tab.'é\u3000\x85"), max_size=60), st.integers(1, 10))
+def test_pieces_encode_like_the_whole_text(tokenizer: Tokenizer, text: str, size: int) -> None:
+    pieces = list(tokenizer.pieces(text, size))
+    assert "".join(pieces) == text
+    assert [token for ids in tokenizer.encode_batch(pieces) for token in ids] == tokenizer.encode(text)
+
+
+def test_a_long_text_is_cut_into_pieces() -> None:
+    pieces = list(byte_pair().pieces("word after word " * 100, size=64))
+    assert len(pieces) > 20
+    assert max(map(len, pieces)) < 100
+
+
+@pytest.mark.parametrize("tokenizer", [byte_pair(), BytesTokenizer()], ids=lambda t: t.config.kind)
+def test_saved_tokenizers_load_alike(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path / "tokenizer")
+    text = "in the end, 100 wavelets: é"
+    for directory in (tmp_path / "tokenizer", tmp_path):  # itself, and the checkpoint around it
+        loaded = load_tokenizer(directory)
+        assert type(loaded) is type(tokenizer)
+        assert loaded.encode(text) == tokenizer.encode(text)
+        assert (loaded.vocabulary_size, loaded.end_of_text) == (tokenizer.vocabulary_size, tokenizer.end_of_text)
+
+
+def test_gpt2_tokens(gpt2: TiktokenTokenizer, tmp_path: Path) -> None:
+    assert (gpt2.vocabulary_size, gpt2.end_of_text) == (50257, 50256)
+    assert gpt2.encode("Hello world") == [15496, 995]
+    gpt2.save(tmp_path)
+    assert load_tokenizer(tmp_path).encode("Hello world") == [15496, 995]
+
+
+@given(st.text(st.sampled_from(" \n\tab.'é\u3000\x85"), max_size=60), st.integers(1, 10))
+def test_gpt2_pieces_encode_like_the_whole_text(gpt2: TiktokenTokenizer, text: str, size: int) -> None:
+    assert [token for piece in gpt2.pieces(text, size) for token in gpt2.encode(piece)] == gpt2.encode(text)
+
+
+def test_a_token_outside_the_vocabulary_is_named() -> None:
+    with pytest.raises(TokenizerError, match="token 5000 is not in the tokenizer's vocabulary of 266"):
+        byte_pair().decode([65, 5000])
+    with pytest.raises(TokenizerError, match="token -1 is not"):
+        byte_pair().decode([-1])
+    with pytest.raises(TokenizerError, match="ids from 0 to 255"):
+        BytesTokenizer().decode([256])
+
+
+def test_a_vocabulary_without_all_bytes_is_refused() -> None:
+    with pytest.raises(TokenizerError, match="256 single bytes first"):
+        BytePairTokenizer(BytePairTokenizer.Config(), [b"a", b"b"])
+    with pytest.raises(TokenizerError, match="no token twice"):
+        byte_pair([b"ab", b"ab"])
+
+
+def test_an_unknown_encoding_lists_the_known_ones() -> None:
+    with pytest.raises(TokenizerError, match=r"'gpt3' is unknown; tiktoken has .*gpt2"):
+        build("tokenizer", TiktokenTokenizer.Config(encoding="gpt3"))
+
+
+@pytest.mark.parametrize("kind", ["byte_pair", "tiktoken"])
+def test_a_missing_tiktoken_is_named_with_the_remedy(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tiktoken", None)
+    with pytest.raises(TokenizerError, match=r"needs tiktoken: pip install 'wavelet-core\[text\]'"):
+        byte_pair() if kind == "byte_pair" else TiktokenTokenizer(TiktokenTokenizer.Config())
+
+
+def test_an_encoding_that_cannot_be_downloaded_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise ConnectionError("no route")
+
+    fake = SimpleNamespace(get_encoding=fail, list_encoding_names=lambda: ["gpt2"])
+    monkeypatch.setitem(sys.modules, "tiktoken", fake)
+    with pytest.raises(TokenizerError, match="set TIKTOKEN_CACHE_DIR"):
+        TiktokenTokenizer(TiktokenTokenizer.Config())
+
+
+def test_a_directory_without_tokenizer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"holds no tokenizer: there is no tokenizer\.json"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", '{"kind": "byte_pair"}', '{"kind": "byte_pair", "tokens": ["?"]}', "\ufffd"]
+)
+def test_a_damaged_tokenizer_file_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(content, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is damaged"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_of_a_missing_plugin_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"kind": "morse"}))
+    with pytest.raises(RegistryError, match="unknown tokenizer 'morse'"):
+        load_tokenizer(tmp_path)
+
+
+def test_tokenizers_are_components() -> None:
+    assert {"byte_pair", "bytes", "tiktoken"} <= set(registry.names("tokenizer"))
+    assert isinstance(build("tokenizer", BytesTokenizer.Config()), BytesTokenizer)
+    assert issubclass(BytePairTokenizer.Config, ComponentConfig)

@@ -1,0 +1,282 @@
+"""int8 weights: how far they are off, what is left alone, and that the model around them does not notice."""
+
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from wavelet_core import ModelConfig, WaveletLM
+from wavelet_core.checkpoint import named_tensors
+from wavelet_quant import Int8Matrix, quantize_int8, weight_bytes
+
+HEADLINE = {
+    "vocabulary_size": 61,
+    "width": 24,
+    "levels": 3,
+    "wavelet": {"kind": "lifting", "crawl": 3},
+    "mixer": {"kind": "gated_spectral", "rank": 2, "routing": True, "widths": [1, 1, 0.5, 0.5]},
+    "block": {"kind": "wavelet", "embedding_residual": True},
+    "memories": [
+        {"kind": "mlp", "expansion": 2},
+        {"kind": "product_key", "num_keys": 64, "top_k": 4},
+        {"kind": "fast_weight_product_key", "num_keys": 64, "top_k": 4, "inference_updates": True, "chunk_size": 4},
+    ],
+}
+OTHERS = {
+    "tied": HEADLINE | {"tied_embedding": True},
+    "shared_block": HEADLINE | {"shared_block": True},
+    "haar": HEADLINE | {"wavelet": "haar", "bypass": "ema"},
+    "spectral_norm": HEADLINE | {"mixer": {"kind": "gated_spectral", "parametrization": "spectral_norm"}},
+    "deep": HEADLINE | {"mixer": {"kind": "deep_gated_spectral", "stabilizers": True}},
+}
+
+
+def model_of(config=HEADLINE, seed=0):
+    torch.manual_seed(seed)
+    return WaveletLM(ModelConfig.model_validate(config)).eval()
+
+
+def tokens_of(batch=2, length=20):
+    return torch.randint(61, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("shape", [(7, 33), (3, 7, 33)])
+def test_no_weight_is_off_by_more_than_half_its_scale(shape, dtype):
+    weight = (torch.randn(shape) * torch.logspace(-4, 1, 7).unsqueeze(-1)).to(dtype)
+    matrix = Int8Matrix(weight)
+    absmax = weight.to(matrix.scale.dtype).abs().amax(-1, keepdim=True)
+    torch.testing.assert_close(matrix.scale, absmax / 127)
+    assert matrix.values.dtype == torch.int8
+    assert matrix.values.abs().amax(-1).eq(127).all()
+    error = (matrix.values * matrix.scale - weight).abs()
+    assert (error <= 0.5001 * matrix.scale).all()
+    assert matrix().dtype == dtype
+
+
+def test_a_channel_of_zeros_stays_zero():
+    weight = torch.randn(3, 4)
+    weight[1] = 0
+    assert not Int8Matrix(weight)()[1].any()
+
+
+def test_weights_that_are_not_finite_are_refused_by_name():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    with torch.no_grad():
+        model[1].weight[2, 0] = math.nan
+    with pytest.raises(ValueError, match=r"^1\.weight .*not finite"):
+        quantize_int8(model)
+
+
+def test_each_kind_of_weight_has_a_scale_per_output_channel():
+    model = quantize_int8(model_of())
+    block = model.blocks[0]
+    scales = {
+        "embedding rows": (model.embedding.weight_int8, (61, 1)),
+        "head rows": (model.head.weight_int8, (61, 1)),
+        "projection (C, P)": (block.project.weight_int8, (24, 1)),
+        "stacked mixers (S, out, in)": (block.mixer.banks[0].matrix.weight_int8, (2, 32, 1)),
+        "stacked narrow mixers": (block.mixer.banks[1].narrow_int8, (2, 16, 1)),
+        "low-rank down (S, r, P)": (block.mixer.banks[0].down_int8, (2, 2, 1)),
+        "memory values": (block.memories.memories[1].values.weight_int8, (64, 1)),
+        "memory keys": (block.memories.memories[1].keys_a_int8, (1, 8, 1)),
+    }
+    assert {name: tuple(matrix.scale.shape) for name, (matrix, _) in scales.items()} == {
+        name: shape for name, (_, shape) in scales.items()
+    }
+
+
+@pytest.mark.parametrize("config", [HEADLINE, *OTHERS.values()], ids=["headline", *OTHERS])
+def test_every_matrix_is_quantized_and_nothing_else(config):
+    model = model_of(config)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    quantize_int8(model)
+    left = dict(model.named_parameters())
+    gains = ("gains", "theta", "scale_gains", "bias", "norms")
+    for name, parameter in before.items():
+        if name in left:
+            assert parameter.dim() < 2 or any(part in gains for part in name.split(".")), f"{name} is still float"
+            assert torch.equal(left[name], parameter)
+        else:
+            assert parameter.dim() >= 2 and not name.endswith("gains")
+
+
+@pytest.mark.parametrize("config", [HEADLINE, *OTHERS.values()], ids=["headline", *OTHERS])
+def test_logits_are_those_of_the_rounded_weights(config):
+    model = model_of(config)
+    quantized = quantize_int8(copy.deepcopy(model))
+    rounded = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, parameter in rounded.named_parameters():
+            path, _, leaf = name.rpartition(".")
+            parameter.copy_(getattr(quantized.get_submodule(path), leaf))
+        expected, out = rounded(tokens_of()), quantized(tokens_of())
+        original = model(tokens_of())
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    assert 0 < (out - original).std() < 0.05 * original.std()
+
+
+def test_tied_and_shared_weights_are_quantized_once_and_stay_shared():
+    model = quantize_int8(model_of(HEADLINE | {"tied_embedding": True}))
+    assert model.head.weight_int8 is model.embedding.weight_int8
+    assert model.blocks[0].wavelet.predict[0].first is model.blocks[1].wavelet.predict[0].first
+    model.to(torch.bfloat16).to("cpu")
+    assert model.head.weight_int8.values is model.embedding.weight_int8.values
+    names = [name for name in named_tensors(model) if name.endswith("weight_int8.values")]
+    assert "embedding.weight_int8.values" in names and "head.weight_int8.values" not in names
+
+
+def test_memory_shrinks():
+    config = HEADLINE | {"width": 256, "vocabulary_size": 2000, "mixer": {"kind": "gated_spectral"}}
+    model = model_of(config)
+    before = weight_bytes(model)
+    assert weight_bytes(quantize_int8(model)) < 0.27 * before
+
+
+def test_state_dict_round_trip():
+    model = quantize_int8(model_of(seed=0))
+    other = quantize_int8(model_of(seed=1))
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(other(tokens_of()), model(tokens_of()))
+
+
+def test_a_model_without_weights_yet_can_be_quantized_and_loaded():
+    model = quantize_int8(model_of())
+    with torch.device("meta"):
+        empty = quantize_int8(model_of())
+    assert empty.head.weight_int8.values.is_meta
+    empty.load_state_dict(model.state_dict(), assign=True)
+    assert torch.equal(empty.head.weight, model.head.weight)
+
+
+def test_quantizing_twice_changes_nothing():
+    model = quantize_int8(model_of())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    after = quantize_int8(model).state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_changing_the_type_keeps_the_scales_precise():
+    model = quantize_int8(model_of())
+    scale = model.head.weight_int8.scale.clone()
+    model.bfloat16()
+    assert torch.equal(model.head.weight_int8.scale, scale)
+    assert model.head.weight.dtype == torch.bfloat16
+    with torch.no_grad():
+        assert model(tokens_of()).dtype == torch.bfloat16
+
+
+def test_causal_and_streaming_as_before():
+    model = quantize_int8(model_of())
+    tokens = tokens_of()
+    with torch.no_grad():
+        whole = model(tokens, model.new_state(2))
+        state = model.new_state(2)
+        parts = torch.cat([model(part, state) for part in tokens.split([1, 1, 7, 1, 10], dim=1)], dim=1)
+        torch.testing.assert_close(parts, whole, atol=1e-4, rtol=1e-4)
+        changed = tokens.clone()
+        changed[:, 12] = (changed[:, 12] + 1) % 61
+        torch.testing.assert_close(model(changed)[:, :12], model(tokens)[:, :12])
+
+
+def test_compiles_without_graph_breaks():
+    model = quantize_int8(model_of(HEADLINE | {"layers": 1, "levels": 1, "mixer": "gated_spectral"}))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(tokens_of()), model(tokens_of()))
+
+
+class ForeignMixer(nn.Module):
+    """What a plugin might bring: raw matrices, a list of them, gains that are no matrix, and its own norms."""
+
+    float_parameters = ("gains",)
+
+    def __init__(self):
+        super().__init__()
+        self.matrices = nn.Parameter(torch.randn(4, 8, 8))
+        self.more = nn.ParameterList([nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.randn(8))])
+        self.gains = nn.Parameter(torch.randn(4, 8))
+        self.offsets = nn.Parameter(torch.randn(4, 1, 8))
+        self.norm = nn.LayerNorm((4, 8))
+        self.norm.weight.data.normal_()
+
+    def forward(self, z):
+        z = torch.einsum("soi,btsi->btso", self.matrices, self.norm(z)) * self.gains
+        return (z + self.offsets.squeeze(1)) @ self.more[0].T + self.more[1]
+
+
+def test_modules_it_never_heard_of():
+    torch.manual_seed(0)
+    mixer = ForeignMixer()
+    z = torch.randn(2, 3, 4, 8)
+    expected = mixer(z)
+    quantize_int8(mixer)
+    assert isinstance(mixer, ForeignMixer)
+    assert sorted(name for name, _ in mixer.named_parameters()) == [
+        "gains",
+        "more.1",
+        "norm.bias",
+        "norm.weight",
+        "offsets",
+    ]
+    assert mixer.matrices_int8.scale.shape == (4, 8, 1)
+    assert len(mixer.more) == 2
+    torch.testing.assert_close(mixer(z), expected, atol=0.5, rtol=0)
+    assert not torch.equal(mixer(z), expected)
+
+
+class ScaledEmbedding(nn.Embedding):
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, ScaledEmbedding])
+def test_embeddings_give_floating_point_only_to_the_rows_asked_for(kind, monkeypatch):
+    embedding = quantize_int8(kind(50, 8))
+    index = torch.tensor([[3, 3, 49], [0, 1, 2]])
+    expected = (2 if kind is ScaledEmbedding else 1) * F.embedding(index, embedding.weight)
+    monkeypatch.setattr(Int8Matrix, "forward", lambda self: pytest.fail("the whole table became floating point"))
+    torch.testing.assert_close(embedding(index), expected)
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+@pytest.mark.parametrize("rows", [50, 4])
+def test_bags_of_rows_equal_the_floating_point_ones(mode, rows):
+    bag = quantize_int8(nn.EmbeddingBag(rows, 8, mode=mode))
+    index = torch.randint(rows, (3, 5))
+    weights = torch.rand(3, 5) if mode == "sum" else None
+    expected = F.embedding_bag(index, bag.weight, mode=mode, per_sample_weights=weights)
+    torch.testing.assert_close(bag(index, per_sample_weights=weights), expected)
+    offsets = torch.tensor([0, 4])
+    expected = F.embedding_bag(index.flatten(), bag.weight, offsets, mode=mode)
+    torch.testing.assert_close(bag(index.flatten(), offsets), expected)
+
+
+def test_int8_costs_a_trained_model_next_to_nothing():
+    text = torch.tensor(list(Path(__file__).read_bytes()))
+    torch.manual_seed(0)
+    config = HEADLINE | {"vocabulary_size": 256, "width": 32, "memories": [{"kind": "mlp", "expansion": 2}]}
+    model = WaveletLM(ModelConfig.model_validate(config))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        start = torch.randint(len(text) - 65, (8, 1)) + torch.arange(65)
+        window = text[start]
+        optimizer.zero_grad()
+        model.loss(window[:, :-1], window[:, 1:]).backward()
+        optimizer.step()
+    windows = text[: len(text) // 129 * 129].view(-1, 129)
+
+    @torch.no_grad()
+    def bits_per_byte():
+        return model.eval().loss(windows[:, :-1], windows[:, 1:]).item() / math.log(2)
+
+    trained = bits_per_byte()
+    assert trained < 4, "the model must have learned something"
+    quantize_int8(model)
+    assert abs(bits_per_byte() - trained) < 0.01

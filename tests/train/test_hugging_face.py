@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from wavelet_core import ConfigurationError
+from wavelet_core.config import parse
+from wavelet_train.hugging_face import HuggingFace
+from wavelet_train.splits import SPLITS, split_of
+
+TEXTS = [f"document number {number}" for number in range(200)]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
+    yield
+
+
+def hugging_face(path: Path | str, **fields: Any) -> HuggingFace:
+    return HuggingFace(parse(HuggingFace.Config, {"path": str(path), **fields}))
+
+
+def rows(texts: list[str | None], column: str = "text") -> datasets.Dataset:
+    return datasets.Dataset.from_dict({column: texts, "number": list(range(len(texts)))})
+
+
+def json_lines(path: Path, texts: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def test_a_saved_data_set_keeps_its_splits(tmp_path: Path) -> None:
+    splits = {"train": rows(["a", "b", "", None]), "valid": rows(["c"])}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    dataset = hugging_face(tmp_path / "saved", validation_split="valid")
+    assert list(dataset.documents("train")) == ["a", "b"]
+    assert list(dataset.documents("validation")) == ["c"]
+    assert dataset.size("train") > 0
+    with pytest.raises(
+        ConfigurationError, match=r"data\.dataset\.test_split: .* has no split 'test'; it has: train, val"
+    ):
+        next(dataset.documents("test"))
+
+
+def test_parquet_files_are_splits_by_their_names(tmp_path: Path) -> None:
+    rows(["a", "b"], column="content").to_parquet(tmp_path / "train.parquet")
+    rows(["c"], column="content").to_parquet(tmp_path / "test.parquet")
+    dataset = hugging_face(tmp_path, text_column="content")
+    assert list(dataset.documents("train")) == ["a", "b"]
+    assert list(dataset.documents("test")) == ["c"]
+
+
+def test_a_single_split_is_dealt_by_a_hash_of_the_text(tmp_path: Path) -> None:
+    dataset = hugging_face(json_lines(tmp_path / "texts.jsonl", TEXTS))
+    for split in SPLITS:
+        assert list(dataset.documents(split)) == [text for text in TEXTS if split_of(text) == split]
+
+
+def test_joined_rows_are_one_document(tmp_path: Path) -> None:
+    splits = {"train": rows(["a", "", "b"]), "validation": rows(["c", "d"])}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    dataset = hugging_face(tmp_path / "saved", join="\n\n")
+    assert list(dataset.documents("train")) == ["a\n\n\n\nb"]
+    assert list(dataset.documents("validation")) == ["c\n\nd"]
+
+
+def test_a_single_joined_split_is_cut(tmp_path: Path) -> None:
+    dataset = hugging_face(json_lines(tmp_path / "lines.jsonl", TEXTS), join="\n")
+    parts = [list(dataset.documents(split)) for split in SPLITS]
+    assert [len(part) for part in parts] == [1, 1, 1]
+    assert "".join(part[0] for part in parts) == "\n".join(TEXTS)
+
+
+def test_the_fingerprint_follows_content_and_options(tmp_path: Path) -> None:
+    file = json_lines(tmp_path / "texts.jsonl", TEXTS)
+    fingerprints = [hugging_face(file).fingerprint(), hugging_face(file, join=" ").fingerprint()]
+    assert hugging_face(file).fingerprint() == fingerprints[0]
+    json_lines(file, [*TEXTS, "one more"])
+    fingerprints.append(hugging_face(file).fingerprint())
+    assert len(set(fingerprints)) == 3
+
+
+def test_a_wrong_column_is_named(tmp_path: Path) -> None:
+    file = json_lines(tmp_path / "texts.jsonl", TEXTS)
+    with pytest.raises(ConfigurationError, match=r"data\.dataset\.text_column: .* 'txt'; did you mean 'text'"):
+        hugging_face(file, text_column="txt")
+    rows(["a"]).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ConfigurationError, match=r"column 'number' of .* holds .*int64.*, not text"):
+        hugging_face(tmp_path / "saved", text_column="number")
+
+
+def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"data\.dataset\.path: there is no file or folder .*nowhere"):
+        hugging_face(tmp_path / "nowhere")
+    with pytest.raises(ConfigurationError, match="could not open"):
+        hugging_face(tmp_path)
+    (tmp_path / "texts.parquet").write_bytes(b"not parquet")
+    with pytest.raises(ConfigurationError, match=r"could not open .*texts\.parquet"):
+        hugging_face(tmp_path / "texts.parquet")
+    (tmp_path / "notes.doc").write_bytes(b"")
+    with pytest.raises(ConfigurationError, match=r"one file must end in \.parquet"):
+        hugging_face(tmp_path / "notes.doc")
+
+
+def test_options_of_the_hub_are_refused_for_local_data(tmp_path: Path) -> None:
+    file = json_lines(tmp_path / "texts.jsonl", TEXTS)
+    with pytest.raises(ConfigurationError, match=r"data\.dataset\.revision: applies to data sets on the hub"):
+        hugging_face(file, revision="main")
+
+
+def test_a_data_set_without_text_is_refused(tmp_path: Path) -> None:
+    rows(["", None]).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ConfigurationError, match="leaves the train split without text"):
+        next(hugging_face(tmp_path / "saved").documents("train"))

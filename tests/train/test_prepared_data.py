@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import json
+import os
+import struct
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+
+from wavelet_core import ComponentConfig, ConfigurationError, hookimpl
+from wavelet_core.config import parse
+from wavelet_core.registry import RegistryError, registry
+from wavelet_core.tokenizers import BytesTokenizer, Tokenizer
+from wavelet_train import token_cache
+from wavelet_train.data import DataConfig, PreparedData, prepare
+from wavelet_train.token_cache import default_cache_directory, token_byte_lengths
+
+TEXTS = {
+    "train": ["the first document, of some length\n" * 20, "a second one: é 漢\n" * 30],
+    "validation": ["the third document\n" * 10],
+    "test": ["the fourth document\n" * 10],
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> dict[str, Any]:
+    for split, texts in TEXTS.items():
+        (tmp_path / split).mkdir()
+        for number, text in enumerate(texts):
+            (tmp_path / split / f"{number}.txt").write_text(text, encoding="utf-8")
+    return {
+        "dataset": {"kind": "text", **{split: str(tmp_path / split) for split in TEXTS}},
+        "tokenizer": {"kind": "byte_pair", "vocabulary_size": 300},
+        "cache_directory": str(tmp_path / "cache"),
+    }
+
+
+def prepared(config: dict[str, Any], **changes: Any) -> PreparedData:
+    return prepare(parse(DataConfig, config | changes))
+
+
+def cached(config: dict[str, Any], name: str) -> Path:
+    (path,) = Path(config["cache_directory"]).rglob(name)
+    return path
+
+
+def test_tokens_are_the_documents_with_end_of_text_between(config: dict[str, Any]) -> None:
+    data = prepared(config)
+    tokenizer = data.tokenizer
+    assert tokenizer.vocabulary_size <= 300
+    expected = [*tokenizer.encode(TEXTS["train"][0]), tokenizer.end_of_text, *tokenizer.encode(TEXTS["train"][1])]
+    assert data.train.tokens.tolist() == expected
+    assert data.train.document_starts.tolist() == [0, expected.index(tokenizer.end_of_text) + 1]
+    assert data.validation.tokens.tolist() == tokenizer.encode(TEXTS["validation"][0])
+    assert data.train.tokens.dtype == np.uint16
+    assert isinstance(data.train.tokens, np.memmap)
+
+
+def test_counts_describe_the_text(config: dict[str, Any]) -> None:
+    data = prepared(config)
+    train = data.train
+    assert train.byte_count == sum(len(text.encode()) for text in TEXTS["train"])
+    assert train.word_count == sum(len(text.split()) for text in TEXTS["train"])
+    assert (train.token_count, train.document_count) == (len(train.tokens), 2)
+    assert token_byte_lengths(data.tokenizer)[train.tokens].sum() == train.byte_count
+
+
+def test_canonical_words_replace_the_count(config: dict[str, Any]) -> None:
+    data = prepared(config, canonical_words={"test": 12345})
+    assert data.test.word_count == 12345
+    assert data.validation.word_count == len(TEXTS["validation"][0].split())
+
+
+def test_tokenizers_without_end_of_text_put_documents_next_to_each_other(config: dict[str, Any]) -> None:
+    data = prepared(config, tokenizer="bytes")
+    assert data.train.tokens.tobytes() == b"".join(
+        np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint16).tobytes() for text in TEXTS["train"]
+    )
+    assert data.train.document_starts.tolist() == [0, len(TEXTS["train"][0].encode())]
+
+
+def test_pieces_and_batches_leave_no_trace(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = prepared(config).train
+    monkeypatch.setattr(token_cache, "PIECE_SIZE", 16)
+    monkeypatch.setattr(token_cache, "BATCH_SIZE", 50)
+    pieces = prepared(config, cache_directory=config["cache_directory"] + "2").train
+    assert np.array_equal(whole.tokens, pieces.tokens)
+    assert np.array_equal(whole.document_starts, pieces.document_starts)
+    assert (whole.byte_count, whole.word_count) == (pieces.byte_count, pieces.word_count)
+
+
+def test_a_second_run_reads_the_cache(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = prepared(config).train
+    monkeypatch.setattr(token_cache, "write_split", None)
+    monkeypatch.setattr(token_cache, "train_byte_pair", None)
+    again = prepared(config)
+    assert np.array_equal(again.train.tokens, first.tokens)
+    assert (again.train.byte_count, again.train.word_count) == (first.byte_count, first.word_count)
+
+
+def test_a_split_is_tokenized_when_it_is_asked_for(config: dict[str, Any]) -> None:
+    data = prepared(config)
+    assert not list(Path(config["cache_directory"]).rglob("*.tokens"))
+    assert data.validation is data.validation
+    assert [path.name for path in Path(config["cache_directory"]).rglob("*.tokens")] == ["validation.tokens"]
+
+
+def test_other_data_or_another_tokenizer_have_other_tokens(config: dict[str, Any], tmp_path: Path) -> None:
+    tokens = [prepared(config).train.token_count, prepared(config, tokenizer="bytes").train.token_count]
+    (tmp_path / "train" / "0.txt").write_text("something else")
+    tokens.append(prepared(config).train.token_count)
+    assert len(set(tokens)) == 3
+
+
+def test_a_given_tokenizer_is_used(config: dict[str, Any]) -> None:
+    tokenizer = BytesTokenizer()
+    data = prepare(parse(DataConfig, config), tokenizer)
+    assert data.tokenizer is tokenizer
+    assert data.test.token_count == len(TEXTS["test"][0].encode())
+
+
+@pytest.mark.parametrize("name", ["train.tokens", "train.documents", "train.json"])
+@pytest.mark.parametrize("damage", ["truncated", "missing", "empty"])
+def test_damaged_token_files_are_made_again(config: dict[str, Any], name: str, damage: str) -> None:
+    expected = prepared(config).train.tokens.tolist()
+    path = cached(config, name)
+    content = path.read_bytes()
+    path.unlink()  # the old file may still be mapped
+    if damage != "missing":
+        path.write_bytes(content[: len(content) - 3] if damage == "truncated" else b"")
+    assert prepared(config).train.tokens.tolist() == expected
+    assert path.read_bytes() == content
+
+
+def test_a_damaged_tokenizer_is_trained_again(config: dict[str, Any]) -> None:
+    expected = prepared(config).train.tokens.tolist()
+    path = cached(config, "tokenizer.json")
+    content = path.read_bytes()
+    path.write_bytes(content[:100])
+    assert prepared(config).train.tokens.tolist() == expected
+    assert path.read_bytes() == content
+
+
+def test_an_interrupted_run_leaves_no_tokens_that_count(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    data = prepared(config)
+
+    def stop(texts: list[str]) -> list[list[int]]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data.tokenizer, "encode_batch", stop)
+    with pytest.raises(KeyboardInterrupt):
+        data.split("train")
+    assert not list((tmp_path / "cache" / "tokens").rglob("*.*"))
+    assert prepared(config).train.token_count > 0
+
+
+def test_two_runs_at_once_prepare_the_same_data(config: dict[str, Any]) -> None:
+    expected = prepared(config, cache_directory=config["cache_directory"] + "2").train
+    with ThreadPoolExecutor(8) as threads:
+        for train in threads.map(lambda _: prepared(config).train, range(8)):
+            assert np.array_equal(train.tokens, expected.tokens)
+            assert np.array_equal(train.document_starts, expected.document_starts)
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WAVELET_CACHE", str(tmp_path))
+    assert default_cache_directory() == tmp_path
+    monkeypatch.delenv("WAVELET_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert default_cache_directory() == tmp_path / ".cache" / "wavelet"
+
+
+def test_progress_is_plain_lines_without_a_terminal(config: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
+    assert prepared(config).train.token_count
+    output = capfd.readouterr()
+    assert output.out == ""
+    assert [line.split(":")[0] for line in output.err.splitlines()] == [
+        "training a byte_pair tokenizer",
+        "tokenizing the train split",
+    ]
+    assert "\r" not in output.err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are a POSIX thing")
+def test_progress_is_a_bar_on_a_terminal(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+    import termios
+
+    terminal, other_end = os.openpty()
+    fcntl.ioctl(other_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    with os.fdopen(other_end, "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        assert prepared(config).train.token_count
+    shown = os.read(terminal, 100_000).decode()
+    os.close(terminal)
+    assert "\rtokenizing the train split: 100%" in shown
+
+
+class Alphabet:
+    """A third party's data set: no more than the contract."""
+
+    class Config(ComponentConfig):
+        kind: Literal["alphabet"] = "alphabet"
+        letters: str = "abc"
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def documents(self, split: str) -> Iterator[str]:
+        if split != "test":
+            yield from self.config.letters * 50
+
+    def fingerprint(self) -> str:
+        return self.config.letters
+
+
+class LetterTokenizer(Tokenizer):
+    """A third party's tokenizer that is learnt: one token a letter."""
+
+    class Config(ComponentConfig):
+        kind: Literal["letters"] = "letters"
+
+    def __init__(self, letters: str) -> None:
+        self.letters = letters
+        self.vocabulary_size = len(letters)
+
+    @classmethod
+    def train(cls, config: Config, documents: Iterator[str]) -> LetterTokenizer:
+        return cls("".join(sorted({letter for document in documents for letter in document})))
+
+    def encode(self, text: str) -> list[int]:
+        return [self.letters.index(letter) for letter in text]
+
+    def decode_bytes(self, ids: Any) -> bytes:
+        return "".join(self.letters[token] for token in ids).encode()
+
+    def save(self, directory: str | Path) -> None:
+        token_cache.write_atomically(
+            Path(directory) / "tokenizer.json",
+            lambda file: file.write_text(json.dumps({"kind": "letters", "letters": self.letters})),
+        )
+
+    @classmethod
+    def load(cls, directory: Path, saved: dict[str, Any]) -> LetterTokenizer:
+        return cls(saved["letters"])
+
+
+class ThirdParty:
+    @hookimpl
+    def register_components(self, register: Any) -> None:
+        register("dataset", Alphabet)
+        register("tokenizer", LetterTokenizer)
+
+
+def test_third_party_data_sets_and_tokenizers_are_prepared(tmp_path: Path) -> None:
+    try:
+        registry.get("dataset", "alphabet")
+    except RegistryError:
+        registry.add_plugin(ThirdParty(), "third_party_data")
+    config = {"dataset": {"kind": "alphabet", "letters": "xyz"}, "tokenizer": "letters"}
+    data = prepared(config | {"cache_directory": str(tmp_path)})
+    assert data.tokenizer.vocabulary_size == 3
+    assert data.train.tokens.tolist() == [0, 1, 2] * 50
+    assert data.train.document_count == 150
+    again = prepared(config | {"cache_directory": str(tmp_path)})
+    assert isinstance(again.tokenizer, LetterTokenizer)
+    with pytest.raises(ConfigurationError, match=r"data\.dataset: the test split has no text"):
+        data.split("test")
+
+
+def test_unknown_fields_and_kinds_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="unknown dataset 'python_stdlb'; did you mean 'python_stdlib'"):
+        parse(DataConfig, {"dataset": "python_stdlb"}, "data")
+    with pytest.raises(ConfigurationError, match="did you mean 'vocabulary_size'"):
+        parse(DataConfig, {"tokenizer": {"kind": "byte_pair", "vocabulary": 300}})
+    with pytest.raises(ConfigurationError, match="canonical_words"):
+        parse(DataConfig, {"canonical_words": {"tset": 3}})
