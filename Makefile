@@ -49,5 +49,5 @@ $(INSTALLED): pyproject.toml constraints.txt $(PACKAGES:%=packages/%/pyproject.t
 	@$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
 	$(BIN)/python -m pip install --quiet --group dev -c constraints.txt
-	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt $(PACKAGES:%=-e packages/%)
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt $(PACKAGES:%=-e packages/%) -e "packages/train[sentencepiece]"
 	@touch $@

@@ -84,6 +84,16 @@ def test_the_schema_has_the_fields_of_every_component(wavelet):
     assert "num_keys" in result.stdout and "crawl" in result.stdout and "description" in result.stdout
 
 
+def test_a_flat_file_of_the_original_is_shown_as_ours(wavelet, tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"C": 24, "layers": 3, "levels": 4, "low_rank": 2, "wavelet_crawl": True, "lr": 0.01}))
+    result = wavelet("config", "show", file, "--json", "--set", "model.vocabulary_size=100")
+    assert result.exit_code == 0, result.stderr
+    model = json.loads(result.stdout)["model"]
+    assert (model["width"], model["layers"], model["levels"], model["vocabulary_size"]) == (24, 3, 4, 100)
+    assert (model["mixer"]["rank"], model["wavelet"]["crawl"], model["memories"]) == (2, 3, [])
+
+
 def show(wavelet, tmp_path: Path, text: str) -> str:
     """The message for a configuration file that must be refused."""
     file = tmp_path / "run.yaml"

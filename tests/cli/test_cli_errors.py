@@ -15,14 +15,14 @@ from wavelet_core.registry import RegistryError
 
 
 def run_raising(error: BaseException, *arguments: str) -> Result:
-    """Run a command that raises `error`."""
+    """Run a command that raises `error`; it is called `fail`."""
     group = WaveletGroup(name="wavelet")
 
     @group.command("fail")
     def fail() -> None:
         raise error
 
-    return CliRunner().invoke(group, ["fail", *arguments], prog_name="wavelet")
+    return CliRunner().invoke(group, arguments or ["fail"], prog_name="wavelet")
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,9 @@ def test_an_interrupt_exits_with_130():
     assert (result.exit_code, result.stderr) == (130, "wavelet: interrupted\n")
 
 
-def test_debug_shows_the_traceback_and_keeps_the_status():
-    result = run_raising(ConfigurationError("wrong"), "--debug")
+@pytest.mark.parametrize("arguments", [("fail", "--debug"), ("--debug", "fail")])
+def test_debug_shows_the_traceback_and_keeps_the_status(arguments):
+    result = run_raising(ConfigurationError("wrong"), *arguments)
     assert result.exit_code == 2
     assert "Traceback (most recent call last)" in result.stderr
     assert result.stderr.endswith("wavelet: error: wrong\n")

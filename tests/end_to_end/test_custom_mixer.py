@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from wavelet_core.testing import check_component
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_mixer"
 TEXT = "def add(first, second):\n    return first + second\n\n\n"
 
@@ -42,6 +44,15 @@ class Environment:
 @pytest.fixture
 def environment(tmp_path: Path) -> Environment:
     return Environment(tmp_path / "environment")
+
+
+def test_the_mixers_keep_the_contract(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(EXAMPLE / "src")
+    from diagonal_mixer import DiagonalMixer, IdentityMixer
+
+    for mixer in (DiagonalMixer, IdentityMixer):
+        check_component(mixer, kind="mixer")
+    check_component(DiagonalMixer, DiagonalMixer.Config(shared_scales=True), kind="mixer")
 
 
 def test_a_plugin_is_installed_used_and_missed(environment: Environment, tmp_path: Path):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import sys
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
@@ -39,7 +40,7 @@ class PreviousPositionBypass(nn.Module):
         return before.unsqueeze(2) * self.gains, before
 
 
-class EvenTokens(Sampler):
+class EveryNthToken(Sampler):
     """Lets only every n-th token through."""
 
     class Config(ComponentConfig):
@@ -53,16 +54,16 @@ class EvenTokens(Sampler):
         return logits.masked_fill(forbidden, -torch.inf)
 
 
+@hookimpl
+def register_components(register: Callable[[str, type], None]) -> None:
+    register("bypass", PreviousPositionBypass)
+    register("sampler", EveryNthToken)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def plugin() -> None:
-    """Register both as a plugin module does."""
-
-    @hookimpl
-    def register_components(register) -> None:
-        register("bypass", PreviousPositionBypass)
-        register("sampler", EvenTokens)
-
-    plugin = registry.add_plugin(SimpleNamespace(register_components=register_components), "third_party")
+    """This module is the plugin."""
+    plugin = registry.add_plugin(sys.modules[__name__], "third_party")
     assert plugin.error is None
 
 

@@ -201,3 +201,20 @@ def test_skip_proj_out_has_no_effect_on_a_padded_width():
     flat = {"C": 24, "layers": 1, "levels": 2, "skip_proj_out": True}
     assert model_config_from_seed(flat, 61).block.projection
     assert not model_config_from_seed(flat | {"C": 32}, 61).block.projection
+
+
+def test_fast_weights_learned_before_saving_are_added_to_the_values(all_cases, tmp_path):
+    case = shutil.copytree(all_cases / "fwpkm", tmp_path / "fwpkm", copy_function=shutil.copyfile)
+    case.chmod(0o755)
+    import_seed(case / "best_model.pt", None, tmp_path / "before")
+
+    def learn(content):
+        content["model_state"]["layers.0.fwpkm.value_deltas"] += 0.5
+        return content
+
+    rewrite(case, learn)
+    report = import_seed(case / "best_model.pt", None, tmp_path / "after")
+    assert any("layers.0.fwpkm.value_deltas" in remark for remark in report.remarks)
+    name = "blocks.0.memories.memories.1.values.weight"
+    before, after = (load_tensors(tmp_path / d / "model.safetensors")[name] for d in ("before", "after"))
+    torch.testing.assert_close(after, before + 0.5)

@@ -84,7 +84,11 @@ def test_tokenizers_without_end_of_text_put_documents_next_to_each_other(config:
     assert data.train.document_starts.tolist() == [0, len(TEXTS["train"][0].encode())]
 
 
-def test_pieces_and_batches_leave_no_trace(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tokenizer", ["byte_pair", "bytes"])
+def test_pieces_and_batches_leave_no_trace(
+    tokenizer: str, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config["tokenizer"] = tokenizer
     whole = prepared(config).train
     monkeypatch.setattr(token_cache, "PIECE_SIZE", 16)
     monkeypatch.setattr(token_cache, "BATCH_SIZE", 50)
@@ -96,8 +100,8 @@ def test_pieces_and_batches_leave_no_trace(config: dict[str, Any], monkeypatch: 
 
 def test_a_second_run_reads_the_cache(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepared(config).train
-    monkeypatch.setattr(token_cache, "write_split", None)
-    monkeypatch.setattr(token_cache, "train_byte_pair", None)
+    for work in ("write_split", "train_byte_pair"):
+        monkeypatch.setattr(token_cache, work, lambda *_: pytest.fail("the cache was not used"))
     again = prepared(config)
     assert np.array_equal(again.train.tokens, first.tokens)
     assert (again.train.byte_count, again.train.word_count) == (first.byte_count, first.word_count)

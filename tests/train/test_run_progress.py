@@ -30,7 +30,7 @@ def test_plain_lines_tell_amount_time_left_rate_and_note(capsys: pytest.CaptureF
 def test_rate_counts_only_what_this_process_did(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = iter([0.0, 10.0, 10.0])
+    clock = iter([0.0, 10.0, 10.0, 10.0])
     monkeypatch.setattr("wavelet_train.progress.time.monotonic", lambda: next(clock))
     with Progress("training", 10_000, " tokens", done=5000, seconds_between_lines=5) as progress:
         progress.advance(1000)

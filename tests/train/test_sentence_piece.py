@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wavelet_core import CheckpointError
+from wavelet_core import CheckpointError, ConfigurationError
 from wavelet_core.tokenizers import TokenizerError, load_tokenizer
 from wavelet_train.sentence_piece import SentencePieceTokenizer, save_sentence_piece
 
@@ -66,8 +66,16 @@ def test_a_model_file_can_be_named(usual_model: bytes, tmp_path: Path) -> None:
     config = SentencePieceTokenizer.Config(model_file=str(file))
     assert SentencePieceTokenizer.train(config, iter([])).model == usual_model
     file.unlink()
-    with pytest.raises(TokenizerError, match=r"data\.tokenizer\.model_file: cannot read .*some\.model"):
+    with pytest.raises(ConfigurationError, match=r"tokenizer\.model_file: cannot read .*some\.model"):
         SentencePieceTokenizer(config)
+    with pytest.raises(ConfigurationError, match=r"tokenizer\.model_file: name a SentencePiece model"):
+        SentencePieceTokenizer()
+
+
+def test_a_vocabulary_that_cannot_be_learnt_is_refused() -> None:
+    characters = "".join(map(chr, range(0x4E00, 0x4E00 + 400)))
+    with pytest.raises(ConfigurationError, match=r"tokenizer\.vocabulary_size=300: SentencePiece cannot learn"):
+        SentencePieceTokenizer.train(SentencePieceTokenizer.Config(vocabulary_size=300), [characters])
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:

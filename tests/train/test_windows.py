@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wavelet_core import ConfigurationError
@@ -74,6 +74,7 @@ def test_consecutive_windows_continue_their_row() -> None:
     assert torch.equal(next(windows).inputs, batches[0].inputs)
 
 
+@settings(max_examples=30)
 @given(
     starts=st.sets(st.integers(1, 99), max_size=8),
     context_length=st.integers(1, 12),

@@ -25,6 +25,7 @@ class WaveletGroup(click.Group):
         super().__init__(*arguments, **keywords)
         self.plugin_commands: dict[str, list[str]] = {}
         self._asked_plugins = False
+        _accept_debug(self)
         for module in pkgutil.iter_modules(commands.__path__):
             self.add_command(importlib.import_module(f"{commands.__name__}.{module.name}").command)
 
@@ -131,9 +132,6 @@ def cli() -> None:
 
     Exit status: 0 success, 1 failure, 2 usage or configuration error, 130 interrupted.
     """
-
-
-cli.params.append(DEBUG_OPTION)
 
 
 def main() -> None:

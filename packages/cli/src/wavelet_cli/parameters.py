@@ -8,6 +8,18 @@ from wavelet_cli.output import table
 
 if TYPE_CHECKING:
     from wavelet_core.config import ModelConfig
+    from wavelet_train.config import RunConfig
+
+
+def with_vocabulary(run: RunConfig) -> ModelConfig:
+    """The model section with the tokenizer's vocabulary where it names none."""
+    from wavelet_core.registry import build
+
+    if run.model.vocabulary_size is not None:
+        return run.model
+    tokenizer = run.data.tokenizer
+    size = getattr(tokenizer, "vocabulary_size", None) or build("tokenizer", tokenizer).vocabulary_size
+    return run.model.model_copy(update={"vocabulary_size": size})
 
 
 def parameter_report(config: ModelConfig) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from wavelet_core.state import Tree
 class HaarWavelet(nn.Module):
     """The undecimated causal Haar wavelet; it has no parameters (spec/model.md, section 3).
 
-    c_{k+1} and d_k are (c_k plus, minus its copy 2^k positions ago) / sqrt(2); reconstruction is (c_{k+1} + d_k) / sqrt(2).
+    c_{k+1} and d_k are (c_k plus, minus its copy 2^k positions ago) / sqrt(2); reconstruction is
+    (c_{k+1} + d_k) / sqrt(2).
     Shapes: decompose (B, T, P) -> (B, T, S, P), coarse to fine; reconstruct the other way round.
     """
 

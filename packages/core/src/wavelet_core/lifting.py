@@ -67,6 +67,7 @@ class WaveletCrawl(nn.Module):
 
     def forward(self, rows: Tensor, level: int, history: Tensor | None = None) -> Tensor:
         extended = with_history(rows, history, self.reach(level))
+        # The furthest look-back comes first in `extended`, the nearest first in theta.
         weights = self.theta[level].softmax(0).to(rows.dtype).flip(0)
         length = rows.shape[1]
         if length == 1:

@@ -57,18 +57,20 @@ class MixerBank(nn.Module):
             self.widen = _normal(count, padded_width, width, std=width**-0.5)
 
     def forward(self, z: Tensor, gate_input: Tensor) -> Tensor:
-        if self.narrow is not None:
-            routed = gate_input is not z
-            z = torch.bmm(z, self.narrow.mT)
-            gate_input = torch.bmm(gate_input, self.narrow.mT) if routed else z
+        # Each matrix is read from its attribute once: a quantized one is turned into floating point there.
+        narrow, gate, down = self.narrow, self.gate, self.down
+        if narrow is not None:
+            own_input = gate_input is z
+            z = torch.bmm(z, narrow.mT)
+            gate_input = z if own_input else torch.bmm(gate_input, narrow.mT)
         out = torch.bmm(z, self.matrix().mT)
-        if self.activation is not None and self.gate is not None:
-            out = out * self.activation(torch.bmm(gate_input, self.gate.mT))
-        if self.down is not None and self.up is not None:
-            out = out + torch.bmm(torch.bmm(z, self.down.mT), self.up.mT)
+        if gate is not None and self.activation is not None:
+            out = out * self.activation(torch.bmm(gate_input, gate.mT))
+        if down is not None and self.up is not None:
+            out = out + torch.bmm(torch.bmm(z, down.mT), self.up.mT)
         if self.bias is not None:
             out = out + self.bias
-        return out if self.widen is None else torch.bmm(out, self.widen.mT)
+        return out if narrow is None else torch.bmm(out, self.widen.mT)
 
 
 def _normal(*size: int, std: float) -> nn.Parameter:
@@ -96,14 +98,15 @@ class ScaleRouting(nn.Module):
         self.weight = nn.Parameter(torch.eye(scales))
 
     def forward(self, z: Tensor) -> Tensor:
-        return torch.tensordot(self.weight, z, dims=1)
+        return torch.tensordot(self.weight.to(z.dtype), z, dims=1)
 
 
 class GatedSpectralMixer(nn.Module):
     """One gated mixer per scale (spec/model.md, section 5).
 
     out_s = (M_s z_s) * act(G_s gate_s) + U_s (V_s^T z_s), with gate_s = z_s or, with `routing`, a learned blend of all
-    scales. `widths` gives every scale its own mixer width as a share of P; scales of equal width are one batched product.
+    scales. `widths` gives every scale its own mixer width as a share of P; scales of equal width are one batched
+    product.
 
     Shapes: (B, T, S, P) -> (B, T, S, P).
     """
@@ -125,7 +128,7 @@ class GatedSpectralMixer(nn.Module):
                     f"widths has {len(self.widths)} entries, but model.levels={model.levels} makes "
                     f"{model.levels + 1} scales; give one width per scale"
                 )
-            if not all(0 < share for share in self.widths):
+            if not all(share > 0 for share in self.widths):
                 raise ValueError(f"widths={self.widths} must all be above 0: each is a share of the padded model.width")
 
         def resolved_widths(self, shape: ModelShape) -> list[int]:

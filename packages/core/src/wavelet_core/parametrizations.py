@@ -42,7 +42,7 @@ class ComputedMatrices(nn.Module, ABC):
 
 @contextmanager
 def frozen_matrices(model: nn.Module) -> Iterator[None]:
-    """While this lasts, every computed matrix of the model is a constant: for decoding, where the weights stand still."""
+    """While this lasts, every computed matrix of the model is a constant: for decoding, where no weight changes."""
     modules = [module for module in model.modules() if isinstance(module, ComputedMatrices)]
     for module in modules:
         module._frozen = module.compute().detach()

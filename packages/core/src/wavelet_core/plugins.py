@@ -100,6 +100,6 @@ class PluginManager:
         module = self._manager.get_plugin(plugin.name)
         others = [other for other in self._manager.get_plugins() if other is not module]
         try:
-            getattr(self._manager.subset_hook_caller(hook, others), "__call__")(**arguments)  # noqa: B004
+            self._manager.subset_hook_caller(hook, others)(**arguments)
         except Exception:
             plugin.error = traceback.format_exc()

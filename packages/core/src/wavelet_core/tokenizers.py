@@ -19,8 +19,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from wavelet_core.checkpoint import CheckpointError, write_atomically
-from wavelet_core.config import ComponentConfig
-from wavelet_core.registry import RegistryError, registry
+from wavelet_core.config import ComponentConfig, ConfigurationError
+from wavelet_core.registry import RegistryError, nearest, registry
 
 FILE_NAME = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
@@ -73,7 +73,7 @@ class Tokenizer(ABC):
         return [self.encode(text) for text in texts]
 
     def pieces(self, text: str, size: int) -> Iterator[str]:
-        """Cut a long text where that changes no token: the pieces' ids in a row are the text's ids.
+        """Cut a long text before spaces where that changes no token: the pieces' ids in a row are the text's ids.
 
         size: characters that a piece should have. Tokenizers that know no such places give the text back whole.
         """
@@ -100,6 +100,23 @@ class IncrementalDecoder:
         return self._decoder.decode(b"", final=True)
 
 
+def cut_before_spaces(text: str, size: int) -> Iterator[str]:
+    """Parts of a text with `size` characters or a little more, each but the first beginning with a run of white space.
+
+    A text without spaces stays whole.
+    """
+    start = 0
+    while len(text) - start > size:
+        cut = text.find(" ", start + size)
+        while cut != -1 and text[cut - 1].isspace():
+            cut = text.find(" ", cut + 1)
+        if cut == -1:
+            break
+        yield text[start:cut]
+        start = cut
+    yield text[start:]
+
+
 class BytesTokenizer(Tokenizer):
     """The 256 byte values themselves. Needs no training and no package; it has no end-of-text token."""
 
@@ -121,7 +138,7 @@ class BytesTokenizer(Tokenizer):
             raise TokenizerError("bytes have ids from 0 to 255; the model's vocabulary is larger than that") from None
 
     def pieces(self, text: str, size: int) -> Iterator[str]:
-        return (text[start : start + size] for start in range(0, len(text), size))
+        return cut_before_spaces(text, size)
 
     def save(self, directory: str | Path) -> None:
         save_description(directory, {"kind": "bytes"})
@@ -198,17 +215,8 @@ class _EncodingTokenizer(Tokenizer):
         return True
 
     def pieces(self, text: str, size: int) -> Iterator[str]:
-        # No split pattern in use joins a sign and the space after it: the space starts a piece of its own.
-        start = 0
-        while len(text) - start > size:
-            cut = text.find(" ", start + size)
-            while cut != -1 and text[cut - 1].isspace():
-                cut = text.find(" ", cut + 1)
-            if cut == -1:
-                break
-            yield text[start:cut]
-            start = cut
-        yield text[start:]
+        # All split patterns part a sign from the space after it before any merge is looked for.
+        return cut_before_spaces(text, size)
 
 
 class BytePairTokenizer(_EncodingTokenizer):
@@ -263,7 +271,10 @@ class TiktokenTokenizer(_EncodingTokenizer):
         tiktoken = _import_tiktoken("tiktoken")
         known = tiktoken.list_encoding_names()
         if config.encoding not in known:
-            raise TokenizerError(f"encoding {config.encoding!r} is unknown; tiktoken has {', '.join(sorted(known))}")
+            raise ConfigurationError(
+                f"tokenizer.encoding: {config.encoding!r} is unknown{nearest(config.encoding, known)} tiktoken has: "
+                f"{', '.join(sorted(known))}"
+            )
         try:
             encoding = tiktoken.get_encoding(config.encoding)
         except OSError as error:
@@ -316,7 +327,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
         raise CheckpointError(f"{path} is damaged: {error!r}") from error
     try:
         tokenizer: Tokenizer = tokenizer_class.load(directory, saved)
-    except TokenizerError:
+    except (TokenizerError, ConfigurationError):
         raise
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}") from error

@@ -52,6 +52,7 @@ def _walk(
     count: Tensor,
     learning_rate: float,
 ) -> Tensor:
+    """The body of `read_and_update`: part by part, each up to the next end of a chunk in any row."""
     batch, length, _ = q.shape
     chunk = pending_query.shape[1]
     table = deltas.view(-1, deltas.shape[-1])
@@ -61,7 +62,7 @@ def _walk(
     learned = torch.empty(q.shape, dtype=deltas.dtype, device=q.device)
     start = 0
     while start < length:
-        # As far as the first end of a chunk in any row: until then nobody's deltas change.
+        # Until the first row ends its chunk nobody's deltas change, so that all these positions are read at once.
         stop = min(length, start + chunk - int(count.max()))
         part = slice(start, stop)
         learned[:, part] = F.embedding_bag(
@@ -92,6 +93,7 @@ def _walk(
 def _shape_of_walk(
     q: Tensor, read: Tensor, row: Tensor, weight: Tensor, deltas: Tensor, *rest: Tensor | float
 ) -> Tensor:
+    """What `torch.compile` needs to know of the result: float32 or wider, like the deltas."""
     return torch.empty(q.shape, dtype=deltas.dtype, device=q.device)
 
 

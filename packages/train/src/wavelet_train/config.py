@@ -13,11 +13,14 @@ from pydantic import Field
 
 from wavelet_core.config import ComponentOf, ConfigurationError, ModelConfig, Section, parse
 from wavelet_core.registry import nearest
+from wavelet_core.seed import is_seed_config, model_config_from_seed
 from wavelet_train.data import DataConfig
 from wavelet_train.precision import Precision
 
 PRESETS = Path(str(files("wavelet_train") / "presets"))
 FILE_SUFFIXES = (".yaml", ".yml", ".json")
+# What a checkpoint's config.json holds besides the sections of a run.
+CHECKPOINT_KEYS = ("format_version", "components")
 
 
 class TrainConfig(Section):
@@ -86,10 +89,17 @@ def list_presets() -> dict[str, str]:
 def load_run_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The run configuration of a preset or a YAML or JSON file, with overrides like `train.lr=0.02` applied.
 
+    A checkpoint's config.json is a configuration file too, and so is a flat config.json of the original WaveletLM, of
+    which the model is translated.
+
     Raises ConfigurationError for an unknown preset, a missing or unreadable file, bad YAML or JSON (with the line), and
     fields that are unknown or do not fit.
     """
     data = read_file(locate(source))
+    if is_seed_config(data):
+        data = {"model": model_config_from_seed(data, source=str(source)).model_dump(mode="json")}
+    for bookkeeping in CHECKPOINT_KEYS:
+        data.pop(bookkeeping, None)
     for override in overrides:
         apply_override(data, override)
     return parse(RunConfig, data, str(source))
@@ -137,7 +147,7 @@ def read_file(path: Path) -> dict[str, Any]:
     """The mapping in a YAML or JSON file."""
     try:
         text = path.read_text(encoding="utf-8")
-        data = json.loads(text) if path.suffix.lower() == ".json" else yaml.load(text, _UniqueKeyLoader)  # noqa: S506
+        data = json.loads(text) if path.suffix.lower() == ".json" else yaml.load(text, _UniqueKeyLoader)
     except OSError as error:
         raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

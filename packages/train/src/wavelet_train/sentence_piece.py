@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from wavelet_core.checkpoint import CheckpointError, write_atomically
-from wavelet_core.config import ComponentConfig
+from wavelet_core.config import ComponentConfig, ConfigurationError
 from wavelet_core.tokenizers import Tokenizer, TokenizerError, save_description
 
 MODEL_FILE = "sentencepiece.model"
@@ -104,20 +104,26 @@ class SentencePieceTokenizer(Tokenizer):
         if config.model_file is not None:
             return cls(config)
         model = io.BytesIO()
-        _import_sentencepiece().SentencePieceTrainer.train(
-            sentence_iterator=(line for document in documents for line in document.splitlines() if line),
-            model_writer=model,
-            vocab_size=config.vocabulary_size,
-            model_type=config.algorithm,
-            hard_vocab_limit=False,
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            add_dummy_prefix=False,
-            character_coverage=0.9999,
-            bos_id=-1,
-            minloglevel=2,
-        )
+        try:
+            _import_sentencepiece().SentencePieceTrainer.train(
+                sentence_iterator=(line for document in documents for line in document.splitlines() if line),
+                model_writer=model,
+                vocab_size=config.vocabulary_size,
+                model_type=config.algorithm,
+                hard_vocab_limit=False,
+                byte_fallback=True,
+                normalization_rule_name="identity",
+                remove_extra_whitespaces=False,
+                add_dummy_prefix=False,
+                character_coverage=0.9999,
+                bos_id=-1,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            raise ConfigurationError(
+                f"tokenizer.vocabulary_size={config.vocabulary_size}: SentencePiece cannot learn so many pieces from "
+                f"this text ({error})"
+            ) from None
         return cls(config, model.getvalue())
 
 
@@ -129,11 +135,11 @@ def save_sentence_piece(directory: str | Path, model: bytes) -> None:
 
 def read_model_file(name: str | None) -> bytes:
     if name is None:
-        raise TokenizerError("a SentencePiece tokenizer needs model_file, or training on text")
+        raise ConfigurationError("tokenizer.model_file: name a SentencePiece model, or prepare data to learn one from")
     try:
         return Path(name).expanduser().read_bytes()
     except OSError as error:
-        raise TokenizerError(f"data.tokenizer.model_file: cannot read {name}: {error.strerror}") from None
+        raise ConfigurationError(f"tokenizer.model_file: cannot read {name}: {error.strerror}") from None
 
 
 def _import_sentencepiece() -> ModuleType:

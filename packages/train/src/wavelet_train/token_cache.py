@@ -37,7 +37,7 @@ FORMAT_VERSION = 1
 PIECE_SIZE = 1 << 17
 BATCH_SIZE = 1 << 22
 # A vocabulary hardly changes beyond this much text.
-TRAINING_BYTES = 1 << 30
+TRAINING_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)

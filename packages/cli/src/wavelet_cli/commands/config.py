@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from wavelet_cli.options import json_option, set_option
 from wavelet_cli.output import print_json, table
-
-if TYPE_CHECKING:
-    from wavelet_core.config import ModelConfig
-    from wavelet_train.config import RunConfig
 
 
 @click.group("config")
@@ -58,9 +52,9 @@ def show_command(config: str, overrides: tuple[str, ...], parameters: bool, as_j
 
     run = load_run_config(config, overrides)
     if parameters:
-        from wavelet_cli.parameters import parameter_report, parameter_table
+        from wavelet_cli.parameters import parameter_report, parameter_table, with_vocabulary
 
-        report = parameter_report(_with_vocabulary(run))
+        report = parameter_report(with_vocabulary(run))
         text = parameter_table(report)
     else:
         report = run.model_dump(mode="json")
@@ -69,17 +63,6 @@ def show_command(config: str, overrides: tuple[str, ...], parameters: bool, as_j
         print_json(report)
     else:
         click.echo(text)
-
-
-def _with_vocabulary(run: RunConfig) -> ModelConfig:
-    """The model section with the tokenizer's vocabulary where it names none."""
-    from wavelet_core.registry import build
-
-    if run.model.vocabulary_size is not None:
-        return run.model
-    tokenizer = run.data.tokenizer
-    size = getattr(tokenizer, "vocabulary_size", None) or build("tokenizer", tokenizer).vocabulary_size
-    return run.model.model_copy(update={"vocabulary_size": size})
 
 
 @command.command("schema")

@@ -6,14 +6,20 @@
 from wavelet_core.generation.completion import Completion, collect
 from wavelet_core.generation.drafts import ModelDrafts, NgramDrafts
 from wavelet_core.generation.engine import Token, generate
-from wavelet_core.generation.metrics import text_metrics
+from wavelet_core.generation.metrics import text_drift, text_metrics
 from wavelet_core.generation.samplers import Sampler
 from wavelet_core.generation.sampling import GenerationError
-from wavelet_core.generation.settings import STRATEGIES, GenerationSettings, LookaheadSettings
+from wavelet_core.generation.settings import (
+    SAMPLER_ORDER,
+    STRATEGIES,
+    GenerationSettings,
+    LookaheadSettings,
+    in_order,
+)
 from wavelet_core.generation.spacing import SpacingStream, clean_spacing
-from wavelet_core.generation.speculative import Pace
 
 __all__ = [
+    "SAMPLER_ORDER",
     "STRATEGIES",
     "Completion",
     "GenerationError",
@@ -21,12 +27,13 @@ __all__ = [
     "LookaheadSettings",
     "ModelDrafts",
     "NgramDrafts",
-    "Pace",
     "Sampler",
     "SpacingStream",
     "Token",
     "clean_spacing",
     "collect",
     "generate",
+    "in_order",
+    "text_drift",
     "text_metrics",
 ]

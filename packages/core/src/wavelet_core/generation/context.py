@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -43,57 +44,58 @@ def prefill(model: WaveletLM, prompts: Sequence[Sequence[int]], chunk_tokens: in
 
 
 class Stream:
-    """The state runs on without limit: constant time and memory per token. Logits are those of the next token."""
+    """The state runs on without limit: constant time and memory per token.
 
-    def __init__(self, model: WaveletLM, prompts: Sequence[Sequence[int]], chunk_tokens: int):
-        self.model = model
-        self.state, self.logits = prefill(model, prompts, chunk_tokens)
+    `logits`, (B, V), are those of the next token of every row.
+    """
 
-    def step(self, tokens: Tensor) -> Tensor:
-        """Read one more token per row, (B,); the next tokens' logits (B, V)."""
+    def __init__(self, model: WaveletLM, state: State, logits: Tensor):
+        self.model, self.state, self.logits = model, state, logits
+
+    def step(self, tokens: Tensor) -> None:
+        """Read one more token per row, (B,)."""
         self.logits = self.model.head(self.model.hidden(tokens.unsqueeze(1), self.state))[:, 0]
-        return self.logits
 
     def select(self, rows: Sequence[int]) -> Stream:
         """A copy with some of the rows, in the given order; a row may be given several times."""
-        other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__, state=self.state[rows], logits=self.logits[rows])
-        return other
+        return Stream(self.model, self.state[rows], self.logits[rows])
 
 
 class Hop(Stream):
     """The state is rebuilt from the last `model.config.context_length` tokens every `every` tokens.
 
-    `every=1` is the policy `window`: every token sees exactly the window, at the cost of reading it anew.
+    `every=1` is the policy `window`: every token sees exactly the window, at the cost of reading it anew. `windows` are
+    the rows' last tokens, `since` counts tokens since they were read.
     """
 
-    def __init__(self, model: WaveletLM, prompts: Sequence[Sequence[int]], chunk_tokens: int, every: int):
+    def __init__(self, model: WaveletLM, windows: Sequence[Sequence[int]], every: int, chunk_tokens: int):
         length = model.config.context_length
-        self.windows = [deque(prompt, maxlen=length) for prompt in prompts]
+        self.windows = [deque(window, maxlen=length) for window in windows]
         self.every = every
-        self.since_rebuild = 0
-        self.chunk_tokens = max(chunk_tokens, length)
-        super().__init__(model, self.windows, self.chunk_tokens)  # type: ignore[arg-type]
+        self.chunk_tokens = chunk_tokens
+        self.since = 0
+        super().__init__(model, *prefill(model, self.windows, chunk_tokens))
 
-    def step(self, tokens: Tensor) -> Tensor:
+    def step(self, tokens: Tensor) -> None:
         for window, token in zip(self.windows, tokens.tolist(), strict=True):
             window.append(token)
-        self.since_rebuild += 1
-        if self.since_rebuild < self.every:
-            return super().step(tokens)
-        self.since_rebuild = 0
-        self.state, self.logits = prefill(self.model, self.windows, self.chunk_tokens)  # type: ignore[arg-type]
-        return self.logits
+        self.since += 1
+        if self.since < self.every:
+            super().step(tokens)
+        else:
+            self.since = 0
+            self.state, self.logits = prefill(self.model, self.windows, self.chunk_tokens)
 
     def select(self, rows: Sequence[int]) -> Hop:
-        other = super().select(rows)
-        assert isinstance(other, Hop)
-        other.windows = [deque(self.windows[row], maxlen=self.windows[row].maxlen) for row in rows]
+        other = copy.copy(self)
+        other.state, other.logits = self.state[rows], self.logits[rows]
+        other.windows = [self.windows[row].copy() for row in rows]
         return other
 
 
 def open_context(policy: str, model: WaveletLM, prompts: Sequence[Sequence[int]], chunk_tokens: int) -> Stream:
     """A context under the policy `stream`, `hop:N` or `window`, after it has read the prompts."""
     if policy == "stream":
-        return Stream(model, prompts, chunk_tokens)
-    return Hop(model, prompts, chunk_tokens, every=1 if policy == "window" else int(policy.removeprefix("hop:")))
+        return Stream(model, *prefill(model, prompts, chunk_tokens))
+    every = 1 if policy == "window" else int(policy.removeprefix("hop:"))
+    return Hop(model, prompts, every, chunk_tokens)

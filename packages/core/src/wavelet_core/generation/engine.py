@@ -121,7 +121,7 @@ def encode_prompt(prompt: str | Sequence[int], model: WaveletLM, tokenizer: Toke
         end_of_text = None if tokenizer is None else tokenizer.end_of_text
         if end_of_text is None:
             raise ConfigurationError(
-                "the prompt is empty and there is no end-of-text token to start from; give a prompt of at least one token"
+                "the prompt is empty and there is no end-of-text token to start from; give at least one token"
             )
         ids = [end_of_text]
     size = model.config.vocabulary_size
@@ -139,7 +139,8 @@ def _check(
     model: WaveletLM, settings: GenerationSettings, tokenizer: Tokenizer | None, draft: DraftSource | None
 ) -> None:
     size = model.config.vocabulary_size
-    if tokenizer is not None and tokenizer.vocabulary_size != size:
+    assert size is not None
+    if tokenizer is not None and tokenizer.vocabulary_size > size:
         raise ConfigurationError(
             f"the tokenizer has {tokenizer.vocabulary_size} tokens, but model.vocabulary_size={size}; "
             "use the tokenizer that the model was trained with"
@@ -153,11 +154,13 @@ def _check(
             f"speculative decoding needs context=stream, but context={settings.context}; leave out one of the two"
         )
     if settings.lookahead is not None:
-        raise ConfigurationError("speculative decoding verifies plain decoding, not lookahead; leave out one of the two")
+        raise ConfigurationError(
+            "speculative decoding verifies plain decoding, not lookahead; leave out one of the two"
+        )
     if isinstance(draft, ModelDrafts) and draft.model.config.vocabulary_size != size:
         raise ConfigurationError(
-            f"the draft model has model.vocabulary_size={draft.model.config.vocabulary_size}, but the model has {size}; "
-            "use a draft that was trained with the same tokenizer"
+            f"the draft model has model.vocabulary_size={draft.model.config.vocabulary_size}, but the model has "
+            f"{size}; use a draft that was trained with the same tokenizer"
         )
 
 
@@ -165,11 +168,11 @@ def _groups(
     model: WaveletLM,
     prompts: list[list[int]],
     settings: GenerationSettings,
+    chain: SamplerChain,
     rows: list[_Row],
     seeds: list[RowSeed],
     draft: DraftSource | None,
 ) -> list[_Group]:
-    chain = SamplerChain(settings.samplers, model)
     if draft is not None:
         return [
             _Group(Speculative(model, prompt, chain, settings, seed, draft), [row])
@@ -196,7 +199,10 @@ def _generate(
             _Row(index, None if tokenizer is None else TextStream(tokenizer, settings.stop_strings))
             for index in range(len(prompts))
         ]
-        groups = _groups(model, prompts, settings, rows, seeds, draft)
+        size = model.config.vocabulary_size if tokenizer is None else tokenizer.vocabulary_size
+        assert size is not None
+        chain = SamplerChain(settings.samplers, model, size)
+        groups = _groups(model, prompts, settings, chain, rows, seeds, draft)
         while groups:
             for group in list(groups):
                 chosen = group.decoder.choose()

@@ -21,10 +21,7 @@ def repetition(tokens: Sequence[int], size: int = 4) -> float:
     grams = [tuple(tokens[start : start + size]) for start in range(len(tokens) - size + 1)]
     counts = Counter(grams)
     covered = {
-        position
-        for start, gram in enumerate(grams)
-        if counts[gram] > 1
-        for position in range(start, start + size)
+        position for start, gram in enumerate(grams) if counts[gram] > 1 for position in range(start, start + size)
     }
     return len(covered) / len(tokens) if tokens else 0.0
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from wavelet_core.registry import build
-from wavelet_core.state import State
+from wavelet_core.state import State, Tree
 
 if TYPE_CHECKING:
     from wavelet_core.model import WaveletLM
@@ -24,15 +25,17 @@ class GenerationError(ValueError):
 class SamplerChain:
     """Samplers applied one after the other, in the order of the configuration.
 
-    Their memory is one State, so that its rows are selected, repeated and cloned like the model's.
+    Their memory is one State, so that its rows are selected, repeated and cloned like the model's. Of a padded
+    vocabulary only the first `vocabulary_size` entries are ever drawn.
     """
 
-    def __init__(self, configs: Sequence[Any], model: WaveletLM):
+    def __init__(self, configs: Sequence[Any], model: WaveletLM, vocabulary_size: int):
         self.samplers = [build("sampler", config, model) for config in configs]
+        self.vocabulary_size = vocabulary_size
 
     def start(self, prompts: Sequence[Tensor]) -> State:
         """The samplers' memory of a batch whose rows have read these prompts."""
-        trees = {str(index): sampler.start(prompts) for index, sampler in enumerate(self.samplers)}
+        trees: Tree = {str(index): sampler.start(prompts) for index, sampler in enumerate(self.samplers)}
         return State(trees, len(prompts))
 
     def observe(self, tokens: Tensor, memory: State) -> None:
@@ -43,6 +46,9 @@ class SamplerChain:
     def __call__(self, logits: Tensor, memory: State) -> Tensor:
         """Reshaped logits (B, V), in float32."""
         logits = logits.float()
+        padding = logits.shape[-1] - self.vocabulary_size
+        if padding:
+            logits = F.pad(logits[:, : self.vocabulary_size], (0, padding), value=-torch.inf)
         for sampler, tree in zip(self.samplers, memory.tree.values(), strict=True):
             logits = sampler(logits, tree)
         return logits

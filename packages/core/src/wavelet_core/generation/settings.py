@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
@@ -69,9 +70,25 @@ class GenerationSettings(Section):
         return self
 
 
-# `strategies`: the published recipe for readable samples. The command adds spacing cleanup and metrics to it.
-STRATEGIES: list[dict[str, Any]] = [
-    {"kind": "repetition_penalty", "penalty": 1.2},
-    {"kind": "entropy_adaptive", "maximum": 0.9},
-    {"kind": "top_p", "p": 0.85},
-]
+# The order in which the command's options are applied; a list of samplers in a configuration has its own order.
+SAMPLER_ORDER = (
+    "repetition_penalty",
+    "wavelet_coherence",
+    "entropy_adaptive",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+)
+
+# `strategies`: the published recipe for readable samples, which goes with spacing cleanup and metrics.
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "repetition_penalty": {"penalty": 1.2},
+    "entropy_adaptive": {"maximum": 0.9},
+    "top_p": {"p": 0.85},
+}
+
+
+def in_order(samplers: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The list of samplers, in SAMPLER_ORDER, for some of them by name with their fields."""
+    return [{"kind": name, **samplers[name]} for name in SAMPLER_ORDER if name in samplers]

@@ -16,7 +16,7 @@ from wavelet_core.checkpoint import TOKENIZER_DIRECTORY, CheckpointError, materi
 from wavelet_core.config import ModelConfig
 from wavelet_core.multinodal import MultinodalLM, build_model
 from wavelet_core.seed.configuration import model_config_from_seed, reads_routing, seed_from_model_config
-from wavelet_core.seed.names import SeedTensor, UnreadTensor, place, seed_layout
+from wavelet_core.seed.names import LearnedDeltas, SeedTensor, UnreadTensor, place, seed_layout
 from wavelet_core.seed.tokenizer import seed_tokenizer, tokenizer_files
 
 COMPILE_PREFIX = "_orig_mod."
@@ -155,8 +155,10 @@ def _fill(
         present = [name for name in entry.names if name in state]
         used.update(present)
         if isinstance(entry, UnreadTensor):
-            if entry.copied is None and any(state[name].any() for name in present):
-                mistakes.append(f"{present[0]} is not zero: fast weights learned at inference are not imported")
+            continue
+        if isinstance(entry, LearnedDeltas):
+            for name in present:
+                mistakes += _add_deltas(targets[entry.ours], name, state[name], report)
             continue
         filled.add(entry.ours)
         target = targets[entry.ours] if entry.index is None else targets[entry.ours][entry.index]
@@ -182,6 +184,15 @@ def _fill(
     return mistakes
 
 
+def _add_deltas(values: Tensor, name: str, deltas: Tensor, report: ImportReport) -> list[str]:
+    if deltas.shape != values.shape:
+        return [f"{name} has shape {list(deltas.shape)}, but the configuration makes it {list(values.shape)}"]
+    if deltas.any():
+        values.detach().add_(deltas)
+        report.remarks.append(f"{name}, learned at inference, is added to the memory's values")
+    return []
+
+
 def seed_state(model: nn.Module, config: ModelConfig) -> dict[str, Tensor]:
     """The original's state dict for a model of ours, every alias and unread tensor included."""
     tensors = {_seed_side(name): tensor.detach() for name, tensor in named_tensors(model).items()}
@@ -193,8 +204,9 @@ def seed_state(model: nn.Module, config: ModelConfig) -> dict[str, Tensor]:
             state |= dict.fromkeys(entry.names, tensor)
     for entry in layout:
         if isinstance(entry, UnreadTensor):
-            unread = torch.zeros(entry.shape) if entry.copied is None else state[entry.copied].clone()
-            state |= dict.fromkeys(entry.names, unread)
+            state |= dict.fromkeys(entry.names, state[entry.copied].clone())
+        elif isinstance(entry, LearnedDeltas):
+            state |= dict.fromkeys(entry.names, torch.zeros(entry.shape, dtype=tensors[entry.ours].dtype))
     for entry in layout:
         if isinstance(entry, SeedTensor) and entry.columns is not None:
             state[entry.names[0]][:, : entry.columns] = tensors[entry.ours]

@@ -48,17 +48,28 @@ class SeedTensor:
 
 @dataclass(frozen=True)
 class UnreadTensor:
-    """A tensor that the original stores and never reads. On export it is a copy of another or zeros.
+    """A tensor that the original stores and never reads. On export it is a copy of another.
 
-    copied: the original's name of the tensor that stands in for it, or None for zeros of the given shape.
+    copied: the original's name of the tensor that stands in for it.
     """
 
     names: tuple[str, ...]
-    copied: str | None = None
-    shape: tuple[int, ...] = ()
+    copied: str
 
 
-SeedEntry = SeedTensor | UnreadTensor
+@dataclass(frozen=True)
+class LearnedDeltas:
+    """What a fast-weight memory of the original had learned when it was saved: zeros, or to be added to its values.
+
+    ours: our values (h N, C). On export they are zeros: our values hold what was learned, and a state what is.
+    """
+
+    names: tuple[str, ...]
+    ours: str
+    shape: tuple[int, int]
+
+
+SeedEntry = SeedTensor | UnreadTensor | LearnedDeltas
 
 
 def seed_layout(config: ModelConfig) -> list[SeedEntry]:
@@ -193,7 +204,7 @@ def _memories(config: ModelConfig, ours: str, seed: str) -> Iterator[SeedEntry]:
             yield SeedTensor(f"{inner}.{part}", (f"{seed}.{name}.{theirs}",))
         if memory.kind == "fast_weight_product_key":
             rows = memory.num_keys * memory.heads
-            yield UnreadTensor((f"{seed}.{name}.value_deltas",), shape=(rows, config.width))
+            yield LearnedDeltas((f"{seed}.{name}.value_deltas",), f"{inner}.values.weight", (rows, config.width))
 
 
 def _wavelets(config: ModelConfig, ours: str, seed: str, blocks: int) -> Iterator[SeedEntry]:

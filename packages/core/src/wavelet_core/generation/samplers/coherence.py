@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wavelet_core.config import ComponentConfig
-from wavelet_core.generation.samplers.sampler import Sampler
-from wavelet_core.state import Tree
+from wavelet_core.generation.samplers.sampler import Memory, Sampler
 
 if TYPE_CHECKING:
     from wavelet_core.model import WaveletLM
@@ -62,7 +61,7 @@ class WaveletCoherence(Sampler):
         super().__init__(config, model)
         self.embed = model.embed
 
-    def start(self, prompts: Sequence[Tensor]) -> Tree:
+    def start(self, prompts: Sequence[Tensor]) -> Memory:
         window, device = self.config.window, prompts[0].device
         recent = torch.zeros(len(prompts), window, dtype=torch.long, device=device)
         for row, prompt in zip(recent, prompts, strict=True):
@@ -75,16 +74,16 @@ class WaveletCoherence(Sampler):
         ]
         return {"recent": recent, "length": lengths.clamp(max=window), "prompt": torch.cat(signatures)}
 
-    def observe(self, tokens: Tensor, state: Tree) -> None:
-        recent, length = state["recent"], state["length"]
+    def observe(self, tokens: Tensor, memory: Memory) -> None:
+        recent, length = memory["recent"], memory["length"]
         recent.copy_(torch.cat([recent[:, 1:], tokens.unsqueeze(-1)], dim=1))
         length.add_(1).clamp_(max=self.config.window)
 
-    def drift(self, state: Tree) -> Tensor:
+    def drift(self, memory: Memory) -> Tensor:
         """The drift of each row's recent text from its prompt, (B,)."""
-        recent = signature(self.embed(state["recent"]), state["length"], self.config.levels)
-        return drift(recent, state["prompt"])
+        recent = signature(self.embed(memory["recent"]), memory["length"], self.config.levels)
+        return drift(recent, memory["prompt"])
 
-    def __call__(self, logits: Tensor, state: Tree) -> Tensor:
-        excess = self.drift(state) - self.config.threshold
+    def __call__(self, logits: Tensor, memory: Memory) -> Tensor:
+        excess = self.drift(memory) - self.config.threshold
         return logits * (1 + self.config.strength * excess.clamp(min=0)).unsqueeze(-1)

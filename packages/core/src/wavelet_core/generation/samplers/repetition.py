@@ -10,8 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from wavelet_core.config import ComponentConfig
-from wavelet_core.generation.samplers.sampler import Sampler
-from wavelet_core.state import Tree
+from wavelet_core.generation.samplers.sampler import Memory, Sampler
 
 if TYPE_CHECKING:
     from wavelet_core.model import WaveletLM
@@ -33,17 +32,18 @@ class RepetitionPenalty(Sampler):
 
     def __init__(self, config: Config, model: WaveletLM):
         super().__init__(config, model)
+        assert model.config.vocabulary_size is not None
         self.vocabulary_size = model.config.vocabulary_size
 
-    def start(self, prompts: Sequence[Tensor]) -> Tree:
+    def start(self, prompts: Sequence[Tensor]) -> Memory:
         seen = torch.zeros(len(prompts), self.vocabulary_size, dtype=torch.bool, device=prompts[0].device)
         for row, prompt in zip(seen, prompts, strict=True):
             row[prompt] = True
         return {"seen": seen}
 
-    def observe(self, tokens: Tensor, state: Tree) -> None:
-        state["seen"].scatter_(-1, tokens.unsqueeze(-1), True)
+    def observe(self, tokens: Tensor, memory: Memory) -> None:
+        memory["seen"].scatter_(-1, tokens.unsqueeze(-1), True)
 
-    def __call__(self, logits: Tensor, state: Tree) -> Tensor:
+    def __call__(self, logits: Tensor, memory: Memory) -> Tensor:
         penalized = torch.where(logits > 0, logits / self.config.penalty, logits * self.config.penalty)
-        return torch.where(state["seen"], penalized, logits)
+        return torch.where(memory["seen"], penalized, logits)

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from wavelet_core.state import Tree
-
 if TYPE_CHECKING:
     from wavelet_core.model import WaveletLM
+
+
+Memory = dict[str, Tensor]
 
 
 class Sampler:
@@ -25,13 +26,13 @@ class Sampler:
     def __init__(self, config: Any, model: WaveletLM):
         self.config = config
 
-    def start(self, prompts: Sequence[Tensor]) -> Tree:
+    def start(self, prompts: Sequence[Tensor]) -> Memory:
         """The memory of a batch whose rows have read `prompts`: one tensor of token ids, not empty, for every row."""
         return {}
 
-    def observe(self, tokens: Tensor, state: Tree) -> None:
-        """Take in the token that each row has just been given, (B,), overwriting `state` in place."""
+    def observe(self, tokens: Tensor, memory: Memory) -> None:
+        """Take in the token that each row has just been given, (B,), overwriting `memory` in place."""
 
-    def __call__(self, logits: Tensor, state: Tree) -> Tensor:
+    def __call__(self, logits: Tensor, memory: Memory) -> Tensor:
         """The reshaped logits, (B, V). Must not write into `logits`."""
-        raise TypeError(f"{type(self).__qualname__} is a sampler without __call__(logits, state)")
+        raise TypeError(f"{type(self).__qualname__} is a sampler without __call__(logits, memory)")

@@ -10,8 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from wavelet_core.config import ComponentConfig
-from wavelet_core.generation.samplers.sampler import Sampler
-from wavelet_core.state import Tree
+from wavelet_core.generation.samplers.sampler import Memory, Sampler
 
 
 def entropy_of(logits: Tensor) -> Tensor:
@@ -31,7 +30,7 @@ class Temperature(Sampler):
 
     config: Config
 
-    def __call__(self, logits: Tensor, state: Tree) -> Tensor:
+    def __call__(self, logits: Tensor, memory: Memory) -> Tensor:
         if self.config.temperature == 0:
             best = logits.argmax(-1, keepdim=True)
             return torch.full_like(logits, -torch.inf).scatter_(-1, best, 0.0)
@@ -63,5 +62,5 @@ class EntropyAdaptive(Sampler):
         certainty = 1 - entropy_of(logits).unsqueeze(-1) / max(math.log(logits.shape[-1]), 1e-9)
         return self.config.minimum + (self.config.maximum - self.config.minimum) * certainty
 
-    def __call__(self, logits: Tensor, state: Tree) -> Tensor:
+    def __call__(self, logits: Tensor, memory: Memory) -> Tensor:
         return logits / self.temperature(logits)

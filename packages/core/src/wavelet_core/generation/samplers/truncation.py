@@ -9,8 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from wavelet_core.config import ComponentConfig
-from wavelet_core.generation.samplers.sampler import Sampler
-from wavelet_core.state import Tree
+from wavelet_core.generation.samplers.sampler import Memory, Sampler
 
 
 class TopK(Sampler):
@@ -22,7 +21,7 @@ class TopK(Sampler):
 
     config: Config
 
-    def __call__(self, logits: Tensor, state: Tree) -> Tensor:
+    def __call__(self, logits: Tensor, memory: Memory) -> Tensor:
         values, indices = logits.topk(min(self.config.k, logits.shape[-1]))
         return torch.full_like(logits, -torch.inf).scatter_(-1, indices, values)
 
@@ -39,7 +38,7 @@ class TopP(Sampler):
 
     config: Config
 
-    def __call__(self, logits: Tensor, state: Tree) -> Tensor:
+    def __call__(self, logits: Tensor, memory: Memory) -> Tensor:
         if self.config.p == 1:
             return logits
         size = logits.shape[-1]
@@ -64,7 +63,7 @@ class MinP(Sampler):
 
     config: Config
 
-    def __call__(self, logits: Tensor, state: Tree) -> Tensor:
+    def __call__(self, logits: Tensor, memory: Memory) -> Tensor:
         if self.config.p == 0:
             return logits
         best = logits.amax(-1, keepdim=True)

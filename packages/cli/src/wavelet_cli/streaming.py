@@ -1,0 +1,94 @@
+"""Printing generated texts while they are decoded, and how fast they came."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from wavelet_core.generation import Completion, Token
+
+
+class Printer:
+    """Prints texts in their order: the first unfinished one as it comes, the others when it is their turn."""
+
+    def __init__(self, prompts: list[str], clean: bool, silent: bool):
+        from wavelet_core.generation import Completion, SpacingStream
+
+        self.prompts, self.clean, self.silent = prompts, clean, silent
+        self.completions: list[Completion] = [Completion() for _ in prompts]
+        self.texts = ["" for _ in prompts]
+        self.spacing = [SpacingStream() for _ in prompts]
+        self.current = -1
+        self._next()
+
+    def add(self, row: int, token: Token) -> None:
+        """Take in a text's next token and print what is due."""
+        self.completions[row].add(token)
+        piece = self._cleaned(row, token.text, token.finish is not None)
+        self.texts[row] += piece
+        if row != self.current:
+            return
+        self._print(piece)
+        while self.current < len(self.prompts) and self.completions[self.current].finish is not None:
+            self._print("\n")
+            self._next()
+
+    def _cleaned(self, row: int, text: str, last: bool) -> str:
+        if not self.clean:
+            return text
+        return self.spacing[row].feed(text) + (self.spacing[row].finish() if last else "")
+
+    def _next(self) -> None:
+        """Begin the next text with its title, its prompt and what of it is there already."""
+        self.current += 1
+        if self.current == len(self.prompts):
+            return
+        if len(self.prompts) > 1:
+            self._print(f"--- {self.current + 1} ---\n")
+        prompt = self.prompts[self.current]
+        if self.clean:
+            from wavelet_core.generation import clean_spacing
+
+            prompt = clean_spacing(prompt)
+        self._print(prompt + self.texts[self.current])
+
+    def _print(self, text: str) -> None:
+        if text and not self.silent:
+            click.echo(text, nl=False)
+
+
+class Clock:
+    """Tokens per second of decoding; the time before the first token is that of reading the prompt."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        self.first = self.last = self.start
+        self.tokens = 0
+
+    def tick(self) -> None:
+        """Count a token."""
+        self.last = time.perf_counter()
+        if not self.tokens:
+            self.first = self.last
+        self.tokens += 1
+
+    def report(self) -> dict[str, float | int]:
+        """Tokens, seconds until the first of them and after it, and the rate after it."""
+        seconds = self.last - self.first
+        rate = (self.tokens - 1) / seconds if seconds > 0 else 0.0
+        return {
+            "num_tokens": self.tokens,
+            "prompt_seconds": self.first - self.start,
+            "decode_seconds": seconds,
+            "tokens_per_second": rate,
+        }
+
+    def __str__(self) -> str:
+        report = self.report()
+        return (
+            f"{self.tokens} tokens, {report['tokens_per_second']:.1f} tokens/s "
+            f"(first token after {report['prompt_seconds']:.2f} s)"
+        )

@@ -1,0 +1,249 @@
+"""What a decoded token costs: time, weights read, and how that compares with the other ways of decoding.
+
+All comparisons are paired: the things compared take turns in one run, and the median of the ratios is reported, so
+that a machine whose speed drifts does not decide the outcome.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from wavelet_core.config import ModelConfig
+from wavelet_core.generation.context import Hop, Stream
+from wavelet_core.multinodal import build_model
+from wavelet_core.state import State
+
+READ_BUFFER = 1 << 28
+PREFILL_CHUNK = 256
+MATRIX_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "linear", "matmul"}
+
+
+def random_model(config: ModelConfig, dtype: torch.dtype, seed: int = 0) -> Any:
+    """A freshly initialised model whose weights are made in `dtype` at once, without a wider copy."""
+    before = torch.get_default_dtype()
+    torch.manual_seed(seed)
+    torch.set_default_dtype(dtype)
+    try:
+        return build_model(config).eval()
+    finally:
+        torch.set_default_dtype(before)
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """How long `work` takes."""
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+class ReadBandwidth:
+    """How fast this device reads memory: the sum of a buffer that is larger than any cache."""
+
+    def __init__(self, device: torch.device):
+        self.buffer = torch.ones(READ_BUFFER // 4, device=device)
+
+    def measure(self) -> float:
+        """Bytes per second."""
+        return self.buffer.nbytes / seconds(lambda: self.buffer.sum().item())
+
+
+def weight_bytes_read(model: Any) -> int:
+    """Bytes of weights that decoding one token reads, one application of a module after the other.
+
+    A module that is applied twice, such as an update network in decomposition and reconstruction, is read twice: there
+    is far more between its uses than a cache holds. Of embeddings and value tables only the rows that are used count.
+    """
+    total = 0
+
+    def count(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        nonlocal total
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            total += inputs[0].numel() * module.embedding_dim * module.weight.element_size()
+        elif not any(part in tables for part in (module, *owners.get(module, ()))):
+            own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+            total += sum(tensor.nbytes for tensor in own)
+
+    tables = [module for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]
+    owners = {part: [table] for table in tables for part in table.modules() if part is not table}
+    hooks = [module.register_forward_pre_hook(count) for module in model.modules()]
+    try:
+        _read_one(model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return total
+
+
+class _RecordMatrixProducts(TorchDispatchMode):
+    """Remembers every matrix product that runs, so that they can be run again alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Callable[[], Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.overloadpacket.__name__ in MATRIX_PRODUCTS:
+            self.calls.append(lambda: func(*args, **kwargs))
+        return func(*args, **kwargs)
+
+
+def matrix_products(model: Any) -> Callable[[], None]:
+    """A function that runs just the matrix products of one decoded token, on the inputs that they had."""
+    with _RecordMatrixProducts() as record:
+        _read_one(model)
+
+    def run() -> None:
+        for call in record.calls:
+            call()
+
+    return run
+
+
+def _read_one(model: Any) -> None:
+    """Decode one token from silence."""
+    device = next(model.parameters()).device
+    model.head(model.hidden(torch.zeros(1, 1, dtype=torch.long, device=device), model.new_state(1)))
+
+
+def _resident_bytes() -> int | None:
+    """Resident memory of this process, where the system says."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return None
+    return pages * 4096
+
+
+class _Text:
+    """A random text that is read to given positions; the state at each of them is kept."""
+
+    def __init__(self, model: Any, positions: Sequence[int]):
+        self.model = model
+        self.device = next(model.parameters()).device
+        self.states: dict[int, State] = {}
+        self.resident: dict[int, int | None] = {}
+        state = model.new_state(1)
+        read = 0
+        for position in sorted(positions):
+            while read < position:
+                size = min(PREFILL_CHUNK, position - read)
+                model.hidden(self.tokens(size), state)
+                read += size
+            self.states[position] = state.clone()
+            self.resident[position] = _resident_bytes()
+
+    def tokens(self, count: int) -> Tensor:
+        """Random token ids, (1, count)."""
+        return torch.randint(self.model.config.vocabulary_size, (1, count), device=self.device)
+
+    def stream_at(self, position: int) -> Stream:
+        """A context of the policy `stream` that has read up to a position."""
+        silence = torch.zeros(1, self.model.config.vocabulary_size, device=self.device)
+        return Stream(self.model, self.states[position], silence)
+
+
+@torch.inference_mode()
+def decode_benchmark(
+    model: Any,
+    positions: Sequence[int],
+    rounds: int = 32,
+    window_rounds: int = 5,
+    batches: Sequence[int] = (),
+) -> dict[str, Any]:
+    """Measure decoding with a model; times in seconds, sizes in bytes.
+
+    positions: where in the text latency is measured. rounds: tokens measured at each of them. window_rounds: how often
+    the policy `window` and a whole forward over the window with all its logits take their turn; 0 leaves them out.
+    batches: numbers of streams decoded at once, for throughput.
+    """
+    device = next(model.parameters()).device
+    text = _Text(model, positions)
+    streams = {position: text.stream_at(position) for position in text.states}
+    token = text.tokens(1)[0]
+    first = streams[min(streams)]
+    products = matrix_products(model)
+    bandwidth = ReadBandwidth(device)
+    read = weight_bytes_read(model)
+
+    latencies: dict[int, list[float]] = {position: [] for position in streams}
+    overheads, bandwidths, shares = [], [], []
+    for warm in (False, *[True] * rounds):
+        for position, stream in streams.items():
+            latencies[position].append(seconds(lambda stream=stream: stream.step(token)))  # type: ignore[misc]
+        alone, whole = seconds(products), seconds(lambda: first.step(token))
+        overheads.append(whole / alone)
+        bandwidths.append(bandwidth.measure())
+        shares.append(read / whole / bandwidths[-1])
+        if not warm:
+            for measured in (*latencies.values(), overheads, bandwidths, shares):
+                measured.clear()
+
+    medians = {position: statistics.median(values) for position, values in latencies.items()}
+    latency = statistics.median([value for values in latencies.values() for value in values])
+    last, start = max(medians), min(medians)
+    resident = (text.resident[start], text.resident[last])
+    return {
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "seconds_per_token": latency,
+        "tokens_per_second": 1 / latency,
+        "latency": [{"position": position, "seconds": median} for position, median in medians.items()],
+        "last_to_first_latency": medians[last] / medians[start],
+        "state_bytes": text.states[start].nbytes,
+        "resident_growth_bytes": None if None in resident else resident[1] - resident[0],  # type: ignore[operator]
+        "weight_bytes_per_token": read,
+        "read_bandwidth": statistics.median(bandwidths),
+        "share_of_bandwidth": statistics.median(shares),
+        "time_over_matrix_products": statistics.median(overheads),
+        **_against_window(model, first, text, window_rounds),
+        "batches": [_batch(model, size, first, token, rounds) for size in batches],
+    }
+
+
+def _against_window(model: Any, stream: Stream, text: _Text, rounds: int) -> dict[str, float]:
+    """How much longer the policy `window` takes per token, and a whole forward over the window with all its logits."""
+    if not rounds:
+        return {}
+    length = model.config.context_length
+    prompt = text.tokens(length)
+    window = Hop(model, [prompt[0].tolist()], every=1, chunk_tokens=length)
+    token = prompt[0, :1]
+    window_times, window_ratios, forward_ratios = [], [], []
+    for _ in range(rounds):
+        step = statistics.median(seconds(lambda: stream.step(token)) for _ in range(8))
+        window_times.append(seconds(lambda: window.step(token)))
+        window_ratios.append(window_times[-1] / step)
+        forward_ratios.append(seconds(lambda: model(prompt)) / step)
+    return {
+        "window_tokens": length,
+        "window_seconds_per_token": statistics.median(window_times),
+        "window_to_stream": statistics.median(window_ratios),
+        "full_forward_to_stream": statistics.median(forward_ratios),
+    }
+
+
+def _batch(model: Any, size: int, single: Stream, token: Tensor, rounds: int) -> dict[str, float | int]:
+    """Throughput of `size` streams decoded together, against one."""
+    batch = single.select([0] * size)
+    tokens = token.repeat(size)
+    times, gains = [], []
+    for _ in range(max(3, rounds // 4)):
+        alone = seconds(lambda: single.step(token))
+        times.append(seconds(lambda: batch.step(tokens)))
+        gains.append(size * alone / times[-1])
+    return {
+        "streams": size,
+        "tokens_per_second": size / statistics.median(times),
+        "throughput_over_one": statistics.median(gains),
+    }
