@@ -18,7 +18,7 @@ help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
 demo: $(INSTALLED) ## train a small model on Python's standard library, then let it write
-	$(BIN)/wavelet train demo --out runs/demo
+	$(BIN)/wavelet train demo --out runs/demo --overwrite
 	$(BIN)/wavelet generate runs/demo --prompt "def " --tokens 200
 
 # A file's tests stay on one worker, so that what its fixtures build or train is made once.

@@ -137,6 +137,14 @@ def test_missing_and_empty_data_are_refused(wavelet, configuration, tmp_path):
         refused(result, 2, "data.dataset", expected)
 
 
+def test_data_without_a_validation_split_is_refused_before_training(wavelet, configuration, tmp_path):
+    text = configuration.parent / "text.txt"
+    override = f"data.dataset={{kind: text, train: {text}}}"
+    result = wavelet("train", configuration, "--out", tmp_path / "run", "--set", override)
+    refused(result, 2, "data.dataset.validation", "names no text")
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""
+
+
 def test_a_text_shorter_than_a_window_is_refused(wavelet, configuration, tmp_path):
     result = wavelet("train", configuration, "--out", tmp_path / "run", "--set", "model.context_length=100000")
     refused(result, 2, "model.context_length=100000")
@@ -198,6 +206,11 @@ def test_a_tokenizer_that_does_not_match_the_checkpoint_is_refused(wavelet, run,
     tokenizer.parent.mkdir()
     tokenizer.write_text(saved)
     refused(read(run, wavelet), 1, "tokenizer", "vocabulary", "200")
+
+
+@pytest.mark.parametrize("read", [("evaluate",), ("generate", "--prompt", "the")])
+def test_an_unknown_device_is_refused(wavelet, trained, read):
+    refused(wavelet(*read, trained, "--device", "abacus"), 2, "--device='abacus'", "auto")
 
 
 @pytest.mark.parametrize(("flag", "windows"), [((), 2), (("--windows", "non-overlapping"), 1)])

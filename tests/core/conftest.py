@@ -113,6 +113,12 @@ def make_model():
 
 
 @pytest.fixture(scope="session")
+def architectures():
+    """What every architecture changes, by name; a test with the argument `architecture` runs for each."""
+    return ARCHITECTURES
+
+
+@pytest.fixture(scope="session")
 def headline():
     """What the headline architecture switches on, at small size."""
     return HEADLINE

@@ -33,7 +33,7 @@ OURS = {
     Hartley: {},
     DiscreteCosine: {},
     LearnedButterfly: {},
-    LiftingWavelet: {"crawl": 33, "untied_reconstruction": True, "dropout": 0.1},
+    LiftingWavelet: {"crawl": 5, "untied_reconstruction": True, "dropout": 0.1},
     HaarWavelet: {},
     MultiBasisWavelet: {"untied_reconstruction": True},
     GatedSpectralMixer: {"routing": True, "widths": [1, 0.5, 0.5], "parametrization": "spectral_norm"},
@@ -225,6 +225,16 @@ class KeepsGraph(Summing):
         return sums
 
 
+class MovesOnWhatAGradientNeeds(Summing):
+    def forward(self, z, state=None):
+        sums = z.cumsum(1)
+        out = self.gain * sums
+        if state is not None:
+            out = out + self.gain * state["sum"]
+            state["sum"].add_(sums[:, -1:].detach())
+        return out
+
+
 class StartsFromOne(Summing):
     def new_state(self, batch_size, device, dtype):
         return {"sum": super().new_state(batch_size, device, dtype)["sum"] + 1}
@@ -273,6 +283,7 @@ class ZeroStateDict(Plain):
         (ReplacesState, "replaced its state 'sum'", "overwrite it in place"),
         (GrowsState, "changed the size of its state 'sum'", "allocate all of it in new_state"),
         (KeepsGraph, "keeps the graph of its gradients in its state 'sum'", "detach()"),
+        (MovesOnWhatAGradientNeeds, "failed in a forward and backward pass", "clone() a history"),
         (StartsFromOne, "state 'sum' that is not zero at the start", "zeros mean silence"),
         (BatchLast, "state 'sum' of shape [3, 32, 5] for a batch of 5", "put the batch first"),
         (NoSilence, "other outputs with a fresh state than without one", "silence"),

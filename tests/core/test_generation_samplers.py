@@ -94,9 +94,8 @@ def test_spacing_cleanup_matches_the_original(original):
 def test_drift_matches_the_original(original):
     case = original["wavelet_coherence"]
     embedding = torch.tensor(case["embedding"])
-    prompt, recent = embedding[case["prompt_ids"]], embedding[case["recent_ids"]]
-    # Over a span of ids a list of rows selects them: both are stored as one list of ids per row.
-    measured = text_drift(prompt.reshape(-1, prompt.shape[-1]), recent.reshape(-1, recent.shape[-1]), case["levels"])
+    prompt, recent = (embedding[torch.tensor(case[ids])].flatten(0, -2) for ids in ("prompt_ids", "recent_ids"))
+    measured = text_drift(prompt, recent, case["levels"])
     assert measured == pytest.approx(case["drift"], abs=1e-6)
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from pydantic import BaseModel
 
 from wavelet_cli.main import PACKAGES, cli
 from wavelet_cli.reference import SECTIONS, configuration_reference
@@ -14,12 +13,25 @@ from wavelet_core.registry import KINDS, registry
 from wavelet_core.seed import SEED_KEYS
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
-CONFIGS = {f"{kind} {name}": registry.get(kind, name).Config for kind in KINDS for name in registry.names(kind)}
+CONFIG_UNDER_HEADING = {f"### {title}": section for title, section in SECTIONS} | {
+    f"#### {kind} `{name}`": registry.get(kind, name).Config
+    for kind in KINDS
+    for name in registry.names(kind)
+    if registry.owner(kind, name).package in PACKAGES
+}
 
 
 @pytest.fixture(scope="module")
 def reference() -> str:
     return configuration_reference()
+
+
+def rows_below(heading: str, page: str) -> list[list[str]]:
+    """The cells of the table that follows a heading, without the table's own head."""
+    _, found, rest = page.partition(f"{heading}\n")
+    assert found, f"there is no heading {heading!r}"
+    lines = rest.partition("\n#")[0].splitlines()
+    return [line.strip("| ").split(" | ") for line in lines if line.startswith("| `")]
 
 
 def test_the_committed_page_is_up_to_date(reference):
@@ -32,33 +44,22 @@ def test_the_command_prints_the_page(reference):
     assert (result.exit_code, result.stdout) == (0, reference)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_every_component_of_ours_has_its_fields_on_the_page(reference, name):
-    kind, component = name.split(" ")
-    if registry.owner(kind, component).package not in PACKAGES:
-        return
-    _, _, rest = reference.partition(f"#### {kind} `{component}`\n")
-    table = rest.partition("\n#")[0]
-    described(CONFIGS[name], table)
+@pytest.mark.parametrize("heading", CONFIG_UNDER_HEADING)
+def test_every_field_is_on_the_page_with_type_default_and_meaning(reference, heading):
+    fields = [name for name in CONFIG_UNDER_HEADING[heading].model_fields if name != "kind"]
+    rows = rows_below(heading, reference)
+    assert [row[0] for row in rows] == [f"`{name}`" for name in fields]
+    assert all(len(row) == 4 and all(row) for row in rows), "a field has no description"
 
 
-@pytest.mark.parametrize("section", [section for _, section in SECTIONS], ids=lambda section: section.__name__)
-def test_every_field_of_a_section_is_on_the_page(reference, section):
-    described(section, reference)
-
-
-def described(section: type[BaseModel], text: str) -> None:
-    for name, field in section.model_fields.items():
-        if name == "kind":
-            continue
-        assert field.description, f"{section.__qualname__}.{name} has no description"
-        [line] = [line for line in text.splitlines() if line.startswith(f"| `{name}` |") and field.description in line]
-        cells = line.strip("| ").split(" | ")
-        assert len(cells) == 4 and all(cells), line
+def test_limits_and_defaults_are_those_of_the_code(reference):
+    rows = {row[0]: row for row in rows_below("#### wavelet `lifting`", reference)}
+    assert rows["`crawl`"][1:3] == ["integer or null, ≥ 1, ≤ 33", "`null`"]
+    assert rows["`initialization`"][1:3] == ["`haar`, `zero`, `random`", "`haar`"]
+    assert rows["`dropout`"][1:3] == ["number, ≥ 0, < 1", "`0.0`"]
 
 
 def test_every_key_of_the_original_is_on_the_page_with_its_place(reference):
-    _, _, table = reference.partition("## Keys of the original configuration")
-    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| `")]
+    rows = rows_below("## Keys of the original configuration", reference)
     assert [(row[0], row[2]) for row in rows] == [(f"`{key.name}`", f"`{key.place}`") for key in SEED_KEYS]
     assert all(len(row) == 5 and all(row) for row in rows)

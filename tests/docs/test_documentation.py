@@ -167,3 +167,9 @@ def test_commands_and_options_exist(page):
         for word in words:
             if word.startswith("--"):
                 assert word in known, f"{line}: there is no option {word}"
+
+
+def test_every_benchmark_is_explained():
+    page = text_of(ROOT / "docs" / "benchmarks.md")
+    for script in (ROOT / "benchmarks").glob("*.py"):
+        assert f"[benchmarks/{script.name}]" in page, f"docs/benchmarks.md does not say what {script.name} prints"

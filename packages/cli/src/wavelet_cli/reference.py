@@ -29,6 +29,7 @@ A configuration is one YAML or JSON file with the sections `model`, `data` and `
 default; an unknown field is an error that names the nearest known one. `--set FIELD=VALUE` overrides any field on the
 command line, with a dotted path and a YAML value: `--set train.lr=0.02 --set model.memories.0.expansion=8`.
 
+- Commands that take a configuration take the name of a preset, a file, a checkpoint's `config.json`, or the original's.
 - `wavelet config list` lists the presets, `wavelet config show demo` prints one with every field,
   `wavelet config show demo --parameters` counts its parameters.
 - `wavelet config schema` prints a JSON Schema, plugins included, for completion and checks in an editor.
@@ -42,12 +43,12 @@ Contents: [sections](#sections), [components](#components), [generation settings
 SEED_INTRODUCTION = """\
 ## Keys of the original configuration
 
-The research code keeps one flat `config.json`. `wavelet import` translates it and `wavelet export --format seed` writes
-it. "Absent" is what a file without the key means; "default" is what ours means without the field. Names like
-`model.memories[mlp].expansion` stand for the field of that entry of the list. Where a file does not say whether an
-option is on and the checkpoint's tensors do, `wavelet import` believes the tensors. Keys that are not listed, such as
-those of the training recipe, do not change what the model computes and are left aside; the preset `wikitext-103` has
-the published recipe in our `train` section.
+The research code keeps one flat `config.json`. Given as a configuration it is translated, as by `wavelet import` for a
+checkpoint; `wavelet export --format seed` goes back. "Absent" is what a file without the key means; "default" is what
+ours means without the field. Names like `model.memories[mlp].expansion` stand for the field of that entry of the list.
+Where a file does not say whether an option is on and the tensors of a checkpoint do, the import believes the tensors.
+Keys that are not listed, such as those of the training recipe, do not change what the model computes and are left
+aside; the preset `wikitext-103` has the published recipe in our `train` section.
 """
 
 SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -51,8 +51,9 @@ class MemorySum(nn.Module):
 
     def forward(self, q: Tensor, state: Tree | None = None) -> Tensor:
         total = torch.zeros_like(q) if not self.memories else None
+        history: Any = {} if state is None else state
         for index, (alpha, memory) in enumerate(zip(self.alphas, self.memories, strict=True)):
-            read = alpha * call(memory, q, state=None if state is None else state[str(index)])
+            read = alpha * call(memory, q, state=history.get(str(index)))
             total = read if total is None else total + read
         assert total is not None
         return total
@@ -92,8 +93,8 @@ class WaveletBlock(nn.Module):
         self,
         config: Config,
         shape: ModelShape,
-        wavelet: nn.Module,
-        transform: nn.Module,
+        wavelet: Any,
+        transform: Any,
         mixer: nn.Module,
         bypass: nn.Module | None = None,
         memories: Sequence[nn.Module] = (),
@@ -138,7 +139,7 @@ class WaveletBlock(nn.Module):
     def forward(
         self, x: Tensor, embedding: Tensor, previous_mean: Tensor | None = None, state: Tree | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        history = dict.fromkeys(("wavelet", "mixer", "bypass", "memories")) if state is None else state
+        history: Any = dict.fromkeys(("wavelet", "mixer", "bypass", "memories")) if state is None else state
         bias = mean = None
         if self.bypass is not None:
             bias, mean = self.bypass(x, previous_mean, history["bypass"])

@@ -103,11 +103,12 @@ class ExponentialMovingAverageBypass(Bypass):
     def mean(self, x: Tensor, state: Tree | None) -> Tensor:
         gates = self.gate(x).float().sigmoid()
         inputs = (1 - gates) * x.float()
-        if state is not None:
-            history = state["average"]
-            assert isinstance(history, Tensor)
-            inputs = torch.cat([inputs[:, :1] + gates[:, :1] * history, inputs[:, 1:]], dim=1)
-        average = gated_scan(gates, inputs)
-        if state is not None:
-            history.copy_(average[:, -1:].detach())
+        if state is None:
+            return gated_scan(gates, inputs).to(x.dtype)
+        history = state["average"]
+        assert isinstance(history, Tensor)
+        # Autograd keeps the history for the gates' gradient: a copy, because the state moves on before that.
+        first = inputs[:, :1] + gates[:, :1] * history.clone()
+        average = gated_scan(gates, torch.cat([first, inputs[:, 1:]], dim=1))
+        history.copy_(average[:, -1:].detach())
         return average.to(x.dtype)

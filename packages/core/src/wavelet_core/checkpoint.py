@@ -6,9 +6,11 @@ files or the new ones whole. Loading is strict and never unpickles.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -20,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from wavelet_core.config import ModelConfig, parse
-from wavelet_core.registry import registry
+from wavelet_core.registry import RegistryError, registry
 
 if TYPE_CHECKING:
     from wavelet_core.model import WaveletLM
@@ -39,7 +41,7 @@ class CheckpointError(RuntimeError):
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary sibling of `path` (a file, or a directory that it makes), then rename it there.
 
-    An existing directory is moved aside first and removed last.
+    An existing directory changes places with the new one and is removed last.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     workspace = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -49,9 +51,16 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         for file in [fresh] if fresh.is_file() else sorted(p for p in fresh.rglob("*") if p.is_file()):
             with open(file, "rb") as handle:
                 os.fsync(handle.fileno())
-        if path.is_dir():
-            os.replace(path, workspace / "old")
-        os.replace(fresh, path)
+        if not path.is_dir():
+            os.replace(fresh, path)
+        elif not _exchange(fresh, path):
+            old = workspace / "old"
+            os.replace(path, old)
+            try:
+                os.replace(fresh, path)
+            except BaseException:
+                os.replace(old, path)
+                raise
         descriptor = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -59,6 +68,20 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.close(descriptor)
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Let two paths change places in one step, which Linux can do and a rename over a full directory cannot.
+
+    False where the system or the file system has no such step.
+    """
+    if sys.platform != "linux":
+        return False
+    working_directory, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename is None:
+        return False
+    return bool(rename(working_directory, os.fsencode(first), working_directory, os.fsencode(second), exchange) == 0)
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -175,7 +198,7 @@ def _fill_buffers(model: nn.Module, device: torch.device | str) -> None:
             )
         for buffer in empty:
             module._buffers[buffer] = torch.empty_like(module._buffers[buffer], device=device)
-        module.reset_buffers()  # type: ignore[operator]
+        module.reset_buffers()
 
 
 def _owners(config: ModelConfig) -> dict[str, str]:
@@ -206,11 +229,13 @@ def read_model_config(directory: Path) -> ModelConfig:
     data = read_config(directory)
     for component, owner in data.get("components", {}).items():
         kind, _, name = component.partition(" ")
-        if name not in registry.names(kind):
+        try:
+            registry.get(kind, name)
+        except RegistryError as error:
             raise CheckpointError(
                 f"{directory / CONFIG_FILE}: the model uses the {component!r} of {owner}, which is not installed or "
-                f"failed to load; install it (see `wavelet plugins`). Registered {kind}s: {', '.join(registry.names(kind))}"
-            )
+                f"failed to load; install it (see `wavelet plugins`): {error}"
+            ) from None
     return parse(ModelConfig, data["model"], f"{directory / CONFIG_FILE}: model")
 
 
@@ -283,9 +308,7 @@ def _hub() -> Any:
     try:
         import huggingface_hub
     except ImportError:
-        raise CheckpointError(
-            "the Hugging Face hub needs an extra package: pip install 'wavelet-core[hub]'"
-        ) from None
+        raise CheckpointError("the Hugging Face hub needs an extra package: pip install 'wavelet-core[hub]'") from None
     return huggingface_hub
 
 

@@ -82,8 +82,9 @@ class ComponentOf:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         dump = core_schema.plain_serializer_function_ser_schema(
-            lambda value, info: value.model_dump(mode=info.mode, exclude_defaults=info.exclude_defaults)
-            | {"kind": value.kind},
+            lambda value, info: (
+                value.model_dump(mode=info.mode, exclude_defaults=info.exclude_defaults) | {"kind": value.kind}
+            ),
             info_arg=True,
         )
         return core_schema.no_info_plain_validator_function(self.resolve, serialization=dump)
@@ -188,6 +189,7 @@ class ModelConfig(Section):
     )
     stable_parametrization: bool = Field(
         False,
+        strict=True,
         description="turns on embedding_scaling, block.projection_scaling, wavelet.level_scaling, "
         "mixer.noise_scaling, mixer.parametrization: spectral_norm and every MLP's output_scaling",
     )
@@ -246,7 +248,10 @@ class ModelConfig(Section):
             return data
 
         def switch_on(kind: str, component: Any, default: str | None, **options: Any) -> Any:
-            resolved = ComponentOf(kind, default).resolve(component)
+            try:
+                resolved: Any = ComponentOf(kind, default).resolve(component)
+            except ValueError:
+                return component  # for the field's own validation to report, with its place
             if "bases" in type(resolved).model_fields:
                 options = {"bases": [basis.model_copy(update=options) for basis in resolved.bases]}
             known = {name: value for name, value in options.items() if name in type(resolved).model_fields}
@@ -257,10 +262,9 @@ class ModelConfig(Section):
         data["wavelet"] = switch_on("wavelet", data.get("wavelet", {}), "lifting", level_scaling=True)
         mixer = {"noise_scaling": True, "parametrization": "spectral_norm"}
         data["mixer"] = switch_on("mixer", data.get("mixer", {}), "gated_spectral", **mixer)
-        data["memories"] = [
-            switch_on("memory", memory, None, output_scaling=True)
-            for memory in data.get("memories", _default_memories())
-        ]
+        memories = data.get("memories", _default_memories())
+        if isinstance(memories, list):
+            data["memories"] = [switch_on("memory", memory, None, output_scaling=True) for memory in memories]
         return data
 
     @model_validator(mode="after")
@@ -275,7 +279,7 @@ class ModelConfig(Section):
         if self.stochastic_depth and self.shared_block:
             raise ValueError("stochastic_depth cannot be used with shared_block: a looped block is never skipped")
         if self.multinodal is not None and self.multinodal.width != self.width:
-            self.cell
+            _ = self.cell  # validates: components must fit the width of the cells, too
         return self
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -13,7 +14,12 @@ from wavelet_core.config import ComponentConfig, ModelConfig, ModelShape
 from wavelet_core.parametrizations import PARAMETRIZATIONS, Parametrization
 
 NOISE = 1e-3
-ACTIVATIONS = {"silu": F.silu, "sigmoid": torch.sigmoid, "gelu": F.gelu, "relu": F.relu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "sigmoid": torch.sigmoid,
+    "gelu": F.gelu,
+    "relu": F.relu,
+}
 
 
 class MixerOptions(ComponentConfig):
@@ -58,7 +64,7 @@ class MixerBank(nn.Module):
 
     def forward(self, z: Tensor, gate_input: Tensor) -> Tensor:
         # Each matrix is read from its attribute once: a quantized one is turned into floating point there.
-        narrow, gate, down = self.narrow, self.gate, self.down
+        narrow, widen, gate, down, up = self.narrow, self.widen, self.gate, self.down, self.up
         if narrow is not None:
             own_input = gate_input is z
             z = torch.bmm(z, narrow.mT)
@@ -66,11 +72,11 @@ class MixerBank(nn.Module):
         out = torch.bmm(z, self.matrix().mT)
         if gate is not None and self.activation is not None:
             out = out * self.activation(torch.bmm(gate_input, gate.mT))
-        if down is not None and self.up is not None:
-            out = out + torch.bmm(torch.bmm(z, down.mT), self.up.mT)
+        if down is not None and up is not None:
+            out = out + torch.bmm(torch.bmm(z, down.mT), up.mT)
         if self.bias is not None:
             out = out + self.bias
-        return out if narrow is None else torch.bmm(out, self.widen.mT)
+        return out if widen is None else torch.bmm(out, widen.mT)
 
 
 def _normal(*size: int, std: float) -> nn.Parameter:

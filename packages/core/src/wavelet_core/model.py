@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from wavelet_core.checkpoint import Pretrained
-from wavelet_core.config import ModelConfig
+from wavelet_core.config import ConfigurationError, ModelConfig
+from wavelet_core.gradient_checkpointing import run_checkpointed
 from wavelet_core.registry import build
 from wavelet_core.state import State, Tree
 
@@ -27,9 +27,9 @@ class WaveletLM(nn.Module, Pretrained):
     def __init__(self, config: ModelConfig):
         super().__init__()
         if config.multinodal is not None:
-            raise ValueError("model.multinodal is set: use build_model(config), which makes a MultinodalLM")
+            raise ConfigurationError("model.multinodal is set: use build_model(config), which makes a MultinodalLM")
         if config.vocabulary_size is None:
-            raise ValueError("model.vocabulary_size is not set; give a number, or the size of your tokenizer")
+            raise ConfigurationError("model.vocabulary_size is not set; give a number, or the size of your tokenizer")
         self.config = config
         shape = config.shape
         self.embedding = nn.Embedding(config.vocabulary_size, config.width)
@@ -135,23 +135,25 @@ class WaveletLM(nn.Module, Pretrained):
         index = 0
         for _ in range(self.config.loop_iterations):
             for layer, block in enumerate(self.applications):
-                if not self._skips(layer):
-                    x, mean = self._run_block(block, x, embedding, mean, trees.get(str(index)))
+                if not self.skips(layer):
+                    x, mean = self.run_block(block, x, embedding, mean, trees.get(str(index)))
                 index += 1
             yield x
         if window is not None and mean is not None:
             window["last_mean"].copy_(mean[:, -1:].detach())
 
-    def _skips(self, layer: int) -> bool:
+    def skips(self, layer: int) -> bool:
+        """Whether stochastic depth leaves this layer out, drawn anew at every call; never in evaluation."""
         if not (self.training and self.config.stochastic_depth):
             return False
         return random.random() < self.config.stochastic_depth * layer / self.config.layers
 
-    def _run_block(
+    def run_block(
         self, block: nn.Module, x: Tensor, embedding: Tensor, mean: Tensor | None, tree: Tree | None
     ) -> tuple[Tensor, Tensor | None]:
+        """One block's output and bypass mean, recomputed in the backward pass where the configuration says so."""
         if self.config.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(block, x, embedding, mean, tree, use_reentrant=False)
+            return run_checkpointed(block, x, embedding, mean, state=tree)
         return block(x, embedding, mean, tree)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -148,20 +149,21 @@ class MultinodalLM(nn.Module, Pretrained):
 
     def _gated(self, tokens: Tensor, state: State | None) -> Iterator[Tensor]:
         assert self.gates is not None
-        trees = [None if state is None else state.tree[str(i)]["blocks"] for i in range(len(self.cells))]  # type: ignore[index,call-overload]
-        hidden = [cell.embedding_dropout(cell.embed(tokens)) for cell in self.cells]  # type: ignore[operator]
+        cells: list[Any] = list(self.cells)
+        trees: list[Any] = [{} if state is None else state.tree[str(i)]["blocks"] for i in range(len(cells))]  # type: ignore[index]
+        hidden = [cell.embedding_dropout(cell.embed(tokens)) for cell in cells]
         means: list[Tensor | None] = [None] * len(hidden)
         silence = torch.zeros_like(hidden[0])
         for layer in range(self.config.layers * self.config.loop_iterations):
-            for i, cell in enumerate(self.cells):
-                block = cell.applications[layer % self.config.layers]  # type: ignore[index,operator]
-                tree = None if trees[i] is None else trees[i][str(layer)]
-                hidden[i], means[i] = block(hidden[i], silence, means[i], tree)
             position = layer % self.config.layers
+            for i, cell in enumerate(cells):
+                if not cell.skips(position):
+                    block, tree = cell.applications[position], trees[i].get(str(layer))
+                    hidden[i], means[i] = cell.run_block(block, hidden[i], silence, means[i], tree)
             if (position + 1) % self.interval == 0:
                 hidden = self.gates[position // self.interval](hidden)
-        for cell, h in zip(self.cells, hidden, strict=True):
-            yield cell.norm(h)  # type: ignore[operator]
+        for cell, h in zip(cells, hidden, strict=True):
+            yield cell.norm(h)
 
     def loss(self, tokens: Tensor, targets: Tensor, state: State | None = None) -> Tensor:
         """Training loss: the cross entropy of the combined logits, in nats per token, times 1 / sqrt(n)."""

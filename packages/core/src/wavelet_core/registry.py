@@ -106,9 +106,9 @@ class Registry:
         plugin.components.append(key)
 
     def names(self, kind: str) -> list[str]:
-        """The names that are registered for a kind, sorted."""
+        """The names that can be used for a kind, sorted; those that two packages claim are left out."""
         assert self.manager
-        return sorted(name for registered, name in self._components if registered == kind)
+        return sorted(name for registered, name in self._components.keys() - self._conflicts if registered == kind)
 
     def get(self, kind: str, name: str) -> type:
         """The component class for a name.

@@ -312,7 +312,8 @@ def _check_streaming(subject: Subject) -> None:
             subject.fail("gives other outputs with a fresh state than without one", "let no state mean silence: zeros")
         for lengths in chunkings:
             if _difference(subject.stream(module, x, subject.state(module), lengths), parallel) > TOLERANCE:
-                subject.fail(f"does not stream: chunks of {lengths} positions give other outputs than one pass", remedy)
+                chunks = "single positions" if max(lengths) == 1 else f"chunks of {lengths} positions"
+                subject.fail(f"does not stream: {chunks} give other outputs than one pass over all of them", remedy)
         read = (5, 12, 19)
         states = [subject.state(module, batch=1) for _ in read]
         for row, length in enumerate(read):
@@ -330,8 +331,9 @@ def _check_streaming(subject: Subject) -> None:
 def _check_gradients(subject: Subject) -> None:
     module = subject.build().train()
     x = subject.input().requires_grad_()
-    with subject.expecting("in a forward and backward pass", "use differentiable operations, none of them in place"):
-        output = subject.run(module, x)
+    remedy = "use differentiable operations, none in place on what a gradient needs: clone() a history before using it"
+    with subject.expecting("in a forward and backward pass", remedy):
+        output = torch.cat([subject.run(module, x), subject.run(module, x, subject.state(module))], dim=-1)
         if output.requires_grad:
             (output * torch.randn_like(output)).sum().backward()
     if x.grad is None or not x.grad.any():

@@ -28,6 +28,12 @@ class TrainConfig(Section):
 
     seed: int = Field(0, ge=0, description="decides initial weights, dropout and the order of windows")
     device: str = Field("auto", description="auto (an accelerator if there is one), cpu, cuda, cuda:1, mps, ...")
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="processor threads to compute with; null: one for each core. Small models on cores that other work "
+        "shares are faster with 1",
+    )
     precision: Precision = Field(
         "auto",
         description="type of matrix products in training and validation: auto (bfloat16 where the device multiplies "
@@ -184,6 +190,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     where = f"--set {override}"
     node: Any = data
     default: Any = RunConfig().model_dump(mode="json")
+    index: Any
     for key in keys[:-1]:
         index = _index(node, key, where)
         default = default.get(key) if isinstance(default, dict) else None

@@ -17,16 +17,14 @@ from wavelet_core.config import ComponentConfig
 
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
 
+DECAYED = "all: every parameter decays; matrices: those with two or more dimensions (not biases, norms, scalars)"
+
 
 class DecayConfig(ComponentConfig):
     """What every optimizer of ours has: weight decay and a choice of what decays."""
 
     weight_decay: float = Field(0.0, ge=0, description="weight decay; how it enters is the optimizer's")
-    decayed: Literal["all", "matrices"] = Field(
-        "all",
-        description="all: every parameter decays; matrices: those with two or more dimensions "
-        "(biases, gains, norms and learned scalars do not)",
-    )
+    decayed: Literal["all", "matrices"] = Field("all", description=DECAYED)
 
 
 def parameter_groups(config: DecayConfig, named_parameters: NamedParameters) -> list[dict[str, Any]]:
@@ -58,7 +56,7 @@ class AdamW(torch.optim.AdamW):
         weight_decay: float = Field(
             0.01, ge=0, description="decoupled: weights shrink by lr * weight_decay of themselves per step"
         )
-        decayed: Literal["all", "matrices"] = Field("matrices", description=DecayConfig.model_fields["decayed"].description)
+        decayed: Literal["all", "matrices"] = Field("matrices", description=DECAYED)
 
     def __init__(self, config: Config, named_parameters: NamedParameters, lr: float):
         groups = parameter_groups(config, named_parameters)

@@ -18,7 +18,7 @@ _BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
 def has_native_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 in hardware; emulation is slower than float32."""
     if device.type == "cpu":
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         return any(capabilities.get(name, False) for name in _BFLOAT16_INSTRUCTIONS)
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -43,8 +43,8 @@ def loss_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScale
     return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
 
-def resolve_device(name: str) -> torch.device:
-    """`auto` is the accelerator that torch finds, or else the processor.
+def resolve_device(name: str, field: str = "train.device") -> torch.device:
+    """`auto` is the accelerator that torch finds, or else the processor. Errors name the field that it came from.
 
     Raises ConfigurationError for a device that torch does not know or that this machine does not have.
     """
@@ -54,7 +54,9 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigurationError(f"train.device={name!r} is not a device that torch knows; use auto, cpu, cuda, mps") from error
+        raise ConfigurationError(
+            f"{field}={name!r} is not a device that torch knows; use auto, cpu, cuda or mps"
+        ) from error
     if device.type != "cpu" and (accelerator is None or device.type != accelerator.type):
-        raise ConfigurationError(f"train.device={name!r} is not available on this machine; use auto or cpu")
+        raise ConfigurationError(f"{field}={name!r} is not available on this machine; use auto or cpu")
     return device

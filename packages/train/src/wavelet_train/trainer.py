@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from wavelet_core.checkpoint import (
     write_atomically,
 )
 from wavelet_core.state import leaves
+from wavelet_train.allocator import keep_freed_memory
 from wavelet_train.config import RunConfig, dump
 from wavelet_train.data import PreparedData, prepare
 from wavelet_train.evaluation import Evaluation, evaluate
@@ -43,7 +45,7 @@ from wavelet_train.training_state import (
     restore_optimizer,
     write_state,
 )
-from wavelet_train.windows import ConsecutiveWindows, RandomWindows, StreamWindows
+from wavelet_train.windows import ConsecutiveWindows, RandomWindows
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
@@ -92,6 +94,9 @@ def train(
     trainer = Trainer(run, directory)
     if resume:
         trainer.load()
+    else:
+        for name in (BEST, LAST):
+            shutil.rmtree(directory / name, ignore_errors=True)
     return trainer.run_to_the_end()
 
 
@@ -118,6 +123,10 @@ class Trainer:
         self.directory = directory
         self.stop = StopOnSignal()
         self.device = resolve_device(config.device)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.dtype = resolve_precision(config.precision, self.device)
         self.data: PreparedData = prepare(run.data)
         model_config = with_vocabulary(run.model, self.data.tokenizer.vocabulary_size)
@@ -127,9 +136,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.model: WaveletLM | MultinodalLM = build_model(model_config).to(self.device)
         self.loss: Callable[..., Tensor] = torch.compile(self.model.loss) if config.compile else self.model.loss
-        self.carried = (
-            self.model.new_state(config.batch_size, self.device) if model_config.cross_window_state else None
-        )
+        self.carried = self.model.new_state(config.batch_size, self.device) if model_config.cross_window_state else None
         self.windows = self._windows(model_config)
         steps_per_epoch = max(1, self.windows.batches_per_epoch // config.accumulation)
         self.steps = config.steps or max(1, round(config.epochs * steps_per_epoch))
@@ -173,11 +180,13 @@ class Trainer:
 
     def _announce(self) -> None:
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        train = self.data.train
+        # Reading the validation split here refuses a run that would fail at its first validation.
+        train, validation = self.data.train, self.data.validation
         print(
             f"{parameters:,} parameters, {train.token_count:,} training tokens ({train.byte_count:,} bytes), "
-            f"vocabulary {self.run.model.vocabulary_size:,}; {self.steps:,} steps of {self.tokens_per_step:,} tokens "
-            f"on {self.device} in {str(self.dtype).removeprefix('torch.')}",
+            f"{validation.token_count:,} validation tokens, vocabulary {self.run.model.vocabulary_size:,}; "
+            f"{self.steps:,} steps of {self.tokens_per_step:,} tokens on {self.device} in "
+            f"{str(self.dtype).removeprefix('torch.')}",
             file=sys.stderr,
         )
 
@@ -231,9 +240,9 @@ class Trainer:
         return total.item(), norm.item()
 
     def _next_loss(self) -> Tensor:
-        batch = next(self.windows)
+        batch: Any = next(self.windows)
         inputs, targets = batch.inputs.to(self.device), batch.targets.to(self.device)
-        if self.carried is None or not isinstance(batch, StreamWindows):
+        if self.carried is None:
             return self.loss(inputs, targets)
         self.model.begin_window(self.carried)
         self.carried.reset((~batch.continues).nonzero().flatten())
@@ -337,7 +346,7 @@ class Trainer:
         groups: dict[str, dict[str, Tensor]] = {
             "optimizer": optimizer_tensors(self.optimizer),
             "windows": self.windows.state_dict(),
-            "random": {"cpu": torch.get_rng_state()},
+            "random": {"cpu": torch.get_rng_state(), "python": torch.tensor(random.getstate()[1])},
             "carried": {} if self.carried is None else dict(leaves(self.carried.tree)),
         }
         if self.device.type != "cpu":
@@ -362,6 +371,7 @@ class Trainer:
             self.windows.load_state_dict(part("windows"))
             generators = part("random")
             torch.set_rng_state(generators["cpu"])
+            random.setstate((random.getstate()[0], tuple(generators["python"].tolist()), None))
             if self.device.type != "cpu" and "device" in generators:
                 torch.get_device_module(self.device).set_rng_state(generators["device"], self.device)
             if self.carried is not None:

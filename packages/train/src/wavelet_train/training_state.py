@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -43,25 +42,18 @@ class Counters:
     metrics_size: int = 0
 
 
-def write_state(
-    directory: Path, counters: Counters, tensors: Mapping[str, Tensor], scaler: Mapping[str, Any]
-) -> None:
+def write_state(directory: Path, counters: Counters, tensors: Mapping[str, Tensor], scaler: Mapping[str, Any]) -> None:
     """Write `trainer/` into a checkpoint directory that is being made."""
     folder = directory / DIRECTORY
     folder.mkdir()
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, folder / TENSORS_FILE)
-    version, numbers, gauss = random.getstate()
-    content = {
-        "counters": asdict(counters),
-        "loss_scaler": dict(scaler),
-        "python_random": [version, list(numbers), gauss],
-    }
+    content = {"counters": asdict(counters), "loss_scaler": dict(scaler)}
     (folder / COUNTERS_FILE).write_text(json.dumps(content) + "\n", "utf-8")
 
 
 def read_state(directory: Path) -> tuple[Counters, dict[str, Tensor], dict[str, Any]]:
-    """Counters, tensors and loss-scaler state of a checkpoint; Python's random generator is set on the way.
+    """Counters, tensors and loss-scaler state of a checkpoint.
 
     Raises CheckpointError when they are missing or damaged.
     """
@@ -69,8 +61,6 @@ def read_state(directory: Path) -> tuple[Counters, dict[str, Tensor], dict[str, 
     tensors = load_tensors(directory / DIRECTORY / TENSORS_FILE)
     try:
         content = json.loads(path.read_text("utf-8"))
-        version, numbers, gauss = content["python_random"]
-        random.setstate((version, tuple(numbers), gauss))
         return Counters(**content["counters"]), tensors, content["loss_scaler"]
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; this checkpoint cannot be resumed") from None

@@ -41,6 +41,7 @@ def command() -> None:
     help="Type of the weights. Default: as stored, float32 for random ones.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps, ...")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the steps with torch.compile first; takes a minute.")
 @click.option("--threads", type=click.IntRange(min=1), help="Processor threads. Default: torch's choice.")
 @click.option(
     "--positions",
@@ -72,6 +73,7 @@ def decode_command(
     overrides: tuple[str, ...],
     dtype: str | None,
     device: str,
+    compiled: bool,
     threads: int | None,
     positions: list[int],
     rounds: int,
@@ -111,7 +113,7 @@ def decode_command(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    place = resolve_device(device)
+    place = resolve_device(device, "--device")
     weight_type = None if dtype is None else getattr(torch, dtype)
     if checkpoint is not None:
         from wavelet_core import WaveletLM
@@ -125,7 +127,7 @@ def decode_command(
 
         config = with_vocabulary(load_run_config(str(preset), overrides))
         model = random_model(config, weight_type or torch.float32).to(place)
-    report = decode_benchmark(model, positions, rounds, window_rounds, batches or ())
+    report = decode_benchmark(model, positions, rounds, window_rounds, batches or (), compiled)
     report = {"model": checkpoint or f"{preset} (random weights)", **report}
     if plot is not None:
         _plot(report, plot)
@@ -138,6 +140,7 @@ def decode_command(
 def _describe(report: dict[str, Any]) -> str:
     rows: list[tuple[str, str]] = [
         ("model", f"{report['model']}, {report['parameters']:,} parameters, {report['dtype']}"),
+        ("steps", "compiled" if report["compiled"] else "as they are"),
         ("runs on", f"{report['device']}, {report['threads']} thread{'s' if report['threads'] > 1 else ''}"),
         (
             "decoding",
@@ -148,7 +151,8 @@ def _describe(report: dict[str, Any]) -> str:
         ("state", byte_size(report["state_bytes"])),
     ]
     if report["resident_growth_bytes"] is not None:
-        rows.append(("resident memory grew by", byte_size(max(0, report["resident_growth_bytes"]))))
+        grown = byte_size(max(0, report["resident_growth_bytes"]))
+        rows.append(("resident memory", f"grew by {grown} over {report['decoded_tokens']:,} decoded tokens"))
     rows += [
         ("weights read per token", byte_size(report["weight_bytes_per_token"])),
         ("read bandwidth", f"{report['read_bandwidth'] / 1e9:.1f} GB/s"),

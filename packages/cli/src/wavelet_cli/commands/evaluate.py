@@ -78,7 +78,7 @@ def command(
     from wavelet_train.progress import Progress
 
     directory = locate_checkpoint(checkpoint)
-    place = resolve_device(device)
+    place = resolve_device(device, "--device")
     model = WaveletLM.from_pretrained(directory, device=place)
     tokenizer = checkpoint_tokenizer(directory, model.config.vocabulary_size or 0)
     text = _text(directory, tokenizer, path, split or "test")

@@ -3,6 +3,7 @@
 `generate` yields tokens and text as they come, `collect` gathers them, `GenerationSettings` says how.
 """
 
+from wavelet_core.generation.compiled import CompiledSteps
 from wavelet_core.generation.completion import Completion, collect
 from wavelet_core.generation.drafts import ModelDrafts, NgramDrafts
 from wavelet_core.generation.engine import Token, generate
@@ -21,6 +22,7 @@ from wavelet_core.generation.spacing import SpacingStream, clean_spacing
 __all__ = [
     "SAMPLER_ORDER",
     "STRATEGIES",
+    "CompiledSteps",
     "Completion",
     "GenerationError",
     "GenerationSettings",

@@ -6,6 +6,7 @@ that a machine whose speed drifts does not decide the outcome.
 
 from __future__ import annotations
 
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wavelet_core.config import ModelConfig
+from wavelet_core.generation.compiled import CompiledSteps
 from wavelet_core.generation.context import Hop, Stream
 from wavelet_core.multinodal import build_model
 from wavelet_core.state import State
@@ -115,12 +117,13 @@ def _read_one(model: Any) -> None:
 
 
 def _resident_bytes() -> int | None:
-    """Resident memory of this process, where the system says."""
+    """Resident memory of this process that is no mapped file, where the system says."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        status = Path("/proc/self/status").read_text()
     except OSError:
         return None
-    return pages * 4096
+    found = re.search(r"RssAnon:\s+(\d+) kB", status)
+    return None if found is None else 1024 * int(found[1])
 
 
 class _Text:
@@ -130,7 +133,6 @@ class _Text:
         self.model = model
         self.device = next(model.parameters()).device
         self.states: dict[int, State] = {}
-        self.resident: dict[int, int | None] = {}
         state = model.new_state(1)
         read = 0
         for position in sorted(positions):
@@ -139,7 +141,6 @@ class _Text:
                 model.hidden(self.tokens(size), state)
                 read += size
             self.states[position] = state.clone()
-            self.resident[position] = _resident_bytes()
 
     def tokens(self, count: int) -> Tensor:
         """Random token ids, (1, count)."""
@@ -158,24 +159,28 @@ def decode_benchmark(
     rounds: int = 32,
     window_rounds: int = 5,
     batches: Sequence[int] = (),
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """Measure decoding with a model; times in seconds, sizes in bytes.
 
     positions: where in the text latency is measured. rounds: tokens measured at each of them. window_rounds: how often
     the policy `window` and a whole forward over the window with all its logits take their turn; 0 leaves them out.
-    batches: numbers of streams decoded at once, for throughput.
+    batches: numbers of streams decoded at once, for throughput. compiled: compile the steps with `torch.compile`.
     """
     device = next(model.parameters()).device
+    products = matrix_products(model)
+    read = weight_bytes_read(model)
+    if compiled:
+        model = CompiledSteps(model)
     text = _Text(model, positions)
     streams = {position: text.stream_at(position) for position in text.states}
     token = text.tokens(1)[0]
     first = streams[min(streams)]
-    products = matrix_products(model)
     bandwidth = ReadBandwidth(device)
-    read = weight_bytes_read(model)
 
     latencies: dict[int, list[float]] = {position: [] for position in streams}
     overheads, bandwidths, shares = [], [], []
+    resident = None
     for warm in (False, *[True] * rounds):
         for position, stream in streams.items():
             latencies[position].append(seconds(lambda stream=stream: stream.step(token)))  # type: ignore[misc]
@@ -184,16 +189,18 @@ def decode_benchmark(
         bandwidths.append(bandwidth.measure())
         shares.append(read / whole / bandwidths[-1])
         if not warm:
+            resident = _resident_bytes()
             for measured in (*latencies.values(), overheads, bandwidths, shares):
                 measured.clear()
 
     medians = {position: statistics.median(values) for position, values in latencies.items()}
     latency = statistics.median([value for values in latencies.values() for value in values])
     last, start = max(medians), min(medians)
-    resident = (text.resident[start], text.resident[last])
+    resident_now = _resident_bytes()
     return {
         "device": str(device),
         "threads": torch.get_num_threads(),
+        "compiled": compiled,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "seconds_per_token": latency,
@@ -201,7 +208,8 @@ def decode_benchmark(
         "latency": [{"position": position, "seconds": median} for position, median in medians.items()],
         "last_to_first_latency": medians[last] / medians[start],
         "state_bytes": text.states[start].nbytes,
-        "resident_growth_bytes": None if None in resident else resident[1] - resident[0],  # type: ignore[operator]
+        "decoded_tokens": rounds * (len(streams) + 1),
+        "resident_growth_bytes": None if resident is None or resident_now is None else resident_now - resident,
         "weight_bytes_per_token": read,
         "read_bandwidth": statistics.median(bandwidths),
         "share_of_bandwidth": statistics.median(shares),
@@ -224,7 +232,7 @@ def _against_window(model: Any, stream: Stream, text: _Text, rounds: int) -> dic
         step = statistics.median(seconds(lambda: stream.step(token)) for _ in range(8))
         window_times.append(seconds(lambda: window.step(token)))
         window_ratios.append(window_times[-1] / step)
-        forward_ratios.append(seconds(lambda: model(prompt)) / step)
+        forward_ratios.append(seconds(lambda: model.head(model.hidden(prompt))) / step)
     return {
         "window_tokens": length,
         "window_seconds_per_token": statistics.median(window_times),

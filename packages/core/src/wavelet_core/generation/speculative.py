@@ -8,6 +8,7 @@ same seed, greedy or sampled, and its distribution is unchanged; guesses decide 
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from wavelet_core.generation.context import prefill
+from wavelet_core.generation.context import logits_of, prefill
 from wavelet_core.generation.decoders import prompt_tensors
 from wavelet_core.generation.drafts import DraftSource
 from wavelet_core.generation.sampling import RowSampler, RowSeed, SamplerChain
@@ -28,31 +29,40 @@ if TYPE_CHECKING:
 class Pace:
     """How many tokens to guess: more after success, fewer and less often after failure.
 
-    A guess that is accepted whole doubles the length; one of which less than half is accepted is followed by a pause,
-    doubled with each failure in a row, so that text which cannot be guessed costs next to nothing extra.
+    A guess succeeds when its pass yields tokens at least as fast as plain passes do, by the clock: what a longer chunk
+    costs depends on the machine and the type of the weights. A guess that is accepted whole doubles the length; each
+    failure in a row doubles a pause, so that text which cannot be guessed costs next to nothing extra.
     """
 
-    shortest, longest, longest_pause = 2, 16, 64
+    shortest, longest, longest_pause = 3, 15, 64
 
     def __init__(self) -> None:
-        self.length = 4
+        self.length = self.shortest
         self.failures = 0
         self.pause = 0
+        self.plain_seconds: float | None = None
 
     def next_length(self) -> int:
-        """The number of tokens to guess now; 0 in a pause."""
+        """The number of tokens to guess now; 0 in a pause, and until a plain pass has been timed."""
+        if self.plain_seconds is None:
+            return 0
         if self.pause:
             self.pause -= 1
             return 0
         return self.length
 
-    def report(self, guessed: int, accepted: int) -> None:
-        """Learn how a guess went."""
+    def passed(self, seconds: float) -> None:
+        """Learn how long a plain pass took."""
+        self.plain_seconds = seconds if self.plain_seconds is None else 0.8 * self.plain_seconds + 0.2 * seconds
+
+    def report(self, guessed: int, accepted: int, seconds: float) -> None:
+        """Learn how a guess went and how long its pass took."""
+        assert self.plain_seconds is not None
         if accepted == guessed:
-            self.length = min(2 * self.length, self.longest)
+            self.length = min(2 * self.length + 1, self.longest)
         else:
             self.length = max(accepted + 1, self.shortest)
-        if 2 * accepted >= guessed:
+        if (accepted + 1) * self.plain_seconds >= seconds:
             self.failures = 0
         else:
             self.failures += 1
@@ -101,18 +111,21 @@ class Speculative:
 
     def _verify(self) -> None:
         length = self.pace.next_length() if len(self.unread) <= Pace.longest else 0
+        begin = time.perf_counter()
         guess = self.draft.propose(length, self.sampler.fork()) if length else []
         state = self.copy.copy_(self.state) if guess else self.state
         chunk = torch.tensor([self.unread + guess], device=self.device)
         hidden = self.model.hidden(chunk, state)
-        accepted = self._take(self.model.head(hidden[:, -1 - len(guess) :])[0], guess)
-        if not guess:
-            self.unread = self.unread[-1:]
-        elif accepted == len(guess):
-            self.state, self.copy = state, self.state
-            self.unread = self.unread[-1:]
+        accepted = self._take(logits_of(self.model, hidden[0, -1 - len(guess) :]), guess)
+        seconds = time.perf_counter() - begin
         if guess:
-            self.pace.report(len(guess), accepted)
+            self.pace.report(len(guess), accepted, seconds)
+        elif chunk.shape[1] == 1:
+            self.pace.passed(seconds)
+        if accepted == len(guess):
+            if guess:
+                self.state, self.copy = state, self.state
+            self.unread = self.unread[-1:]
 
     def _take(self, logits: Tensor, guess: list[int]) -> int:
         """Draw tokens from logits (n, V) as long as the guess holds; returns how many of it were right."""

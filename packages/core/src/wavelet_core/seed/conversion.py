@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from wavelet_core.checkpoint import TOKENIZER_DIRECTORY, CheckpointError, materialize, named_tensors, write_atomically
 from wavelet_core.config import ModelConfig
+from wavelet_core.model import WaveletLM
 from wavelet_core.multinodal import MultinodalLM, build_model
 from wavelet_core.seed.configuration import model_config_from_seed, reads_routing, seed_from_model_config
 from wavelet_core.seed.names import LearnedDeltas, SeedTensor, UnreadTensor, place, seed_layout
@@ -119,7 +120,7 @@ def _options_seen(flat: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[
 
 def model_from_seed(
     config: ModelConfig, state: Mapping[str, Tensor], source: str, report: ImportReport | None = None
-) -> nn.Module:
+) -> WaveletLM | MultinodalLM:
     """A model of ours with the original's weights, in evaluation mode; see `import_seed` for what it refuses."""
     report = report or ImportReport()
     floating = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
@@ -233,4 +234,3 @@ def export_seed(checkpoint: Path, out: Path) -> None:
         (fresh / "config.json").write_text(json.dumps(flat, indent=1) + "\n", "utf-8")
 
     write_atomically(out, write)
-

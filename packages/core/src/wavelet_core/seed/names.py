@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from wavelet_core.config import ModelConfig
+from wavelet_core.lifting import LiftingWavelet
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ def _block(config: ModelConfig, ours: str, seed: str) -> Iterator[SeedEntry]:
         yield from _affine(f"{ours}.project", f"{seed}.proj_out")
     yield from _affine(f"{ours}.norm_in", f"{seed}.ln1")
     yield from _affine(f"{ours}.norm_memory", f"{seed}.ln2")
-    for option, name in (("decomposition_norm", "wavelet_decomp_norms"), ("reconstruction_norm", "wavelet_recon_norms")):
+    norms = {"decomposition_norm": "wavelet_decomp_norms", "reconstruction_norm": "wavelet_recon_norms"}
+    for option, name in norms.items():
         if getattr(config.block, option):
             for scale in range(config.levels + 1):
                 yield SeedTensor(f"{ours}.{option}.weight", (f"{seed}.{name}.{scale}.weight",), scale)
@@ -257,12 +259,13 @@ def _untied(config: ModelConfig, ours: str, seed: str, bases: list, multi_basis:
             else:
                 yield UnreadTensor(aliases, copied=f"{source}.{net}")
     if multi_basis:
-        aliases = (f"{seed}.lifting_reconstruct_wavelet.basis_weights", f"{seed}.lifting_reconstruct.multi_basis.basis_weights")
+        reconstructions = ("lifting_reconstruct_wavelet", "lifting_reconstruct.multi_basis")
+        aliases = tuple(f"{seed}.{name}.basis_weights" for name in reconstructions)
         yield UnreadTensor(aliases, copied=f"{seed}.lifting_wavelet.basis_weights")
         yield SeedTensor(f"{ours}.reconstruction_blend", aliases, columns=1)
 
 
-def _lifting_tensors(basis, levels: int) -> Iterator[tuple[str, str]]:
+def _lifting_tensors(basis: LiftingWavelet.Config, levels: int) -> Iterator[tuple[str, str]]:
     """(the original's name, ours) for the tensors of one lifting wavelet."""
     for level in range(levels):
         for theirs, part in (("predict_nets", "predict"), ("update_nets", "update")):

@@ -1,0 +1,247 @@
+"""`wavelet generate`: what it prints, what it accepts, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from wavelet_core import ModelConfig, WaveletLM, build_model
+from wavelet_core.config import parse
+from wavelet_core.generation import STRATEGIES, GenerationSettings, clean_spacing, collect, generate, in_order
+from wavelet_core.tokenizers import BytesTokenizer
+
+FAST_WEIGHTS = {"kind": "fast_weight_product_key", "num_keys": 16, "top_k": 2}
+
+
+def save(directory: Path, vocabulary_size: int = 256, width: int = 16) -> Path:
+    torch.manual_seed(0)
+    content = {"vocabulary_size": vocabulary_size, "width": width, "levels": 3, "context_length": 16}
+    model = build_model(parse(ModelConfig, {**content, "layers": 1, "memories": [{"kind": "mlp"}, FAST_WEIGHTS]}))
+    with torch.no_grad():
+        model.head.weight.mul_(3)
+    model.save_pretrained(directory, BytesTokenizer())
+    return directory
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("generate") / "checkpoint")
+
+
+@pytest.fixture
+def texts(wavelet, checkpoint):
+    """Run the command with --json and return its report."""
+
+    def run(*arguments: object, **keywords: object) -> dict:
+        result = wavelet("generate", checkpoint, "--json", *arguments, **keywords)
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    return run
+
+
+def expected(checkpoint: Path, prompt: str, tokens: int, seed: int, **fields: object) -> str:
+    settings = parse(GenerationSettings, {"tokens": tokens, **fields})
+    model = WaveletLM.from_pretrained(checkpoint)
+    return collect(generate(model, [prompt], settings, tokenizer=BytesTokenizer(), seeds=[seed]))[0].text
+
+
+def test_the_prompt_and_its_continuation_are_printed(wavelet, checkpoint):
+    result = wavelet("generate", checkpoint, "--prompt", "def ", "--num-tokens", 12, "--seed", 3)
+    assert result.exit_code == 0
+    assert result.stdout == f"def {expected(checkpoint, 'def ', 12, 3)}\n"
+    assert "12 tokens, " in result.stderr and "tokens/s" in result.stderr
+
+
+def test_text_streams_while_it_is_decoded(wavelet_process, checkpoint):
+    process = wavelet_process("generate", checkpoint, "--prompt", "def ", "--num-tokens", 10**6, "--top-k", 90)
+    try:
+        assert process.stdout.read(300).startswith("def ")
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_json_reports_texts_tokens_and_speed(texts, checkpoint):
+    report = texts("--prompt", "ab", "--n", 2, "--num-tokens", 6, "--seed", 5)
+    assert [text["seed"] for text in report["texts"]] == [5, 6]
+    for text in report["texts"]:
+        assert text["prompt"] == "ab" and text["finish"] == "length" and len(text["tokens"]) == 6
+        assert text["text"] == expected(checkpoint, "ab", 6, text["seed"])
+    assert report["num_tokens"] == 12 and report["tokens_per_second"] > 0
+
+
+def test_texts_do_not_depend_on_the_batch(texts):
+    arguments = ("--prompt", "ab", "--prompt", "longer", "-n", 3, "--num-tokens", 6, "--seed", 5)
+    assert texts(*arguments)["texts"] == texts(*arguments, "--batch", 2)["texts"]
+
+
+def test_several_texts_are_printed_in_order(wavelet, checkpoint):
+    result = wavelet("generate", checkpoint, "--prompt", "x", "--prompt", "yz", "--num-tokens", 5, "--seed", 1)
+    texts = [expected(checkpoint, prompt, 5, seed) for prompt, seed in (("x", 1), ("yz", 2))]
+    assert result.stdout == f"--- 1 ---\nx{texts[0]}\n--- 2 ---\nyz{texts[1]}\n"
+
+
+def test_prompts_come_from_files_and_standard_input(texts, tmp_path):
+    file = tmp_path / "prompt.txt"
+    file.write_text("from a file\n")
+    same = [
+        texts("--prompt", "from a file", "--num-tokens", 4, "--seed", 0),
+        texts("--prompt-file", file, "--num-tokens", 4, "--seed", 0),
+        texts("--prompt-file", "-", "--num-tokens", 4, "--seed", 0, input="from a file\n"),
+        texts("-", "--num-tokens", 4, "--seed", 0, input="from a file"),
+    ]
+    assert all(report["texts"] == same[0]["texts"] for report in same)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fields"),
+    [
+        (["--temperature", 0], {"samplers": [{"kind": "temperature", "temperature": 0}]}),
+        (
+            ["--min_p", 0.01, "--top_p", 0.9, "--top_k", 40, "--temperature", 0.8, "--repetition_penalty", 1.3],
+            {
+                "samplers": [
+                    {"kind": "repetition_penalty", "penalty": 1.3},
+                    {"kind": "temperature", "temperature": 0.8},
+                    {"kind": "top_k", "k": 40},
+                    {"kind": "top_p", "p": 0.9},
+                    {"kind": "min_p", "p": 0.01},
+                ]
+            },
+        ),
+        (
+            ["--entropy_adaptive", "--entropy_t_max", 0.9, "--wavelet_coherence"],
+            {"samplers": [{"kind": "wavelet_coherence"}, {"kind": "entropy_adaptive", "maximum": 0.9}]},
+        ),
+        (
+            ["--sampler", "{kind: top_k, k: 3}", "--sampler", "min_p"],
+            {"samplers": [{"kind": "top_k", "k": 3}, "min_p"]},
+        ),
+        (["--top-k", 0], {}),
+        (["--context", "hop:4"], {"context": "hop:4"}),
+        (["--context", "window"], {"context": "window"}),
+        (["--lookahead_k", 2], {"lookahead": {"candidates": 2, "depth": 5}}),
+        (["--lookahead-depth", 2], {"lookahead": {"candidates": 3, "depth": 2}}),
+        (["--best_of_n", 3], {"best_of": 3}),
+        (["--draft", "ngram"], {}),
+    ],
+)
+def test_options_and_the_originals_spellings_set_what_they_name(texts, checkpoint, arguments, fields):
+    report = texts("--prompt", "a long enough prompt", "--num_tokens", 24, "--seed", 2, *arguments)
+    assert report["texts"][0]["text"] == expected(checkpoint, "a long enough prompt", 24, 2, **fields)
+
+
+def test_strategies_are_the_published_recipe(texts, checkpoint):
+    arguments = ("--prompt", "ab", "--num-tokens", 20, "--seed", 2)
+    text = texts(*arguments, "--strategies")["texts"][0]
+    recipe = ("--repetition-penalty", 1.2, "--entropy-adaptive", "--entropy-t-max", 0.9, "--top-p", 0.85)
+    assert text == texts(*arguments, *recipe, "--clean-spacing", "--metrics")["texts"][0]
+    raw = expected(checkpoint, "ab", 20, 2, samplers=in_order(STRATEGIES))
+    assert text["text"] == clean_spacing(raw) and text["metrics"]["num_tokens"] == 20
+
+
+def test_options_change_the_strategies(texts, checkpoint):
+    text = texts("--prompt", "ab", "--num-tokens", 9, "--seed", 2, "--strategies", "--top-p", 0.5, "--temperature", 0.7)
+    samplers = {"repetition_penalty": {}, "temperature": {"temperature": 0.7}, "top_p": {"p": 0.5}}
+    assert text["texts"][0]["text"] == clean_spacing(expected(checkpoint, "ab", 9, 2, samplers=in_order(samplers)))
+
+
+def test_metrics_are_a_table(wavelet, checkpoint):
+    result = wavelet("generate", checkpoint, "--prompt", "ab", "--num-tokens", 9, "--metrics", "-n", 2)
+    for name in ("mean log prob", "mean entropy", "distinct 1", "distinct 3", "repetition 4", "drift"):
+        assert name in result.stdout
+
+
+def test_stop_strings_end_the_text(texts):
+    whole = texts("--prompt", "ab", "--num-tokens", 60, "--seed", 4)["texts"][0]["text"]
+    stop = next(whole[place : place + 2] for place in range(20, 60) if "\ufffd" not in whole[place : place + 2])
+    text = texts("--prompt", "ab", "--num-tokens", 60, "--seed", 4, "--stop", stop, "--stop", "never this")["texts"][0]
+    assert text["text"] == whole[: whole.index(stop)] and text["finish"] == "stop_string"
+
+
+def test_a_smaller_model_drafts(texts, tmp_path):
+    draft = save(tmp_path / "draft", width=8)
+    arguments = ("--prompt", "ab", "--num-tokens", 30, "--seed", 4)
+    assert texts(*arguments, "--draft", draft)["texts"] == texts(*arguments)["texts"]
+
+
+def test_quantized_weights_generate(texts):
+    text = texts("--prompt", "ab", "--num-tokens", 10, "--seed", 4, "--ptq8")["texts"][0]
+    assert len(text["tokens"]) == 10
+
+
+def test_fast_weights_learn_while_generating(texts):
+    arguments = ("--prompt", "ab", "--num-tokens", 30, "--seed", 4, "--metrics")
+    updates = ("--fwpkm_inference_updates", "--fwpkm_update_lr", 50, "--fwpkm_chunk_size", 4)
+    assert texts(*arguments)["texts"] != texts(*arguments, *updates)["texts"]
+
+
+def test_weights_in_another_type(texts):
+    assert len(texts("--prompt", "ab", "--num-tokens", 4, "--dtype", "bfloat16")["texts"][0]["tokens"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num-tokens", 0], "--num-tokens"),
+        (["--n", 0], "--n"),
+        (["--temperature", -1], "--temperature"),
+        (["--temperature", "nan"], "not a finite number"),
+        (["--top-p", 1.5], "--top-p"),
+        (["--top-p", 0], "--top-p"),
+        (["--min-p", "x"], "--min-p"),
+        (["--repetition-penalty", 0], "--repetition-penalty"),
+        (["--best-of-n", 0], "--best-of-n"),
+        (["--lookahead-k", 1], "--lookahead-k"),
+        (["--context", "hop:x"], "stream, window or hop:N"),
+        (["--seed", -1], "--seed"),
+        (["--stop", ""], "empty stop string"),
+        (["--sampler", "top_q"], "unknown sampler 'top_q'; did you mean 'top_p'?"),
+        (["--sampler", "{kind"], "not YAML"),
+        (["--entropy-adaptive", "--temperature", 1], "leave out --temperature"),
+        (["--entropy-t-max", 0.9], "needs --entropy-adaptive"),
+        (["--lookahead-k", 3, "--temperature", 0], "temperature=0"),
+        (["--lookahead-k", 3, "--best-of-n", 2], "leave out one"),
+        (["--draft", "ngram", "--context", "window"], "context=window"),
+        (["--draft", "ngram", "--lookahead-k", 2], "lookahead"),
+        (["--fwpkm-update-lr", 1], "needs --fwpkm-inference-updates"),
+        (["--prompt-file", "nowhere.txt"], "give the prompt in one way"),
+        (["--device", "abacus"], "abacus"),
+        (["--tempreature", 1], "No such option"),
+    ],
+)
+def test_nonsense_is_refused_with_status_2(wavelet, checkpoint, arguments, message):
+    result = wavelet("generate", checkpoint, "--prompt", "x", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+
+
+def test_prompts_that_cannot_be_read_are_refused(wavelet, checkpoint, tmp_path):
+    missing = wavelet("generate", checkpoint, "--prompt-file", tmp_path / "nowhere.txt")
+    assert missing.exit_code == 2 and "cannot read the prompt" in missing.stderr and "No such file" in missing.stderr
+    (tmp_path / "binary").write_bytes(b"ab\xff")
+    binary = wavelet("generate", checkpoint, "--prompt-file", tmp_path / "binary")
+    assert binary.exit_code == 2 and "not UTF-8 text: byte 2" in binary.stderr
+    empty = wavelet("generate", checkpoint)
+    assert empty.exit_code == 2 and "the prompt is empty" in empty.stderr
+
+
+def test_checkpoints_that_do_not_fit_are_refused(wavelet, checkpoint, tmp_path):
+    nothing = wavelet("generate", tmp_path / "nothing", "--prompt", "x")
+    assert nothing.exit_code == 1 and "no such checkpoint directory" in nothing.stderr
+    small = save(tmp_path / "small", vocabulary_size=100)
+    result = wavelet("generate", small, "--prompt", "x")
+    assert result.exit_code == 1 and "256 tokens" in result.stderr and "100" in result.stderr
+    other = wavelet("generate", checkpoint, "--prompt", "x", "--draft", small)
+    assert other.exit_code == 2 and "draft model has model.vocabulary_size=100" in other.stderr
+    broken = Path(shutil.copytree(checkpoint, tmp_path / "broken"))
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    truncated = wavelet("generate", broken, "--prompt", "x")
+    assert truncated.exit_code == 1 and "not a whole safetensors file" in truncated.stderr

@@ -1,0 +1,93 @@
+"""torch.compile takes whole models as one graph, for training and for streaming, and changes no number."""
+
+import pytest
+import torch
+
+from wavelet_core.state import leaves
+
+FAST_WEIGHTS = {"kind": "fast_weight_product_key", "num_keys": 16, "top_k": 3}
+CASES = {
+    "everything_else": {
+        "bypass": "ema",
+        "shared_wavelet": False,
+        "wavelet": {"kind": "multi_basis", "bases": [{"crawl": 3}, {}]},
+        "mixer": {"kind": "deep_gated_spectral", "parametrization": "spectral_norm"},
+        "transform": "learned_butterfly",
+        "block": {"decomposition_norm": True, "reconstruction_norm": True},
+        "cross_window_state": True,
+        "loop_iterations": 2,
+        "layers": 1,
+        "levels": 1,
+    },
+    "learning_while_reading": {
+        "memories": [FAST_WEIGHTS | {"inference_updates": True, "chunk_size": 4, "update_learning_rate": 2.0}],
+        "layers": 1,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def small_headline(headline):
+    """Tracing takes long: everything that the headline switches on, with few levels."""
+    return headline | {"levels": 1, "mixer": {"routing": True, "widths": [1, 0.5]}}
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch.compiler.reset()
+
+
+def compiled(function, backend="eager"):
+    """The function as one graph: traced alone, or with its backward pass ("aot_eager")."""
+    return torch.compile(function, fullgraph=True, backend=backend)
+
+
+def test_the_headline_block_compiles_for_training(make_model, small_headline):
+    block = make_model(small_headline).blocks[1].train()
+    x, embedding, mean = torch.randn(3, 2, 20, 12).unbind(0)
+    results = []
+    for run in (block, compiled(block, "aot_eager")):
+        block.zero_grad()
+        out, new_mean = run(x, embedding, mean)
+        (out.square().mean() + new_mean.square().mean()).backward()
+        results.append([out, new_mean, *(parameter.grad.clone() for parameter in block.parameters())])
+    torch.testing.assert_close(results[1], results[0], atol=1e-5, rtol=1e-4)
+
+
+def test_the_headline_block_compiles_for_inference(make_model, small_headline):
+    block = make_model(small_headline).blocks[1]
+    x, embedding, mean = torch.randn(3, 2, 20, 12).unbind(0)
+    states = [block.new_state(2, torch.device("cpu"), torch.float32) for _ in range(2)]
+    results = []
+    with torch.no_grad():
+        for run, state in zip((block, compiled(block)), states, strict=True):
+            results.append([run(x[:, a:b], embedding[:, a:b], mean[:, a:b], state) for a, b in ((0, 10), (10, 20))])
+    torch.testing.assert_close(results[1], results[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(dict(leaves(states[1])), dict(leaves(states[0])), atol=1e-5, rtol=1e-4)
+
+
+def test_the_headline_model_compiles_with_its_loss(make_model, small_headline, tokens):
+    model = make_model(small_headline).train()
+    losses = []
+    for function in (model.loss, compiled(model.loss)):
+        model.zero_grad()
+        loss = function(tokens[:, :-1], tokens[:, 1:])
+        loss.backward()
+        losses.append([loss, model.embedding.weight.grad.clone()])
+    torch.testing.assert_close(losses[1], losses[0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
+def test_streaming_compiles_with_every_stateful_option(make_model, tokens, options):
+    model = make_model(options)
+    states = [model.new_state(2) for _ in range(2)]
+    results = []
+    with torch.no_grad():
+        for run, state in zip((model, compiled(model)), states, strict=True):
+            results.append([run(part, state) for part in (tokens[:, :24], tokens[:, 24:])])
+    torch.testing.assert_close(results[1], results[0], atol=1e-5, rtol=1e-4)
+
+
+def test_nothing_is_hidden_from_the_compiler(request):
+    sources = (request.config.rootpath / "packages").glob("*/src/**/*.py")
+    assert not [file for file in sources if "compiler.disable" in file.read_text("utf-8")]

@@ -1,0 +1,87 @@
+"""Long texts: streaming is exact over 10,000 tokens, and neither memory nor state grows. Run with `pytest -m slow`."""
+
+import itertools
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from wavelet_core.config import parse
+from wavelet_core.generation import CompiledSteps, GenerationSettings, generate
+
+LENGTH = 10_000
+
+pytestmark = pytest.mark.slow
+
+MEMORY_GROWTH = """
+import itertools, pathlib, torch
+from wavelet_core import ModelConfig, build_model
+from wavelet_core.config import parse
+from wavelet_core.generation import GenerationSettings, NgramDrafts, generate, in_order
+
+torch.set_num_threads(1)
+content = {"vocabulary_size": 64, "width": 32, "levels": 4, "layers": 1, "wavelet": {"crawl": 3}}
+model = build_model(parse(ModelConfig, content))
+samplers = in_order({"repetition_penalty": {}, "wavelet_coherence": {}, "top_p": {"p": 0.9}})
+draft = NgramDrafts(history=500) if DRAFT else None
+tokens = generate(model, [[1]], parse(GenerationSettings, {"tokens": None, "samplers": samplers}), draft=draft)
+
+def resident():
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+def go_on(count):
+    for _ in itertools.islice(tokens, count):
+        pass
+
+go_on(1000)
+before = resident()
+go_on(9000)
+print(resident() - before)
+"""
+
+
+def read(model, tokens, lengths):
+    state = model.new_state(len(tokens))
+    with torch.inference_mode():
+        return torch.cat([model(chunk, state) for chunk in tokens.split(lengths, 1)], dim=1)
+
+
+def test_streaming_matches_parallel_over_10000_tokens(make_model, architecture):
+    model = make_model(architecture)
+    tokens = torch.randint(29, (1, LENGTH), generator=torch.Generator().manual_seed(2))
+    cuts = random.Random(3)
+    places = sorted({0, LENGTH, *range(5000, 5040), *cuts.sample(range(1, LENGTH), 30)})
+    chunks = [stop - start for start, stop in itertools.pairwise(places)]
+    torch.testing.assert_close(read(model, tokens, chunks), read(model, tokens, [LENGTH]), atol=1e-4, rtol=0)
+
+
+def test_one_token_at_a_time_matches_parallel_over_10000_tokens(make_model, headline):
+    model = make_model(headline)
+    settings = parse(GenerationSettings, {"tokens": LENGTH, "metrics": True})
+    events = list(generate(model, [[1, 2, 3]], settings))
+    text = torch.tensor([[1, 2, 3, *(event.token for event in events)]])
+    with torch.inference_mode():
+        parallel = model(text)[0, 2:-1].log_softmax(-1)
+    chosen = parallel.gather(-1, text[0, 3:, None]).squeeze(-1)
+    streamed = torch.tensor([event.log_probability for event in events])
+    torch.testing.assert_close(streamed, chosen, atol=1e-4, rtol=0)
+
+
+def test_compiled_steps_write_the_same_text_and_compile_twice(make_model, headline):
+    torch._dynamo.utils.counters.clear()
+    model = make_model(headline)
+    compiled = CompiledSteps(model)
+    settings = parse(GenerationSettings, {"tokens": 20})
+    for prompts in ([[1, 2, 3]], [[4, 5]], [[1, 2], [3]], [[1]] * 4):
+        assert list(generate(compiled, prompts, settings)) == list(generate(model, prompts, settings))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+
+
+@pytest.mark.parametrize("draft", [False, True])
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads resident memory from /proc")
+def test_memory_does_not_grow_with_the_text(draft):
+    program = f"DRAFT = {draft}\n{MEMORY_GROWTH}"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(result.stdout) < 2_000_000

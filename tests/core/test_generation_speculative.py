@@ -1,0 +1,198 @@
+"""Speculative decoding: the same text as plain decoding, in fewer passes."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from wavelet_core.config import ConfigurationError, parse
+from wavelet_core.generation import GenerationSettings, ModelDrafts, NgramDrafts, collect, generate, in_order
+from wavelet_core.generation.drafts import Draft, DraftSource, NgramDraft
+from wavelet_core.generation.speculative import Pace
+
+PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [9], [1, 2, 3, 4] * 4]
+GREEDY = [{"kind": "temperature", "temperature": 0}]
+SAMPLED = in_order(
+    {"repetition_penalty": {}, "wavelet_coherence": {"window": 8}, "entropy_adaptive": {}, "top_p": {"p": 0.95}}
+)
+
+
+def run(model, prompts=PROMPTS, seeds=None, draft=None, **fields):
+    settings = parse(GenerationSettings, {"tokens": 40, **fields})
+    return collect(generate(model, prompts, settings, seeds=seeds, draft=draft))
+
+
+@pytest.fixture(scope="module")
+def model(make_model, headline):
+    return make_model(headline)
+
+
+@pytest.fixture(scope="module")
+def updating(make_model):
+    memory = {"kind": "fast_weight_product_key", "num_keys": 16, "top_k": 3, "chunk_size": 4}
+    return make_model({"memories": [memory | {"inference_updates": True, "update_learning_rate": 2.0}]})
+
+
+class RandomDrafts(DraftSource, Draft):
+    """Guesses that are mostly wrong, and sometimes right by chance."""
+
+    def __init__(self, size=29):
+        self.size, self.generator = size, torch.Generator().manual_seed(0)
+
+    def start(self, prompt):
+        return self
+
+    def extend(self, tokens):
+        pass
+
+    def propose(self, count, sampler):
+        return torch.randint(self.size, (count,), generator=self.generator).tolist()
+
+
+@pytest.mark.parametrize("samplers", [GREEDY, SAMPLED, []], ids=["greedy", "samplers", "plain"])
+@pytest.mark.parametrize("kind", ["ngram", "itself", "smaller", "random"])
+def test_the_text_is_that_of_plain_decoding(make_model, model, kind, samplers):
+    draft = {
+        "ngram": lambda: NgramDrafts(shortest=1),
+        "itself": lambda: ModelDrafts(model),
+        "smaller": lambda: ModelDrafts(make_model(seed=1)),
+        "random": RandomDrafts,
+    }[kind]()
+    plain = run(model, seeds=[4, 5, 6], samplers=samplers, metrics=True)
+    speculative = run(model, seeds=[4, 5, 6], samplers=samplers, metrics=True, draft=draft)
+    for one, other in zip(plain, speculative, strict=True):
+        assert one.tokens == other.tokens
+        assert one.finish == other.finish
+        assert one.log_probabilities == pytest.approx(other.log_probabilities, abs=1e-4)
+
+
+def test_the_text_is_that_of_plain_decoding_with_fast_weight_updates(updating):
+    for draft in (NgramDrafts(shortest=1), RandomDrafts()):
+        assert run(updating, samplers=SAMPLED, draft=draft) == run(updating, samplers=SAMPLED)
+
+
+def test_a_text_ends_in_the_middle_of_a_guess(model):
+    plain = run(model, [PROMPTS[2]], samplers=GREEDY)[0].tokens
+    stop = plain[20]
+    ended = run(model, [PROMPTS[2]], samplers=GREEDY, stop_tokens=[stop], draft=ModelDrafts(model))[0]
+    assert ended.tokens == plain[: plain.index(stop) + 1]
+
+
+def test_sampled_tokens_have_the_models_distribution(make_model):
+    """Chi-square over the second and third tokens of texts that are drawn under seeds of their own."""
+    model = make_model({"vocabulary_size": 3, "width": 4, "layers": 1, "levels": 1})
+    texts = torch.cartesian_prod(*[torch.arange(3)] * 3)
+    with torch.no_grad():
+        model.head.weight.mul_(0.5)
+        logits = model(torch.cat([torch.tensor([[1, 2]]).expand(27, -1), texts], dim=1))
+    probabilities = logits[:, 1:4].log_softmax(-1).gather(-1, texts.unsqueeze(-1)).sum((1, 2)).exp()
+    expected = probabilities.view(3, 9).sum(0)
+    count = 600
+    rows = run(model, [[1, 2]] * count, seeds=range(count), tokens=3, draft=RandomDrafts(3))
+    pairs = Counter(row.tokens[1] * 3 + row.tokens[2] for row in rows)
+    statistic = sum((pairs[pair] - count * p) ** 2 / (count * p) for pair, p in enumerate(expected.tolist()))
+    assert expected.min() * count > 5
+    assert statistic < 26.1  # 8 degrees of freedom, p = 0.001
+
+
+def test_right_guesses_save_passes(model, monkeypatch):
+    passes = []
+    hidden = model.hidden
+    monkeypatch.setattr(model, "hidden", lambda tokens, state: passes.append(tokens.shape[1]) or hidden(tokens, state))
+    plain = run(model, PROMPTS[:1], samplers=GREEDY, tokens=200)
+    alone = len(passes)
+    passes.clear()
+    assert run(model, PROMPTS[:1], samplers=GREEDY, tokens=200, draft=NgramDrafts()) == plain
+    # Greedy decoding of a small model soon repeats itself.
+    assert len(passes) < alone / 3
+
+
+def test_pace_grows_with_success_and_pauses_after_failure():
+    pace = Pace()
+    assert pace.next_length() == 0
+    pace.passed(1.0)
+    lengths = []
+    for _ in range(4):
+        lengths.append(pace.next_length())
+        pace.report(lengths[-1], lengths[-1], seconds=1.5)
+    assert lengths == [3, 7, 15, 15]
+    pauses = []
+    for _ in range(8):
+        while not (length := pace.next_length()):
+            pauses[-1] += 1
+        pace.report(length, 0, seconds=1.5)
+        pauses.append(0)
+    assert pauses[:-1] == [2, 4, 8, 16, 32, 64, 64]
+
+
+@pytest.mark.parametrize(("seconds", "worth_it"), [(2.9, True), (3.1, False)])
+def test_pace_goes_by_the_clock(seconds, worth_it):
+    pace = Pace()
+    pace.passed(1.0)
+    pace.report(3, 2, seconds)
+    assert bool(pace.next_length()) == worth_it
+
+
+def test_a_text_that_cannot_be_guessed_is_hardly_guessed_at():
+    pace = Pace()
+    pace.passed(1.0)
+    tokens = guesses = 0
+    while tokens < 1000:
+        if length := pace.next_length():
+            guesses += 1
+            pace.report(length, 0, seconds=1.8)
+        tokens += 1
+    assert guesses < 25
+
+
+def test_ngram_draft_continues_as_before():
+    draft = NgramDraft(longest=3, shortest=2, history=100)
+    draft.extend([1, 2, 3, 4, 5, 9, 1, 2, 3])
+    assert draft.propose(3, None) == [4, 5, 9]
+    draft.extend([7])
+    assert draft.propose(3, None) == []
+    draft.extend([2, 3])
+    assert draft.propose(1, None) == [7]
+
+
+def test_ngram_draft_prefers_long_matches_and_then_recent_ones():
+    draft = NgramDraft(longest=3, shortest=1, history=100)
+    draft.extend([1, 2, 3, 8, 2, 3, 9, 1, 2, 3])
+    assert draft.propose(1, None) == [8]
+    draft.extend([5, 3])
+    assert draft.propose(1, None) == [5]
+
+
+def test_ngram_draft_guesses_a_loop_at_any_length():
+    draft = NgramDraft(longest=2, shortest=2, history=100)
+    draft.extend([5, 6, 7, 5, 6])
+    assert draft.propose(8, None) == [7, 5, 6, 7, 5, 6, 7, 5]
+
+
+def test_ngram_draft_remembers_a_bounded_history():
+    draft = NgramDraft(longest=2, shortest=1, history=50)
+    for token in range(1000):
+        draft.extend([token])
+    assert len(draft.tokens) <= 100 and len(draft.continuations) <= 200
+    draft.extend([990])
+    assert draft.propose(2, None) == [991, 992]
+
+
+@pytest.mark.parametrize(
+    ("fields", "draft", "message"),
+    [
+        ({"context": "window"}, NgramDrafts(), "context=window"),
+        ({"lookahead": {}}, NgramDrafts(), "lookahead"),
+        ({}, 30, "draft model has model.vocabulary_size=30"),
+    ],
+)
+def test_what_cannot_be_verified_is_refused(make_model, model, fields, draft, message):
+    if isinstance(draft, int):
+        draft = ModelDrafts(make_model({"vocabulary_size": draft}))
+    with pytest.raises(ConfigurationError, match=message):
+        run(model, draft=draft, **fields)
+
+
+def test_ngram_sizes_are_checked():
+    with pytest.raises(ConfigurationError, match="shortest=4 <= longest=3"):
+        NgramDrafts(longest=3, shortest=4)

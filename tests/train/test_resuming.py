@@ -1,0 +1,225 @@
+"""Runs repeat, stop and go on without a difference."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from wavelet_core import CheckpointError
+from wavelet_train import trainer
+from wavelet_train.config import RunConfig
+from wavelet_train.trainer import Trainer, train
+from wavelet_train.training_state import read_state
+
+TinyRun = Callable[..., RunConfig]
+Metrics = Callable[..., list[dict[str, Any]]]
+
+
+def tensors(directory: Path) -> dict[str, torch.Tensor]:
+    return load_file(directory / "model.safetensors") | load_file(directory / "trainer" / "state.safetensors")
+
+
+def counters(directory: Path) -> dict[str, Any]:
+    return {name: value for name, value in vars(read_state(directory)[0]).items() if name != "metrics_size"}
+
+
+def assert_same_run(one: Path, other: Path, read_metrics: Metrics) -> None:
+    """Metrics, weights, optimizer state, generators and counters agree bit for bit."""
+    assert read_metrics(one) == read_metrics(other)
+    assert counters(one / "last") == counters(other / "last")
+    first, second = tensors(one / "last"), tensors(other / "last")
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def stop_after(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGINT) -> None:
+    """Send this process a signal while it computes the step after `step`."""
+    original = Trainer._step
+
+    def interrupted(self: Trainer, lr: float) -> tuple[float, float]:
+        if self.counters.step == step:
+            os.kill(os.getpid(), number)
+        return original(self, lr)
+
+    monkeypatch.setattr(Trainer, "_step", interrupted)
+
+
+def test_two_runs_are_identical(tiny_run: TinyRun, tmp_path: Path, read_metrics: Metrics) -> None:
+    run = tiny_run("model.embedding_dropout=0.1", "model.layers=2", "model.stochastic_depth=0.5")
+    for name in ("one", "two"):
+        random.seed(name)
+        torch.manual_seed(len(name) * 7)
+        train(run, tmp_path / name)
+    assert_same_run(tmp_path / "one", tmp_path / "two", read_metrics)
+
+
+@pytest.mark.parametrize(
+    ("step", "overrides"),
+    [
+        (2, ["model.embedding_dropout=0.2", "train.log_every=4"]),
+        (3, ["model.layers=2", "model.stochastic_depth=0.5", "train.optimizer=adagrad", "train.accumulation=2"]),
+        (4, ["model.cross_window_state=true", "train.checkpoint_every=1"]),
+        (1, ["train.precision=float16", "train.schedule.warmup=0.5"]),
+    ],
+)
+def test_resumed_run_equals_the_uninterrupted_one(
+    step: int,
+    overrides: list[str],
+    tiny_run: TinyRun,
+    tmp_path: Path,
+    read_metrics: Metrics,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = tiny_run(*overrides)
+    train(run, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_after(step, patch)
+        result = train(run, tmp_path / "parts")
+    assert (result.step, result.stopped_by, result.report) == (step + 1, "SIGINT", None)
+    assert train(run, tmp_path / "parts", resume=True).step == 6
+    assert_same_run(tmp_path / "whole", tmp_path / "parts", read_metrics)
+
+
+def test_run_killed_after_its_last_checkpoint_resumes_exactly(
+    tiny_run: TinyRun, tmp_path: Path, read_metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny_run()
+    train(run, tmp_path / "whole")
+
+    def killed(self: Trainer, lr: float) -> tuple[float, float]:
+        if self.counters.step == 5:
+            raise SystemExit("killed")
+        return original(self, lr)
+
+    original = Trainer._step
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", killed)
+        with pytest.raises(SystemExit):
+            train(run, tmp_path / "killed")
+    assert counters(tmp_path / "killed" / "last")["step"] == 3
+    assert read_metrics(tmp_path / "killed", "train")[-1]["step"] == 5
+    train(run, tmp_path / "killed", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "killed", read_metrics)
+
+
+def test_kill_while_a_checkpoint_is_replaced_loses_nothing(tiny_run: TinyRun, tmp_path: Path) -> None:
+    run, directory = tiny_run(), tmp_path / "run"
+    train(run, directory)
+    workspace = directory / ".last.interrupted"
+    workspace.mkdir()
+    (directory / "last").rename(workspace / "new")
+    (workspace / "old").mkdir()
+    assert train(run, directory, resume=True).step == 6
+    assert not list(directory.glob(".last.*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_saves_and_says_how_to_go_on(
+    number: signal.Signals,
+    tiny_run: TinyRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = signal.getsignal(number)
+    stop_after(1, monkeypatch, number)
+    result = train(tiny_run(), tmp_path / "run")
+    assert result.stopped_by == number.name
+    assert counters(tmp_path / "run" / "last")["step"] == 2
+    assert f"wavelet train --resume {tmp_path / 'run'}" in capsys.readouterr().err
+    assert signal.getsignal(number) == before
+
+
+def test_second_signal_is_not_held_back(tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def twice(self: Trainer, lr: float) -> tuple[float, float]:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the second signal came to nothing")
+
+    monkeypatch.setattr(Trainer, "_step", twice)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_run(), tmp_path / "run")
+
+
+def test_stop_during_validation_validates_after_resuming(
+    tiny_run: TinyRun, tmp_path: Path, read_metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny_run()
+    train(run, tmp_path / "whole")
+    original = trainer.evaluate
+
+    def interrupted(*arguments: Any, **keywords: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "evaluate", interrupted)
+        assert train(run, tmp_path / "parts").step == 3
+    assert read_metrics(tmp_path / "parts", "validation") == []
+    train(run, tmp_path / "parts", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts", read_metrics)
+
+
+def test_stop_during_the_report_reports_after_resuming(
+    tiny_run: TinyRun, tmp_path: Path, read_metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny_run()
+    original = trainer.make_report
+
+    def interrupted(*arguments: Any, **keywords: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "make_report", interrupted)
+        assert train(run, tmp_path / "run").stopped_by == "SIGTERM"
+    assert train(run, tmp_path / "run", resume=True).report is not None
+    assert len(read_metrics(tmp_path / "run", "report")) == 1
+
+
+def test_existing_run_is_replaced_only_when_asked(
+    tiny_run: TinyRun, tmp_path: Path, read_metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny_run("train.steps=3")
+    train(run, tmp_path / "run")
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        train(run, tmp_path / "run")
+    train(tiny_run("train.steps=2"), tmp_path / "run", overwrite=True)
+    assert [line["step"] for line in read_metrics(tmp_path / "run", "train")] == [1, 2]
+    assert (tmp_path / "run" / "best").is_dir()
+    with monkeypatch.context() as patch:
+        stop_after(0, patch)
+        train(run, tmp_path / "run", overwrite=True)
+    assert not (tmp_path / "run" / "best").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match="is a file"):
+        train(run, tmp_path / "file")
+
+
+def test_resuming_needs_a_whole_run_of_the_same_model(tiny_run: TinyRun, tmp_path: Path) -> None:
+    run, directory = tiny_run("train.steps=2"), tmp_path / "run"
+    with pytest.raises(CheckpointError, match="holds no run that can be resumed"):
+        train(run, directory, resume=True)
+    train(run, directory)
+    with pytest.raises(CheckpointError, match="does not fit its configuration"):
+        train(tiny_run("model.width=32"), directory, resume=True)
+    state = directory / "last" / "trainer" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        train(run, directory, resume=True)
+    (directory / "last" / "trainer" / "state.json").write_text("{")
+    with pytest.raises(CheckpointError):
+        train(run, directory, resume=True)
+
+
+def test_longer_run_resumes_a_finished_one(tiny_run: TinyRun, tmp_path: Path) -> None:
+    train(tiny_run(), tmp_path / "run")
+    assert train(tiny_run("train.steps=9"), tmp_path / "run", resume=True).step == 9
