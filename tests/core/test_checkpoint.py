@@ -11,7 +11,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from wavelet_core import CheckpointError, ComponentConfig, ConfigurationError, WaveletLM, build_model, hookimpl
+from wavelet_core import (
+    CheckpointError,
+    ComponentConfig,
+    ConfigurationError,
+    ModelConfig,
+    WaveletLM,
+    build_model,
+    hookimpl,
+)
 from wavelet_core import checkpoint as checkpoint_module
 from wavelet_core.checkpoint import load_weights, locate_checkpoint, named_tensors, read_config, write_atomically
 from wavelet_core.registry import Registry
@@ -309,3 +317,11 @@ def test_nothing_is_unpickled(saved, monkeypatch):
     monkeypatch.setattr("pickle.loads", refuse)
     monkeypatch.setattr("torch.load", refuse)
     WaveletLM.from_pretrained(saved)
+
+
+def test_saving_never_replaces_a_directory_that_is_no_checkpoint(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    model = WaveletLM(ModelConfig(vocabulary_size=8, width=8, levels=2))
+    with pytest.raises(CheckpointError, match="holds files that are no checkpoint"):
+        model.save_pretrained(tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"

@@ -250,13 +250,19 @@ class Pretrained:
         """Write a checkpoint directory, atomically; an existing one is replaced whole.
 
         tokenizer: saved under `tokenizer/`. extra: further sections of config.json (`data`, `train`).
+        Raises CheckpointError for a directory that holds files but no checkpoint.
         """
+        path = Path(directory)
+        if path.is_dir() and any(path.iterdir()) and not (path / CONFIG_FILE).is_file():
+            raise CheckpointError(
+                f"{path} holds files that are no checkpoint, and saving replaces the directory whole; name another one"
+            )
 
         def write(fresh: Path) -> None:
             fresh.mkdir()
             self.write_into(fresh, tokenizer, extra)
 
-        write_atomically(Path(directory), write)
+        write_atomically(path, write)
 
     def write_into(self, directory: Path, tokenizer: Any = None, extra: Mapping[str, Any] | None = None) -> None:
         """Write the checkpoint's files into an existing, empty directory."""

@@ -88,7 +88,9 @@ class LiftingNetwork(nn.Module):
         self.last = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.dropout(F.gelu(self.first(x))))
+        hidden = F.gelu(self.first(x))
+        # Decoding calls this for every level and token: a dropout that does nothing is not free there.
+        return self.last(self.dropout(hidden) if self.training else hidden)
 
 
 class LinearLiftingNetwork(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -17,6 +18,7 @@ from wavelet_core.generation.sampling import RowSeed, SamplerChain
 from wavelet_core.generation.settings import GenerationSettings
 from wavelet_core.generation.speculative import Speculative
 from wavelet_core.generation.stopping import TextStream
+from wavelet_core.parametrizations import frozen_matrices
 
 if TYPE_CHECKING:
     from wavelet_core.model import WaveletLM
@@ -183,6 +185,18 @@ def _groups(
     return [_Group(Sampling(model, prompts, chain, settings, seeds), rows)]
 
 
+@contextmanager
+def _decoding(model: WaveletLM) -> Iterator[None]:
+    """The model in evaluation mode, its computed matrices standing still; afterwards as it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        with frozen_matrices(model):
+            yield
+    finally:
+        model.train(was_training)
+
+
 @torch.inference_mode()
 def _generate(
     model: WaveletLM,
@@ -192,9 +206,7 @@ def _generate(
     seeds: list[RowSeed],
     draft: DraftSource | None,
 ) -> Iterator[Token]:
-    was_training = model.training
-    model.eval()
-    try:
+    with _decoding(model):
         rows = [
             _Row(index, None if tokenizer is None else TextStream(tokenizer, settings.stop_strings))
             for index in range(len(prompts))
@@ -221,9 +233,6 @@ def _generate(
                     group.rows = [group.rows[place] for place in alive]
                     chosen = chosen[alive]
                 group.decoder.advance(chosen)
-    finally:
-        if was_training:
-            model.train()
 
 
 def _statistics(logits: Tensor, tokens: Tensor, wanted: bool) -> list[tuple[float | None, float | None]]:
