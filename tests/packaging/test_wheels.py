@@ -21,7 +21,7 @@ NAMES = ("core", "memory", "quant", "train", "cli")
 
 # The table of the design, as distribution names with the extras asked of them.
 RUNTIME = {
-    "core": {"torch", "pluggy", "pydantic", "safetensors"},
+    "core": {"torch", "pluggy", "pydantic", "safetensors[torch]"},
     "memory": {"wavelet-core"},
     "quant": {"wavelet-core"},
     "train": {"wavelet-core[text]", "datasets", "tokenizers", "pyyaml", "numpy", "tqdm"},
@@ -32,9 +32,9 @@ EXTRAS = {
     "train": {
         "sentencepiece": {"sentencepiece"},
         "tensorboard": {"tensorboard"},
-        "matplotlib": {"matplotlib"},
         "lm-eval": {"lm-eval"},
     },
+    "cli": {"matplotlib": {"matplotlib"}},
 }
 ENTRY_POINTS = {
     "memory": "[wavelet]\nmemory = wavelet_memory.plugin",

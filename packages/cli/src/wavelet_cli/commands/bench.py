@@ -184,7 +184,7 @@ def _require_plotting(path: Path) -> None:
         import matplotlib  # noqa: F401
     except ImportError:
         raise click.UsageError(
-            "--plot needs matplotlib: pip install 'wavelet-train[matplotlib]', or leave --plot out"
+            "--plot needs matplotlib: pip install 'wavelet-cli[matplotlib]', or leave --plot out"
         ) from None
 
 
