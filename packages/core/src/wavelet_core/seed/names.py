@@ -1,4 +1,4 @@
-"""Which tensor of ours is which of the original's, for every option (the layout of `../shared/parity`).
+"""Which tensor of ours is which of the original's, for every option (the layout that `tests/parity` checks).
 
 The original stores shared lifting under every block and again under the reconstruction, one tensor a scale where we
 stack scales, and some tensors that its forward never reads.
