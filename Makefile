@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PACKAGES := core memory quant train cli
+KERNEL := packages/core/hatch_build.py packages/core/src/wavelet_core/few_rows.cpp
 
 WORKERS ?= 2
 ARGS ?=
@@ -42,7 +43,7 @@ clean: ## remove .venv, caches and built files; runs/ stays
 	find packages tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # Editable builds use the hatchling installed here, not one downloaded into a build environment per package.
-$(INSTALLED): pyproject.toml constraints.txt $(PACKAGES:%=packages/%/pyproject.toml)
+$(INSTALLED): pyproject.toml constraints.txt $(PACKAGES:%=packages/%/pyproject.toml) $(KERNEL)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 		echo "WaveletLM needs Python 3.10 or newer, and '$(PYTHON)' is not one. Name another: make PYTHON=python3.12" >&2; exit 1; }
 	@echo "Installing WaveletLM and its tools in $(VENV); this is done once and takes a few minutes."

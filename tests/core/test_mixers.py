@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from wavelet_core import DeepGatedSpectralMixer, GatedSpectralMixer, ModelShape
+from wavelet_core.computed import frozen
 from wavelet_core.mixers import MixerBank
-from wavelet_core.parametrizations import ExponentialMatrices, SpectralNormMatrices, frozen_matrices
+from wavelet_core.parametrizations import ExponentialMatrices, SpectralNormMatrices
 
 SHAPE = ModelShape(width=8, levels=2)
 GATES = {"silu": F.silu, "sigmoid": torch.sigmoid, "gelu": F.gelu, "relu": F.relu}
@@ -143,7 +144,7 @@ def test_frozen_matrices_are_computed_once(parametrization):
     z = torch.randn(1, 4, 3, 8)
     with torch.no_grad():
         before = mixer(z)
-        with frozen_matrices(mixer):
+        with frozen(mixer):
             torch.testing.assert_close(mixer(z), before)
             nn.init.zeros_(mixer.banks[0].matrix.weight)
             torch.testing.assert_close(mixer(z), before)

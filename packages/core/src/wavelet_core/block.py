@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wavelet_core.config import ComponentConfig, ModelConfig, ModelShape
+from wavelet_core.linear import Linear
 from wavelet_core.mixers import ScaleNorm
 from wavelet_core.state import Tree, call, new_state_of
 
@@ -120,8 +121,8 @@ class WaveletBlock(nn.Module):
         self.memory_residual = Residual(config.learned_residual)
 
     @staticmethod
-    def _projection(config: Config, shape: ModelShape) -> nn.Linear:
-        projection = nn.Linear(shape.padded_width, shape.width)
+    def _projection(config: Config, shape: ModelShape) -> Linear:
+        projection = Linear(shape.padded_width, shape.width)
         with torch.no_grad():
             projection.weight *= 1e-3
             if config.projection_scaling:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wavelet_core.config import ComponentConfig, ModelShape
+from wavelet_core.linear import Linear
 from wavelet_core.state import Tree
 
 
@@ -25,7 +26,7 @@ class Bypass(nn.Module, ABC):
         super().__init__()
         self.width = shape.width
         self.gains = nn.Parameter(torch.zeros(shape.scales, shape.width))
-        self.cross_layer = nn.Linear(shape.width, shape.width, bias=False)
+        self.cross_layer = Linear(shape.width, shape.width, bias=False)
         with torch.no_grad():
             self.cross_layer.weight.copy_(0.5 * torch.eye(shape.width))
 
@@ -92,7 +93,7 @@ class ExponentialMovingAverageBypass(Bypass):
 
     def __init__(self, config: Config, shape: ModelShape):
         super().__init__(shape)
-        self.gate = nn.Linear(shape.width, shape.width)
+        self.gate = Linear(shape.width, shape.width)
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
 

@@ -11,7 +11,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wavelet_core.computed import Computed
 from wavelet_core.config import ComponentConfig, ModelConfig, ModelShape
+from wavelet_core.linear import Linear
 from wavelet_core.state import Tree
 
 SQRT_HALF = math.sqrt(0.5)
@@ -41,7 +43,7 @@ class FixedDelay(nn.Module):
         return with_history(rows, history, self.reach(level))[:, : rows.shape[1]]
 
 
-class WaveletCrawl(nn.Module):
+class WaveletCrawl(Computed):
     """past_t = sum_j softmax(theta_k)_j c_{t - o_kj}: a learned blend of K consecutive look-backs a level.
 
     The offsets o_k0, o_k1, ... start at max(1, 2^k - K // 2); theta (L, K) is 5 at the offset 2^k and 0 elsewhere, so
@@ -65,10 +67,13 @@ class WaveletCrawl(nn.Module):
         """The oldest position that level k reads, counted back from the present one."""
         return self.first_offset(level) + self.size - 1
 
+    def compute(self) -> Tensor:
+        """The weights (L, K) of every level's look-backs, the furthest first."""
+        return self.theta.softmax(-1).flip(-1)
+
     def forward(self, rows: Tensor, level: int, history: Tensor | None = None) -> Tensor:
         extended = with_history(rows, history, self.reach(level))
-        # The furthest look-back comes first in `extended`, the nearest first in theta.
-        weights = self.theta[level].softmax(0).to(rows.dtype).flip(0)
+        weights = self.computed()[level].to(rows.dtype)
         length = rows.shape[1]
         if length == 1:
             return (weights @ extended[:, : self.size])[:, None]
@@ -83,12 +88,12 @@ class LiftingNetwork(nn.Module):
 
     def __init__(self, width: int, hidden: int, dropout: float):
         super().__init__()
-        self.first = nn.Linear(width, hidden)
+        self.first = Linear(width, hidden)
         self.dropout = nn.Dropout(dropout)
-        self.last = nn.Linear(hidden, width)
+        self.last = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = F.gelu(self.first(x))
+        hidden = self.first(x, gelu=True)
         # Decoding calls this for every level and token: a dropout that does nothing is not free there.
         return self.last(self.dropout(hidden) if self.training else hidden)
 
@@ -98,7 +103,7 @@ class LinearLiftingNetwork(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.last = nn.Linear(width, width)
+        self.last = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(x)

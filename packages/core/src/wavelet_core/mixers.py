@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wavelet_core.config import ComponentConfig, ModelConfig, ModelShape
+from wavelet_core.linear import stacked_linear
 from wavelet_core.parametrizations import PARAMETRIZATIONS, Parametrization
 
 NOISE = 1e-3
@@ -67,16 +68,16 @@ class MixerBank(nn.Module):
         narrow, widen, gate, down, up = self.narrow, self.widen, self.gate, self.down, self.up
         if narrow is not None:
             own_input = gate_input is z
-            z = torch.bmm(z, narrow.mT)
-            gate_input = z if own_input else torch.bmm(gate_input, narrow.mT)
-        out = torch.bmm(z, self.matrix().mT)
+            z = stacked_linear(z, narrow)
+            gate_input = z if own_input else stacked_linear(gate_input, narrow)
+        out = stacked_linear(z, self.matrix())
         if gate is not None and self.activation is not None:
-            out = out * self.activation(torch.bmm(gate_input, gate.mT))
+            out = out * self.activation(stacked_linear(gate_input, gate))
         if down is not None and up is not None:
-            out = out + torch.bmm(torch.bmm(z, down.mT), up.mT)
+            out = out + stacked_linear(stacked_linear(z, down), up)
         if self.bias is not None:
             out = out + self.bias
-        return out if widen is None else torch.bmm(out, widen.mT)
+        return out if widen is None else stacked_linear(out, widen)
 
 
 def _normal(*size: int, std: float) -> nn.Parameter:

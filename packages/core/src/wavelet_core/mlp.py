@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from wavelet_core.config import ComponentConfig, ModelShape
+from wavelet_core.linear import Linear
 
 
 class MLP(nn.Module):
@@ -26,12 +27,12 @@ class MLP(nn.Module):
     def __init__(self, config: Config, shape: ModelShape):
         super().__init__()
         hidden = config.expansion * shape.width
-        parts: list[nn.Module] = [nn.Linear(shape.width, hidden)]
+        parts: list[nn.Module] = [Linear(shape.width, hidden)]
         for _ in range(config.layers - 2):
-            parts += [nn.GELU(), nn.Linear(hidden, hidden)]
+            parts += [nn.GELU(), Linear(hidden, hidden)]
         if config.layers >= 2:
             parts.append(nn.GELU())
-        last = nn.Linear(hidden, shape.width)
+        last = Linear(hidden, shape.width)
         with torch.no_grad():
             last.weight *= 0.02
             if config.output_scaling:

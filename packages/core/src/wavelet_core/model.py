@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from wavelet_core.checkpoint import Pretrained
 from wavelet_core.config import ConfigurationError, ModelConfig
 from wavelet_core.gradient_checkpointing import run_checkpointed
+from wavelet_core.linear import Linear
 from wavelet_core.registry import build
 from wavelet_core.state import State, Tree
 
@@ -39,7 +40,7 @@ class WaveletLM(nn.Module, Pretrained):
         self.blocks = nn.ModuleList(self._blocks(config))
         self.norm = nn.LayerNorm(shape.width)
         self.head_dropout = nn.Dropout(config.head_dropout)
-        self.head = nn.Linear(config.width, config.vocabulary_size, bias=False)
+        self.head = Linear(config.width, config.vocabulary_size, bias=False)
         if config.tied_embedding:
             self.head.weight = self.embedding.weight
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from wavelet_core.checkpoint import Pretrained
 from wavelet_core.config import ModelConfig
+from wavelet_core.linear import Linear
 from wavelet_core.model import WaveletLM, cross_entropy
 from wavelet_core.state import State, Tree
 
@@ -49,7 +50,7 @@ class CrossCellGate(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.proj = nn.Linear(width, width, bias=False)
+        self.proj = Linear(width, width, bias=False)
         nn.init.zeros_(self.proj.weight)
 
     def forward(self, cells: list[Tensor]) -> list[Tensor]:

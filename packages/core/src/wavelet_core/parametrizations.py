@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from wavelet_core.computed import Computed
 
 Parametrization = Literal["direct", "spectral_norm", "exponential"]
 
@@ -25,32 +24,11 @@ class DirectMatrices(nn.Module):
         return self.weight
 
 
-class ComputedMatrices(nn.Module, ABC):
-    """Matrices that take work to compute from their parameter; `frozen_matrices` does it once for many calls."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._frozen: Tensor | None = None
-
-    @abstractmethod
-    def compute(self) -> Tensor:
-        """The matrices (n, w, w), from the parameter."""
+class ComputedMatrices(Computed):
+    """Matrices (n, w, w) that take work to compute from their parameter."""
 
     def forward(self) -> Tensor:
-        return self.compute() if self._frozen is None else self._frozen
-
-
-@contextmanager
-def frozen_matrices(model: nn.Module) -> Iterator[None]:
-    """While this lasts, every computed matrix of the model is a constant: for decoding, where no weight changes."""
-    modules = [module for module in model.modules() if isinstance(module, ComputedMatrices)]
-    for module in modules:
-        module._frozen = module.compute().detach()
-    try:
-        yield
-    finally:
-        for module in modules:
-            module._frozen = None
+        return self.computed()
 
 
 class SpectralNormMatrices(ComputedMatrices):

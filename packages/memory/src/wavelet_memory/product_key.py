@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from wavelet_core.config import ComponentConfig, ModelConfig, ModelShape
+from wavelet_core.linear import Linear
 
 
 class ProductKeyConfig(ComponentConfig):
@@ -67,7 +68,7 @@ class ProductKeyTable(nn.Module):
         self.side = math.isqrt(config.num_keys)
         self.half_reads = min(config.top_k, self.side)
         self.head_reads = min(config.top_k, self.half_reads**2)
-        self.query = nn.Linear(shape.width, shape.width, bias=False)
+        self.query = Linear(shape.width, shape.width, bias=False)
         self.keys_a = nn.Parameter(0.02 * torch.randn(self.heads, self.side, self.half_width))
         self.keys_b = nn.Parameter(0.02 * torch.randn(self.heads, self.side, self.half_width))
         self.values = nn.EmbeddingBag(self.heads * self.num_keys, shape.width, mode="sum")
@@ -91,10 +92,12 @@ class ProductKeyTable(nn.Module):
         pair_scores = scores_a.unsqueeze(-1) + scores_b.unsqueeze(-2)
         scores, pair = pair_scores.flatten(-2).topk(self.head_reads)
         key = best_a.gather(-1, pair // self.half_reads) * self.side + best_b.gather(-1, pair % self.half_reads)
-        first_row = torch.arange(0, self.heads * self.num_keys, self.num_keys, device=q.device).view(-1, 1, 1)
         weight = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(keys_a.dtype)
         places = (*q.shape[:2], self.reads)
-        return (first_row + key).transpose(0, 1).reshape(places), weight.transpose(0, 1).reshape(places)
+        if self.heads > 1:
+            first_row = torch.arange(0, self.heads * self.num_keys, self.num_keys, device=q.device)
+            key = key + first_row.view(-1, 1, 1)
+        return key.transpose(0, 1).reshape(places), weight.transpose(0, 1).reshape(places)
 
     def read(self, row: Tensor, weight: Tensor) -> Tensor:
         """The weighted sums (B, T, C) of rows of the value table; row and weight (B, T, R)."""

@@ -10,13 +10,17 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from wavelet_core import few_rows
+from wavelet_core.computed import frozen
 from wavelet_core.config import ModelConfig
 from wavelet_core.generation.compiled import CompiledSteps
 from wavelet_core.generation.context import Hop, Stream
@@ -91,16 +95,21 @@ class _RecordMatrixProducts(TorchDispatchMode):
         super().__init__()
         self.calls: list[Callable[[], Any]] = []
 
+    def run(self, product: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a product and remember it."""
+        self.calls.append(lambda: product(*args, **kwargs))
+        return product(*args, **kwargs)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
         if func.overloadpacket.__name__ in MATRIX_PRODUCTS:
-            self.calls.append(lambda: func(*args, **kwargs))
-        return func(*args, **kwargs)
+            return self.run(func, *args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
 
 def matrix_products(model: Any) -> Callable[[], None]:
     """A function that runs just the matrix products of one decoded token, on the inputs that they had."""
-    with _RecordMatrixProducts() as record:
+    kernel = few_rows.few_rows
+    with _RecordMatrixProducts() as record, patch.object(few_rows, "few_rows", partial(record.run, kernel)):
         _read_one(model)
 
     def run() -> None:
@@ -167,6 +176,13 @@ def decode_benchmark(
     the policy `window` and a whole forward over the window with all its logits take their turn; 0 leaves them out.
     batches: numbers of streams decoded at once, for throughput. compiled: compile the steps with `torch.compile`.
     """
+    with frozen(model):
+        return _decode_benchmark(model, positions, rounds, window_rounds, batches, compiled)
+
+
+def _decode_benchmark(
+    model: Any, positions: Sequence[int], rounds: int, window_rounds: int, batches: Sequence[int], compiled: bool
+) -> dict[str, Any]:
     device = next(model.parameters()).device
     products = matrix_products(model)
     read = weight_bytes_read(model)

@@ -8,23 +8,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from wavelet_core.state import State
 
 if TYPE_CHECKING:
     from wavelet_core.model import WaveletLM
-
-
-def logits_of(model: WaveletLM, hidden: Tensor) -> Tensor:
-    """The head's logits (n, V) for rows of the normalised output, (n, C).
-
-    On a processor the product of a few rows with a large matrix is up to twice as fast with the matrix on the left.
-    """
-    head = model.head
-    if type(head) is nn.Linear and 2 <= len(hidden) <= 8 and hidden.device.type == "cpu":
-        return (head.weight @ hidden.mT).mT
-    return head(hidden)
 
 
 def prefill(model: WaveletLM, prompts: Sequence[Sequence[int]], chunk_tokens: int) -> tuple[State, Tensor]:
@@ -45,7 +34,7 @@ def prefill(model: WaveletLM, prompts: Sequence[Sequence[int]], chunk_tokens: in
         for chunk in tokens.split(max(1, chunk_tokens // len(group)), dim=1):
             hidden = model.hidden(chunk, state)
         states.append(state)
-        logits.append(logits_of(model, hidden[:, -1]))
+        logits.append(model.head(hidden[:, -1]))
     order = [prompt for group in by_length.values() for prompt in group]
     if order == list(map(tuple, prompts)):
         return State.join(states) if len(states) > 1 else states[0], torch.cat(logits)
@@ -65,7 +54,7 @@ class Stream:
 
     def step(self, tokens: Tensor) -> None:
         """Read one more token per row, (B,)."""
-        self.logits = logits_of(self.model, self.model.hidden(tokens.unsqueeze(1), self.state)[:, 0])
+        self.logits = self.model.head(self.model.hidden(tokens.unsqueeze(1), self.state)[:, 0])
 
     def select(self, rows: Sequence[int]) -> Stream:
         """A copy with some of the rows, in the given order; a row may be given several times."""

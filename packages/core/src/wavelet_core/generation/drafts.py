@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from wavelet_core.config import ConfigurationError
-from wavelet_core.generation.context import logits_of, prefill
+from wavelet_core.generation.context import prefill
 from wavelet_core.generation.sampling import RowSampler
 
 if TYPE_CHECKING:
@@ -110,14 +110,14 @@ class ModelDraft(Draft):
     def propose(self, count: int, sampler: RowSampler) -> list[int]:
         if self.unread:
             tokens = torch.tensor([self.unread], device=self.device)
-            self.logits = logits_of(self.model, self.model.hidden(tokens, self.state)[:, -1])
+            self.logits = self.model.head(self.model.hidden(tokens, self.state)[:, -1])
             self.unread = []
         guess = [sampler.pick(self.logits)]
         if count > 1:
             self.work.copy_(self.state)
         while len(guess) < count:
             hidden = self.model.hidden(torch.tensor([guess[-1:]], device=self.device), self.work)
-            guess.append(sampler.pick(logits_of(self.model, hidden[:, 0])))
+            guess.append(sampler.pick(self.model.head(hidden[:, 0])))
         return guess
 
 

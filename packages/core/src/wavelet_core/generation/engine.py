@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from wavelet_core.computed import frozen
 from wavelet_core.config import ConfigurationError
 from wavelet_core.generation.decoders import Lookahead, Sampling
 from wavelet_core.generation.drafts import DraftSource, ModelDrafts
@@ -18,7 +19,6 @@ from wavelet_core.generation.sampling import RowSeed, SamplerChain
 from wavelet_core.generation.settings import GenerationSettings
 from wavelet_core.generation.speculative import Speculative
 from wavelet_core.generation.stopping import TextStream
-from wavelet_core.parametrizations import frozen_matrices
 
 if TYPE_CHECKING:
     from wavelet_core.model import WaveletLM
@@ -191,7 +191,7 @@ def _decoding(model: WaveletLM) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
-        with frozen_matrices(model):
+        with frozen(model):
             yield
     finally:
         model.train(was_training)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from wavelet_core.generation.context import logits_of, prefill
+from wavelet_core.generation.context import prefill
 from wavelet_core.generation.decoders import prompt_tensors
 from wavelet_core.generation.drafts import DraftSource
 from wavelet_core.generation.sampling import RowSampler, RowSeed, SamplerChain
@@ -116,7 +116,7 @@ class Speculative:
         state = self.copy.copy_(self.state) if guess else self.state
         chunk = torch.tensor([self.unread + guess], device=self.device)
         hidden = self.model.hidden(chunk, state)
-        accepted = self._take(logits_of(self.model, hidden[0, -1 - len(guess) :]), guess)
+        accepted = self._take(self.model.head(hidden[0, -1 - len(guess) :]), guess)
         seconds = time.perf_counter() - begin
         if guess:
             self.pace.report(len(guess), accepted, seconds)

@@ -1,0 +1,58 @@
+"""Linear maps, y = x W^T + b, with a kernel of our own where torch is slow: few rows on a processor."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wavelet_core import few_rows
+
+MOST_ROWS = 32
+SMALLEST_MATRIX = 1 << 16  # entries; below, starting the kernel takes longer than it saves
+
+
+def _reads_once(x: Tensor, weight: Tensor, rows: int) -> bool:
+    """Whether the kernel that reads the matrix once for all rows can compute x W^T: no gradients, on a processor."""
+    return (
+        few_rows.available
+        and rows <= MOST_ROWS
+        and weight.numel() >= SMALLEST_MATRIX
+        and not torch.is_grad_enabled()
+        and type(x) is Tensor
+        and x.is_cpu
+        and weight.is_cpu
+        and x.dtype == weight.dtype
+        and weight.dtype in few_rows.TYPES
+        and x.shape[-1] == weight.shape[-1]
+        and weight.is_contiguous()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
+    """x W^T + b, then GELU where asked. Shapes: x (..., K), weight (M, K), bias (M) or None -> (..., M)."""
+    if not _reads_once(x, weight, x.numel() // x.shape[-1]):
+        out = F.linear(x, weight, bias)
+        return F.gelu(out) if gelu else out
+    if bias is not None:
+        bias = bias.float()
+    return few_rows.few_rows(x.float().contiguous(), weight, bias, gelu).to(x.dtype)
+
+
+def stacked_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x_s W_s^T for every s. Shapes: x (S, N, K), weight (S, M, K) -> (S, N, M)."""
+    if not (_reads_once(x, weight, x.shape[1]) and len(x) == len(weight)):
+        return torch.bmm(x, weight.mT)
+    return few_rows.few_rows(x.float().contiguous(), weight).to(x.dtype)
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear`, faster for few rows. Shapes: (..., K) -> (..., M); parameters weight (M, K), bias (M).
+
+    gelu: apply GELU to the result, in the same pass.
+    """
+
+    def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
+        return linear(x, self.weight, self.bias, gelu)
