@@ -24,7 +24,7 @@ class EmbeddingResidual(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        return x + self.gamma * embedding
+        return torch.addcmul(x, self.gamma, embedding)
 
 
 class Residual(nn.Module):
@@ -35,7 +35,7 @@ class Residual(nn.Module):
         self.alpha = nn.Parameter(torch.ones(())) if learned else None
 
     def forward(self, x: Tensor, update: Tensor) -> Tensor:
-        return (x if self.alpha is None else self.alpha * x) + update
+        return x + update if self.alpha is None else torch.addcmul(update, self.alpha, x)
 
 
 class MemorySum(nn.Module):
@@ -54,8 +54,8 @@ class MemorySum(nn.Module):
         total = torch.zeros_like(q) if not self.memories else None
         history: Any = {} if state is None else state
         for index, (alpha, memory) in enumerate(zip(self.alphas, self.memories, strict=True)):
-            read = alpha * call(memory, q, state=history.get(str(index)))
-            total = read if total is None else total + read
+            read = call(memory, q, state=history.get(str(index)))
+            total = alpha * read if total is None else torch.addcmul(total, alpha, read)
         assert total is not None
         return total
 

@@ -76,7 +76,7 @@ class WaveletCrawl(Computed):
         weights = self.computed()[level].to(rows.dtype)
         length = rows.shape[1]
         if length == 1:
-            return (weights @ extended[:, : self.size])[:, None]
+            return torch.bmm(weights.expand(len(rows), 1, self.size), extended[:, : self.size])
         past = weights[0] * extended[:, :length]
         for start in range(1, self.size):
             past = past + weights[start] * extended[:, start : start + length]
@@ -218,8 +218,8 @@ class LiftingWavelet(nn.Module):
         for level in range(self.levels):
             history = None if state is None else state[f"level{level}"]
             past = self.delay(approximation, level, history)
-            detail = (past - self.predict[level](approximation)) * SQRT_HALF
-            approximation = (approximation + self.update[level](detail)) * SQRT_HALF
+            detail = (past - self.predict[level](approximation)).mul_(SQRT_HALF)
+            approximation = (approximation + self.update[level](detail)).mul_(SQRT_HALF)
             details.append(detail)
         return torch.stack([approximation, *reversed(details)], dim=2)
 
@@ -228,5 +228,5 @@ class LiftingWavelet(nn.Module):
         update = self.update if self.reconstruction_update is None else self.reconstruction_update
         rows, *details = coefficients.unbind(2)
         for level, detail in zip(reversed(range(self.levels)), details, strict=True):
-            rows = SQRT_TWO * rows - update[level](detail)
+            rows = (SQRT_TWO * rows).sub_(update[level](detail))
         return rows
