@@ -107,42 +107,79 @@ def test_right_guesses_save_passes(model, monkeypatch):
     assert len(passes) < alone / 3
 
 
-def test_pace_grows_with_success_and_pauses_after_failure():
+def measured_pace(cost, lengths=range(1, 17)):
+    """A pace that knows what chunks cost: the first pass of a length does not count."""
     pace = Pace()
-    assert pace.next_length() == 0
-    pace.passed(1.0)
+    for length in lengths:
+        for _ in range(2):
+            pace.passed(length, cost(length))
+    return pace
+
+
+def test_pace_does_not_guess_before_plain_passes_are_measured_or_without_evidence():
+    pace = Pace()
+    assert pace.next_length(evidence=5) == 0
+    pace.passed(1, 60.0)  # compiling, say
+    assert pace.next_length(evidence=5) == 0
+    pace.passed(1, 1.0)
+    assert pace.next_length(evidence=5) == 1
+    assert pace.next_length(evidence=0) == 0
+
+
+def test_pace_goes_on_to_longer_chunks_while_guesses_are_right():
+    pace = Pace()
     lengths = []
-    for _ in range(4):
-        lengths.append(pace.next_length())
-        pace.report(lengths[-1], lengths[-1], seconds=1.5)
-    assert lengths == [3, 7, 15, 15]
-    pauses = []
-    for _ in range(8):
-        while not (length := pace.next_length()):
-            pauses[-1] += 1
-        pace.report(length, 0, seconds=1.5)
-        pauses.append(0)
-    assert pauses[:-1] == [2, 4, 8, 16, 32, 64, 64]
+    for _ in range(40):
+        guessed = pace.next_length(evidence=5)
+        pace.passed(1 + guessed, 1 + 0.05 * guessed)
+        if guessed:
+            pace.verified(5, guessed, accepted=guessed)
+        lengths.append(guessed)
+    assert lengths == sorted(lengths)
+    assert lengths[-1] == Pace.longest_chunk - 1
 
 
-@pytest.mark.parametrize(("seconds", "worth_it"), [(2.9, True), (3.1, False)])
-def test_pace_goes_by_the_clock(seconds, worth_it):
-    pace = Pace()
-    pace.passed(1.0)
-    pace.report(3, 2, seconds)
-    assert bool(pace.next_length()) == worth_it
+@pytest.mark.parametrize(("cost_of_two", "worth_it"), [(1.4, True), (1.6, False)])
+def test_pace_goes_by_the_clock(cost_of_two, worth_it):
+    pace = measured_pace(lambda length: 1.0 if length == 1 else 10.0 if length > 2 else cost_of_two)
+    # An even chance of one more token: 1.5 tokens a pass.
+    assert pace.next_length(evidence=1) == int(worth_it)
+
+
+def test_pace_guesses_less_on_weaker_evidence():
+    pace = measured_pace(lambda length: 1 + 0.1 * length)
+    for _ in range(50):
+        pace.verified(evidence=1, guessed=1, accepted=0)
+        pace.verified(evidence=5, guessed=1, accepted=1)
+    assert pace.next_length(evidence=1) == 0
+    assert pace.next_length(evidence=5) == Pace.longest_chunk - 1
+
+
+def test_pace_leaves_room_for_tokens_that_are_read_anyway():
+    pace = measured_pace(lambda length: 1.0)
+    assert pace.next_length(5, unread=10) == Pace.longest_chunk - 10
+    assert pace.next_length(5, unread=20) == 0
 
 
 def test_a_text_that_cannot_be_guessed_is_hardly_guessed_at():
-    pace = Pace()
-    pace.passed(1.0)
-    tokens = guesses = 0
-    while tokens < 1000:
-        if length := pace.next_length():
-            guesses += 1
-            pace.report(length, 0, seconds=1.8)
-        tokens += 1
-    assert guesses < 25
+    pace = measured_pace(lambda length: 1 + 0.2 * (length - 1))
+    seconds = 0.0
+    for _ in range(1000):
+        guessed = pace.next_length(evidence=1)
+        seconds += 1 + 0.2 * guessed
+        if guessed:
+            pace.verified(1, guessed, accepted=0)
+    assert seconds < 1.1 * 1000
+
+
+@pytest.mark.parametrize("goes_back", [True, False])
+def test_accepted_tokens_are_read_again_only_by_a_state_that_cannot_go_back(model, updating, monkeypatch, goes_back):
+    unread = []
+    next_length = Pace.next_length
+    monkeypatch.setattr(Pace, "next_length", lambda pace, *given: unread.append(given[1]) or next_length(pace, *given))
+    run(model if goes_back else updating, PROMPTS[:1], tokens=60, draft=RandomDrafts())
+    assert len(unread) > 30
+    assert (max(unread) == 1) == goes_back
 
 
 def test_ngram_draft_continues_as_before():

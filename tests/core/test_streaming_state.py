@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wavelet_core import CheckpointError, State
-from wavelet_core.state import leaves
+from wavelet_core.state import leaves, recording
 
 STATEFUL = {
     "bypass": "ema",
@@ -169,3 +169,29 @@ def test_windows_of_independent_cells_are_carried_for_each(make_model, texts):
         "0.window.carried_mean",
         "1.window.carried_mean",
     ]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 12), st.integers(2, 12), st.data())
+def test_a_state_goes_back_within_the_last_chunk(make_model, texts, before, length, data):
+    """The state and what follows are those of a text of which the last positions were never read."""
+    model = make_model({"bypass": data.draw(st.sampled_from([None, "ema", "running_mean"])), "wavelet": {"crawl": 3}})
+    back = data.draw(st.integers(1, length - 1))
+    state, expected = model.new_state(3), model.new_state(3)
+    go_on(model, texts[:, :before], state) if before else None
+    with recording() as record:
+        go_on(model, texts[:, before : before + length], state)
+    assert record.covers(state)
+    record.rewind(back)
+    end = before + length - back
+    go_on(model, texts[:, :end], expected)
+    for (name, ours), (_, theirs) in zip(leaves(state.tree), leaves(expected.tree), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5, msg=name)
+    torch.testing.assert_close(go_on(model, texts[:, end:], state), go_on(model, texts[:, end:], expected))
+
+
+def test_a_recording_says_what_it_does_not_cover(model, texts):
+    state = model.new_state(3)
+    with recording() as record:
+        go_on(model, texts, state)
+    assert not record.covers(state)  # fast-weight deltas are written otherwise

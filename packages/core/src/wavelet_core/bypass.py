@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from wavelet_core.config import ComponentConfig, ModelShape
 from wavelet_core.linear import Linear
-from wavelet_core.state import Tree
+from wavelet_core.state import Tree, move_on
 
 
 class Bypass(nn.Module, ABC):
@@ -66,8 +66,8 @@ class RunningMeanBypass(Bypass):
             assert isinstance(history, Tensor) and isinstance(read, Tensor)
             sums = sums + history
             counts = counts + read
-            history.copy_(sums[:, -1:].detach())
-            read.add_(x.shape[1])
+            move_on(history, sums)
+            move_on(read, counts)
         return (sums / counts).to(x.dtype)
 
 
@@ -111,5 +111,5 @@ class ExponentialMovingAverageBypass(Bypass):
         # Autograd keeps the history for the gates' gradient: a copy, because the state moves on before that.
         first = inputs[:, :1] + gates[:, :1] * history.clone()
         average = gated_scan(gates, torch.cat([first, inputs[:, 1:]], dim=1))
-        history.copy_(average[:, -1:].detach())
+        move_on(history, average)
         return average.to(x.dtype)

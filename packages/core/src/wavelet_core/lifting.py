@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from wavelet_core.computed import Computed
 from wavelet_core.config import ComponentConfig, ModelConfig, ModelShape
 from wavelet_core.linear import Linear
-from wavelet_core.state import Tree
+from wavelet_core.state import Tree, move_on
 
 SQRT_HALF = math.sqrt(0.5)
 SQRT_TWO = math.sqrt(2.0)
@@ -28,7 +28,7 @@ def with_history(rows: Tensor, history: Tensor | None, reach: int) -> Tensor:
     if history is None:
         return F.pad(rows, (0, 0, reach, 0))
     extended = torch.cat([history.to(rows.dtype), rows], dim=1)
-    history.copy_(extended[:, -reach:].detach())
+    move_on(history, extended)
     return extended
 
 

@@ -2,13 +2,15 @@
 
 Every stateful module has `new_state(batch_size, device, dtype)`, which returns a dictionary of batch-first tensors
 (or of such dictionaries), all zeros, and takes that dictionary in `forward(..., state)`, where it reads its history
-and overwrites it in place. Per-position modules have no `new_state` and take no state. `State` holds the tree of a
-whole model.
+and overwrites it in place, by `move_on` where it can: then the state can also go back. Per-position modules have no
+`new_state` and take no state. `State` holds the tree of a whole model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Union
 
@@ -45,6 +47,48 @@ def new_state_of(module: nn.Module, batch_size: int, device: torch.device, dtype
 def call(module: nn.Module, *arguments: Any, state: Tree | None) -> Any:
     """Apply a module, handing the state to it only if it keeps one."""
     return module(*arguments, state) if is_stateful(module) else module(*arguments)
+
+
+def move_on(history: Tensor, rows: Tensor) -> None:
+    """Overwrite a history (B, r, ...) by the last r of rows (B, R, ...), in place.
+
+    The rows end with one for every new position, so that the history after fewer of the new positions lies further up:
+    that is what a `recording` goes back to. Nobody may write into the rows afterwards.
+    """
+    history.copy_(rows[:, -history.shape[1] :].detach())
+    if not torch.compiler.is_compiling() and (recording := _recording.get()) is not None:
+        recording.rows[id(history)] = history, rows
+
+
+class Recording:
+    """What `move_on` wrote while a state read a chunk."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def covers(self, state: State) -> bool:
+        """Whether all of the state was written by `move_on`."""
+        return all(id(tensor) in self.rows for _, tensor in leaves(state.tree))
+
+    def rewind(self, positions: int) -> None:
+        """Take the state back by some of the chunk's positions, not by all of them."""
+        for history, rows in self.rows.values():
+            end = rows.shape[1] - positions
+            history.copy_(rows[:, end - history.shape[1] : end])
+
+
+_recording: ContextVar[Recording | None] = ContextVar("recording", default=None)
+
+
+@contextmanager
+def recording() -> Iterator[Recording]:
+    """Record what happens to states while this lasts: one forward pass over a chunk, without `torch.compile`."""
+    record = Recording()
+    token = _recording.set(record)
+    try:
+        yield record
+    finally:
+        _recording.reset(token)
 
 
 class State:

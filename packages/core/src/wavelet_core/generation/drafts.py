@@ -23,6 +23,10 @@ class Draft(ABC):
     def extend(self, tokens: Sequence[int]) -> None:
         """Take in tokens that are now part of the text."""
 
+    def evidence(self) -> int:
+        """How much the next guess goes by, the more the surer; 0 where there is nothing to go by."""
+        return 1
+
     @abstractmethod
     def propose(self, count: int, sampler: RowSampler) -> list[int]:
         """At most `count` tokens that may come next; none where there is nothing to go by.
@@ -67,23 +71,28 @@ class NgramDraft(Draft):
             self._forget()
             self.extend(recent)
 
+    def evidence(self) -> int:
+        """The number of last tokens that the text has had before."""
+        known = (size for size in self.sizes if tuple(self.tokens[-size:]) in self.continuations)
+        return next(known, 0)
+
     def propose(self, count: int, sampler: RowSampler) -> list[int]:
-        for size in self.sizes:
-            place = self.continuations.get(tuple(self.tokens[-size:])) if len(self.tokens) >= size else None
-            if place is not None:
-                # Past its end the text is taken to go on with the guess, so that a loop is guessed at any length.
-                guess = self.tokens[place : place + count]
-                period = len(self.tokens) - place
-                while len(guess) < count:
-                    guess.append(guess[len(guess) - period])
-                return guess
-        return []
+        size = self.evidence()
+        if not size:
+            return []
+        place = self.continuations[tuple(self.tokens[-size:])]
+        # Past its end the text is taken to go on with the guess, so that a loop is guessed at any length.
+        guess = self.tokens[place : place + count]
+        period = len(self.tokens) - place
+        while len(guess) < count:
+            guess.append(guess[len(guess) - period])
+        return guess
 
 
 class NgramDrafts(DraftSource):
     """Drafts by look-up in the text itself; needs no second model."""
 
-    def __init__(self, longest: int = 5, shortest: int = 3, history: int = 32768):
+    def __init__(self, longest: int = 5, shortest: int = 1, history: int = 32768):
         if not 1 <= shortest <= longest:
             raise ConfigurationError(f"n-gram sizes must satisfy 1 <= shortest={shortest} <= longest={longest}")
         self.longest, self.shortest, self.history = longest, shortest, history

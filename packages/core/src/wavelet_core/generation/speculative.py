@@ -21,60 +21,81 @@ from wavelet_core.generation.decoders import prompt_tensors
 from wavelet_core.generation.drafts import DraftSource
 from wavelet_core.generation.sampling import RowSampler, RowSeed, SamplerChain
 from wavelet_core.generation.settings import GenerationSettings
+from wavelet_core.state import State, recording
 
 if TYPE_CHECKING:
     from wavelet_core.model import WaveletLM
 
 
 class Pace:
-    """How many tokens to guess: more after success, fewer and less often after failure.
+    """How many tokens to guess: as many as yield the most tokens per second.
 
-    A guess succeeds when its pass yields tokens at least as fast as plain passes do, by the clock: what a longer chunk
-    costs depends on the machine and the type of the weights. A guess that is accepted whole doubles the length; each
-    failure in a row doubles a pause, so that text which cannot be guessed costs next to nothing extra.
+    How often a guess is right is counted for every strength of its evidence, the recent past weighing more; each token
+    of a guess goes by one token more than the one before it. What a pass costs is measured by the clock, since it
+    depends on the machine and the type of the weights, for every length of the chunk that it reads.
     """
 
-    shortest, longest, longest_pause = 3, 15, 64
+    longest_chunk = 16
+    strongest = 5
+    memory = 0.98
 
     def __init__(self) -> None:
-        self.length = self.shortest
-        self.failures = 0
-        self.pause = 0
-        self.plain_seconds: float | None = None
+        self.right = [1.0] * (self.strongest + 1)
+        self.tried = [2.0] * (self.strongest + 1)
+        self.seconds: dict[int, float] = {}
+        self.warm: set[int] = set()
 
-    def next_length(self) -> int:
-        """The number of tokens to guess now; 0 in a pause, and until a plain pass has been timed."""
-        if self.plain_seconds is None:
+    def next_length(self, evidence: int, unread: int = 1) -> int:
+        """The number of tokens to guess now, where `unread` tokens are to be read anyway."""
+        if not evidence or not self.seconds:
             return 0
-        if self.pause:
-            self.pause -= 1
-            return 0
-        return self.length
+        # Lengths that were never measured are tried, but not far beyond those that were.
+        most = min(self.longest_chunk, 2 * max(self.seconds)) - unread
+        length, best = 0, 1 / self._cost(unread)
+        tokens = chance = 1.0
+        for guessed in range(1, most + 1):
+            kind = min(evidence + guessed - 1, self.strongest)
+            chance *= self.right[kind] / self.tried[kind]
+            tokens += chance
+            rate = tokens / self._cost(unread + guessed)
+            if rate > best:
+                length, best = guessed, rate
+        return length
 
-    def passed(self, seconds: float) -> None:
-        """Learn how long a plain pass took."""
-        self.plain_seconds = seconds if self.plain_seconds is None else 0.8 * self.plain_seconds + 0.2 * seconds
+    def _cost(self, length: int) -> float:
+        """Seconds of a pass over a chunk: measured, or between those of the nearest lengths that were."""
+        below = max((known for known in self.seconds if known <= length), default=min(self.seconds))
+        above = min((known for known in self.seconds if known >= length), default=below)
+        if above <= below:
+            return self.seconds[below]
+        share = (length - below) / (above - below)
+        return (1 - share) * self.seconds[below] + share * self.seconds[above]
 
-    def report(self, guessed: int, accepted: int, seconds: float) -> None:
-        """Learn how a guess went and how long its pass took."""
-        assert self.plain_seconds is not None
-        if accepted == guessed:
-            self.length = min(2 * self.length + 1, self.longest)
-        else:
-            self.length = max(accepted + 1, self.shortest)
-        if (accepted + 1) * self.plain_seconds >= seconds:
-            self.failures = 0
-        else:
-            self.failures += 1
-            self.pause = min(2**self.failures, self.longest_pause)
+    def passed(self, length: int, seconds: float) -> None:
+        """Learn how long a pass over a chunk took. The first one of a length warms up and does not count."""
+        if length not in self.warm:
+            self.warm.add(length)
+            return
+        before = self.seconds.get(length, seconds)
+        self.seconds[length] = before + 0.2 * (min(seconds, 2 * before) - before)
+
+    def verified(self, evidence: int, guessed: int, accepted: int) -> None:
+        """Learn how a guess went."""
+        for place in range(min(accepted + 1, guessed)):
+            kind = min(evidence + place, self.strongest)
+            self.right[kind] += place < accepted
+            self.tried[kind] += 1
+        # Forgetting leads back to an even chance, so that what never worked is tried again some day.
+        self.right = [1 + self.memory * (right - 1) for right in self.right]
+        self.tried = [2 + self.memory * (tried - 2) for tried in self.tried]
 
 
 class Speculative:
     """Decodes one text with a draft. A batch of texts has one such decoder each.
 
-    `state` has read the text but for `unread`, the tokens at its end. A chunk of unread and guessed tokens is read by
-    a copy of the state; when all guesses hold, the copy becomes the state, otherwise the accepted tokens stay unread
-    and are read with the next chunk by the untouched state.
+    `state` has read the text but for `unread`, the tokens at its end. It reads them and the guess in one chunk, and goes
+    back to the last token that was right. A state that cannot go back (a module wrote it otherwise than by `move_on`)
+    is restored from a copy instead, and the accepted tokens are read again with the next chunk.
     """
 
     def __init__(
@@ -92,7 +113,8 @@ class Speculative:
         self.draft = drafts.start(prompt)
         self.pace = Pace()
         self.state, self.logits = prefill(model, [prompt], settings.prefill_tokens)
-        self.copy = self.state.clone()
+        self.can_go_back = False
+        self.copy: State | None = None
         self.unread: list[int] = []
         self.ready: deque[tuple[int, Tensor]] = deque()
         self._take(self.logits, [])
@@ -110,22 +132,29 @@ class Speculative:
         """There is but one row."""
 
     def _verify(self) -> None:
-        length = self.pace.next_length() if len(self.unread) <= Pace.longest else 0
         begin = time.perf_counter()
+        evidence = self.draft.evidence()
+        length = self.pace.next_length(evidence, len(self.unread))
         guess = self.draft.propose(length, self.sampler.fork()) if length else []
-        state = self.copy.copy_(self.state) if guess else self.state
+        if guess and not self.can_go_back:
+            self.copy = self.state.clone() if self.copy is None else self.copy.copy_(self.state)
         chunk = torch.tensor([self.unread + guess], device=self.device)
-        hidden = self.model.hidden(chunk, state)
+        with recording() as record:
+            hidden = self.model.hidden(chunk, self.state)
         accepted = self._take(self.model.head(hidden[0, -1 - len(guess) :]), guess)
-        seconds = time.perf_counter() - begin
         if guess:
-            self.pace.report(len(guess), accepted, seconds)
-        elif chunk.shape[1] == 1:
-            self.pace.passed(seconds)
-        if accepted == len(guess):
-            if guess:
-                self.state, self.copy = state, self.state
+            self.can_go_back = record.covers(self.state)
+        wrong = len(guess) - accepted
+        if wrong and not self.can_go_back:
+            assert self.copy is not None
+            self.state.copy_(self.copy)
+        else:
+            if wrong:
+                record.rewind(wrong)
             self.unread = self.unread[-1:]
+        self.pace.passed(chunk.shape[1], time.perf_counter() - begin)
+        if guess:
+            self.pace.verified(evidence, len(guess), accepted)
 
     def _take(self, logits: Tensor, guess: list[int]) -> int:
         """Draw tokens from logits (n, V) as long as the guess holds; returns how many of it were right."""
