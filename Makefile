@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PACKAGES := core memory quant train cli
-KERNEL := packages/core/hatch_build.py packages/core/src/wavelet_core/few_rows.cpp
+KERNEL := packages/core/hatch_build.py packages/core/src/wavelet_core/native/few_rows.cpp
 
 WORKERS ?= 2
 ARGS ?=

@@ -102,8 +102,19 @@ def test_wheel_holds_its_own_package_and_nothing_else(built, name):
 
 
 @every_package
+def test_wheel_is_for_one_platform_only_if_it_holds_the_native_kernel(built, name):
+    holds_kernel = any(path.endswith(".so") for path in built[name].wheel)
+    tag = email.message_from_bytes(built[name].in_dist_info("WHEEL"))["Tag"]
+    assert tag.startswith("py3-none-")
+    assert (tag == "py3-none-any") == (not holds_kernel)
+    assert name == "core" or not holds_kernel
+
+
+@every_package
 def test_sdist_holds_the_sources_readme_and_license(built, name):
-    files = {f"src/{path}" for path in source_files(name)} | {"README.md", "LICENSE", "pyproject.toml", "PKG-INFO"}
+    files = {f"src/{path}" for path in source_files(name) if not path.endswith(".so")}
+    files |= {"README.md", "LICENSE", "pyproject.toml", "PKG-INFO"}
+    files |= {"hatch_build.py"} if name == "core" else set()
     assert set(built[name].sdist) - {".gitignore"} == files
     assert built[name].sdist["PKG-INFO"] == built[name].in_dist_info("METADATA")
 

@@ -1,4 +1,4 @@
-"""The native kernel for few vectors times one large matrix: `few_rows.cpp`, as the operator `wavelet_core::few_rows`.
+"""The native kernel for few vectors times one large matrix, `native/few_rows.cpp`.
 
 Decoding consists of such products, and reading the matrix is all that takes time there. torch reads it once per vector
 or worse on a processor (measured in docs/benchmarks.md); the kernel reads it once for all of them.
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LIBRARY = Path(__file__).with_name("_few_rows.so")
+LIBRARY = Path(__file__).with_name("native") / "libfew_rows.so"
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 

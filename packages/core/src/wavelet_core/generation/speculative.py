@@ -93,9 +93,9 @@ class Pace:
 class Speculative:
     """Decodes one text with a draft. A batch of texts has one such decoder each.
 
-    `state` has read the text but for `unread`, the tokens at its end. It reads them and the guess in one chunk, and goes
-    back to the last token that was right. A state that cannot go back (a module wrote it otherwise than by `move_on`)
-    is restored from a copy instead, and the accepted tokens are read again with the next chunk.
+    `state` has read the text but for `unread`, the tokens at its end. It reads them and the guess in one chunk, and
+    goes back to the last token that was right. A state that cannot go back (a module wrote it otherwise than by
+    `move_on`) is restored from a copy instead, and the accepted tokens are read again with the next chunk.
     """
 
     def __init__(
