@@ -48,7 +48,8 @@ def test_the_kernel_multiplies_like_torch(calls, dtype, width, gelu, bias):
     height = SMALLEST_MATRIX // width + 1  # odd and even numbers of rows, whole and ragged columns
     weight = (numbers(height, width) * width**-0.5).to(dtype)
     b = numbers(height, dtype=dtype, seed=1) if bias else None
-    for rows in [*range(1, 14), MOST_ROWS]:
+    counts = [*range(1, 14), 16, 17, 24, 25, 33, 41, MOST_ROWS]
+    for rows in counts:
         x = numbers(1, rows, width, dtype=dtype, seed=rows)
         with torch.no_grad():
             out = linear(x, weight, b, gelu)
@@ -56,15 +57,16 @@ def test_the_kernel_multiplies_like_torch(calls, dtype, width, gelu, bias):
         expected = F.gelu(expected) if gelu else expected
         assert out.dtype == dtype
         torch.testing.assert_close(out.double(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
-    assert len(calls) == 14
+    assert len(calls) == len(counts)
 
 
 @needs_kernel
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_the_kernel_multiplies_stacks_on_any_number_of_threads(calls, dtype, threads):
+@pytest.mark.parametrize("threads", [1, 2, 3, 60])
+@pytest.mark.parametrize("rows", [5, 30])
+def test_the_kernel_multiplies_stacks_on_any_number_of_threads(calls, dtype, threads, rows):
     weight = (numbers(2, 257, 256) / 16).to(dtype)
-    x = numbers(5, 2, 256, dtype=dtype).transpose(0, 1)  # as the mixers hand it over: not contiguous
+    x = numbers(rows, 2, 256, dtype=dtype).transpose(0, 1)  # as the mixers hand it over: not contiguous
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -74,7 +76,7 @@ def test_the_kernel_multiplies_stacks_on_any_number_of_threads(calls, dtype, thr
         torch.set_num_threads(before)
     expected = torch.bmm(x.double(), weight.double().mT)
     torch.testing.assert_close(out.double(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
-    assert calls == [(2, 5, 256)]
+    assert calls == [(2, rows, 256)]
 
 
 def test_gelu_is_exact_far_from_zero():

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from wavelet_core import few_rows
 
-MOST_ROWS = 32
+MOST_ROWS = 64
 SMALLEST_MATRIX = 1 << 16  # entries; below, starting the kernel takes longer than it saves
 
 

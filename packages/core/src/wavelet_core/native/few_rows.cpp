@@ -2,17 +2,24 @@
 //
 //   out[t][n] = f(sum_k x[t][k] * weight[n][k] + bias[n]),    f the identity or GELU, in float32
 //
-// The matrix is read once from memory for all t. A thread reads two rows at a time, half of its share apart: two
-// streams without gaps, which the processor's prefetchers follow (two neighbouring rows are one stream with jumps, and
-// reach 60% of the bandwidth). Up to six vectors share two rows while these are in registers: 12 sums, 2 rows, 1 vector
-// are 15 of the 16 registers of AVX2.
+// The matrix is read once from memory for all t.
+//
+// Up to 11 vectors: a thread reads two rows at a time, half of its share apart, which are two streams without gaps that
+// the processor's prefetchers follow (two neighbouring rows are one stream with jumps, and reach 60% of the bandwidth).
+// Up to six vectors share two rows while these are in registers: 12 sums, 2 rows, 1 vector are 15 of AVX2's 16.
+//
+// From 12 vectors on arithmetic is what takes time, and the lanes of a register are vectors instead: the vectors are
+// stored in tiles of 16 or 24, channel by channel, and each weight is multiplied with a whole tile.
 
+#include <algorithm>
 #include <cstdint>
 #include <immintrin.h>
+#include <type_traits>
+#include <vector>
 
 namespace {
 
-constexpr long lanes = 8, tile = 6, prefetch_bytes = 1024;
+constexpr long lanes = 8, most_sharing = 6, prefetch_bytes = 1024, first_tiled = 12;
 
 struct Float32 {
     using type = float;
@@ -79,20 +86,107 @@ void two_rows(const typename Weight::type *a, const typename Weight::type *b, co
 }
 
 template <class Weight>
-void rows(const typename Weight::type *weight, const float *x, float *out, long vectors, long width, long height,
+void by_rows(const typename Weight::type *weight, const float *x, float *out, long vectors, long width, long height,
           long begin, long end) {
     using Function = void (*)(const typename Weight::type *, const typename Weight::type *, const float *, long,
                               float *, float *, long);
     static constexpr Function of_count[] = {two_rows<Weight, 1>, two_rows<Weight, 2>, two_rows<Weight, 3>,
                                             two_rows<Weight, 4>, two_rows<Weight, 5>, two_rows<Weight, 6>};
-    const long half = (end - begin + 1) / 2, tiles = (vectors + tile - 1) / tile;
+    const long half = (end - begin + 1) / 2, parts = (vectors + most_sharing - 1) / most_sharing;
     for (long n = begin; n < begin + half; n++) {
         // The middle one of an odd number of rows is computed twice.
         const long other = n + half < end ? n + half : n;
-        for (long i = 0; i < tiles; i++) {
-            const long t = i * vectors / tiles, count = (i + 1) * vectors / tiles - t;
+        for (long i = 0; i < parts; i++) {
+            const long t = i * vectors / parts, count = (i + 1) * vectors / parts - t;
             of_count[count - 1](weight + n * width, weight + other * width, x + t * width, width,
                                 out + t * height + n, out + t * height + other, height);
+        }
+    }
+}
+
+// Tiles of vectors: `registers` (2 or 3) times 8 of them side by side for every channel, the last one filled with zeros.
+struct Tiles {
+    long vectors, width, eights;
+    std::vector<float> values;
+
+    // The largest number of registers that leaves no single one at the end.
+    static long registers(long eights_left) { return eights_left == 3 || eights_left == 5 ? 3 : 2; }
+
+    Tiles(const float *x, long vectors, long width)
+        : vectors(vectors), width(width), eights((vectors + lanes - 1) / lanes), values(eights * lanes * width) {
+        float *place = values.data();
+        for (long done = 0; done < eights;) {
+            const long size = registers(eights - done) * lanes, first = done * lanes;
+            for (long k = 0; k < width; k++)
+                for (long t = first; t < first + size; t++) *place++ = t < vectors ? x[t * width + k] : 0;
+            done += size / lanes;
+        }
+    }
+};
+
+// `height` rows of the matrix, `width` apart, times one tile; the sums go to out[t * stride + row] for `count` vectors.
+template <int registers, int height>
+void rows_by_tile(const float *weight, const float *tile, long width, float *out, long stride, long count) {
+    __m256 sums[height][registers];
+#pragma GCC unroll 6
+    for (int n = 0; n < height; n++)
+#pragma GCC unroll 3
+        for (int v = 0; v < registers; v++) sums[n][v] = _mm256_setzero_ps();
+    for (long k = 0; k < width; k++) {
+        __m256 vectors[registers];
+#pragma GCC unroll 3
+        for (int v = 0; v < registers; v++) vectors[v] = _mm256_loadu_ps(tile + (k * registers + v) * lanes);
+#pragma GCC unroll 6
+        for (int n = 0; n < height; n++) {
+            const __m256 factor = _mm256_broadcast_ss(weight + n * width + k);
+#pragma GCC unroll 3
+            for (int v = 0; v < registers; v++) sums[n][v] = _mm256_fmadd_ps(factor, vectors[v], sums[n][v]);
+        }
+    }
+    float column[registers * lanes];
+#pragma GCC unroll 6
+    for (int n = 0; n < height; n++) {
+#pragma GCC unroll 3
+        for (int v = 0; v < registers; v++) _mm256_storeu_ps(column + v * lanes, sums[n][v]);
+        for (long t = 0; t < std::min<long>(count, registers * lanes); t++) out[t * stride + n] = column[t];
+    }
+}
+
+// Weights in float32: themselves, or converted into `memory`.
+template <class Weight>
+const float *as_float(const typename Weight::type *source, long count, std::vector<float> &memory) {
+    if constexpr (std::is_same_v<typename Weight::type, float>) {
+        return source;
+    } else {
+        memory.resize(count);
+        long i = 0;
+        for (; i + lanes <= count; i += lanes) _mm256_storeu_ps(&memory[i], Weight::load(source + i));
+        for (; i < count; i++) memory[i] = Weight::scalar(source[i]);
+        return memory.data();
+    }
+}
+
+template <class Weight>
+void by_tiles(const typename Weight::type *weight, const Tiles &tiles, float *out, long height, long begin, long end) {
+    constexpr long group = 12; // rows that stay in the cache for all tiles
+    const long width = tiles.width;
+    std::vector<float> converted;
+    // The last rows of a number that is no multiple of the group are computed twice.
+    for (long next = begin; next < end; next += group) {
+        const long n = std::min(next, end - group);
+        const float *const rows = as_float<Weight>(weight + n * width, group * width, converted);
+        const float *tile = tiles.values.data();
+        for (long done = 0; done < tiles.eights;) {
+            const long registers = Tiles::registers(tiles.eights - done), t = done * lanes, count = tiles.vectors - t;
+            float *const sums = out + t * height + n;
+            if (registers == 2)
+                for (long r = 0; r < group; r += 6)
+                    rows_by_tile<2, 6>(rows + r * width, tile, width, sums + r, height, count);
+            else
+                for (long r = 0; r < group; r += 4)
+                    rows_by_tile<3, 4>(rows + r * width, tile, width, sums + r, height, count);
+            tile += registers * lanes * width;
+            done += registers;
         }
     }
 }
@@ -125,13 +219,20 @@ void product(const typename Weight::type *weight, const float *x, const float *b
              long matrices, long vectors, long width, long height, long threads) {
     const long per_matrix = matrices < threads ? (threads + matrices - 1) / matrices : 1;
     const long shares = matrices * per_matrix;
+    std::vector<Tiles> tiles;
+    if (vectors >= first_tiled)
+        for (long matrix = 0; matrix < matrices; matrix++)
+            tiles.emplace_back(x + matrix * vectors * width, vectors, width);
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
     for (long share = 0; share < shares; share++) {
         const long matrix = share / per_matrix, part = share % per_matrix;
         const long begin = part * height / per_matrix, end = (part + 1) * height / per_matrix;
         float *const sums = out + matrix * vectors * height;
-        rows<Weight>(weight + matrix * height * width, x + matrix * vectors * width, sums, vectors, width, height, begin,
-                     end);
+        const auto *const own = weight + matrix * height * width;
+        if (tiles.empty() || end - begin < 12)
+            by_rows<Weight>(own, x + matrix * vectors * width, sums, vectors, width, height, begin, end);
+        else
+            by_tiles<Weight>(own, tiles[matrix], sums, height, begin, end);
         for (long t = 0; t < vectors; t++) {
             if (bias) add_bias(sums + t * height + begin, bias + begin, end - begin);
             if (gelu) apply_gelu(sums + t * height + begin, end - begin);
