@@ -12,7 +12,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-FLAGS = ["-O3", "-std=c++17", "-mavx2", "-mfma", "-mf16c", "-shared", "-fPIC"]
+FLAGS = ["-O3", "-fno-trapping-math", "-std=c++17", "-mavx2", "-mfma", "-mf16c", "-shared", "-fPIC"]
 
 
 class NativeKernel(BuildHookInterface):

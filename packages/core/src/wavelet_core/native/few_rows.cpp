@@ -106,23 +106,29 @@ void by_rows(const typename Weight::type *weight, const float *x, float *out, lo
 
 // Tiles of vectors: `registers` (2 or 3) times 8 of them side by side for every channel, the last one filled with zeros.
 struct Tiles {
-    long vectors, width, eights;
-    std::vector<float> values;
+    const float *values;
+    long vectors, width;
 
-    // The largest number of registers that leaves no single one at the end.
-    static long registers(long eights_left) { return eights_left == 3 || eights_left == 5 ? 3 : 2; }
+    long eights() const { return (vectors + lanes - 1) / lanes; }
 
-    Tiles(const float *x, long vectors, long width)
-        : vectors(vectors), width(width), eights((vectors + lanes - 1) / lanes), values(eights * lanes * width) {
-        float *place = values.data();
-        for (long done = 0; done < eights;) {
-            const long size = registers(eights - done) * lanes, first = done * lanes;
-            for (long k = 0; k < width; k++)
-                for (long t = first; t < first + size; t++) *place++ = t < vectors ? x[t * width + k] : 0;
-            done += size / lanes;
-        }
-    }
+    // How many of the eights that are left make a tile: never a single one at the end.
+    static long registers(long left) { return left == 3 || left == 5 ? 3 : 2; }
 };
+
+// Write the tiles of vectors that lie `width` apart.
+Tiles make_tiles(const float *x, long vectors, long width, float *memory) {
+    const Tiles tiles{memory, vectors, width};
+    for (long done = 0; done < tiles.eights();) {
+        const long size = Tiles::registers(tiles.eights() - done) * lanes, first = done * lanes;
+        for (long t = 0; t < size; t++) {
+            const float *const vector = first + t < vectors ? x + (first + t) * width : nullptr;
+            for (long k = 0; k < width; k++) memory[k * size + t] = vector ? vector[k] : 0;
+        }
+        memory += size * width;
+        done += size / lanes;
+    }
+    return tiles;
+}
 
 // `height` rows of the matrix, `width` apart, times one tile; the sums go to out[t * stride + row] for `count` vectors.
 template <int registers, int height>
@@ -175,9 +181,9 @@ void by_tiles(const typename Weight::type *weight, const Tiles &tiles, float *ou
     for (long next = begin; next < end; next += group) {
         const long n = std::min(next, end - group);
         const float *const rows = as_float<Weight>(weight + n * width, group * width, converted);
-        const float *tile = tiles.values.data();
-        for (long done = 0; done < tiles.eights;) {
-            const long registers = Tiles::registers(tiles.eights - done), t = done * lanes, count = tiles.vectors - t;
+        const float *tile = tiles.values;
+        for (long done = 0; done < tiles.eights();) {
+            const long registers = Tiles::registers(tiles.eights() - done), t = done * lanes, count = tiles.vectors - t;
             float *const sums = out + t * height + n;
             if (registers == 2)
                 for (long r = 0; r < group; r += 6)
@@ -220,9 +226,14 @@ void product(const typename Weight::type *weight, const float *x, const float *b
     const long per_matrix = matrices < threads ? (threads + matrices - 1) / matrices : 1;
     const long shares = matrices * per_matrix;
     std::vector<Tiles> tiles;
-    if (vectors >= first_tiled)
+    if (vectors >= first_tiled) {
+        // Kept from call to call: fresh memory of this size costs more than filling it.
+        static thread_local std::vector<float> memory;
+        const long size = (vectors + lanes - 1) / lanes * lanes * width;
+        memory.resize(std::max<long>(memory.size(), matrices * size));
         for (long matrix = 0; matrix < matrices; matrix++)
-            tiles.emplace_back(x + matrix * vectors * width, vectors, width);
+            tiles.push_back(make_tiles(x + matrix * vectors * width, vectors, width, memory.data() + matrix * size));
+    }
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
     for (long share = 0; share < shares; share++) {
         const long matrix = share / per_matrix, part = share % per_matrix;
