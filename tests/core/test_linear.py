@@ -109,16 +109,26 @@ def test_meta_and_fake_tensors_keep_their_kind():
 
 
 @pytest.mark.parametrize(
-    ("x", "weight"), [((2, 255), (256, 256)), ((2, 256), (256, 256, 1))], ids=["other width", "three dimensions"]
+    ("x", "weight", "bias"),
+    [((2, 255), (256, 256), 256), ((2, 256), (2, 256, 256), 256), ((2, 256), (256, 256), 255)],
+    ids=["other width", "a stack", "other bias"],
 )
-def test_what_does_not_fit_is_refused_by_torch(x, weight):
-    with torch.no_grad(), pytest.raises((RuntimeError, IndexError)):
-        linear(torch.zeros(x), torch.zeros(weight))
-
-
-def test_stacks_of_other_sizes_are_refused_by_torch():
+def test_what_does_not_fit_is_left_to_torch(calls, x, weight, bias):
     with torch.no_grad(), pytest.raises(RuntimeError):
-        stacked_linear(torch.zeros(1, 2, 256), torch.zeros(2, 256, 256))
+        linear(torch.zeros(x), torch.zeros(weight), torch.zeros(bias))
+    assert calls == []
+
+
+def test_a_bias_for_all_outputs_is_left_to_torch():
+    with torch.no_grad():
+        assert torch.equal(linear(torch.zeros(2, 256), torch.zeros(256, 256), torch.ones(1)), torch.ones(2, 256))
+
+
+@pytest.mark.parametrize(("x", "weight"), [((1, 2, 256), (2, 256, 256)), ((2, 256), (2, 256, 256))])
+def test_stacks_that_do_not_fit_are_left_to_torch(calls, x, weight):
+    with torch.no_grad(), pytest.raises(RuntimeError):
+        stacked_linear(torch.zeros(x), torch.zeros(weight))
+    assert calls == []
 
 
 @needs_kernel

@@ -16,6 +16,7 @@ def _reads_once(x: Tensor, weight: Tensor, rows: int) -> bool:
     """Whether the kernel that reads the matrix once for all rows can compute x W^T: no gradients, on a processor."""
     return (
         few_rows.available
+        and not torch.compiler.is_compiling()  # first: a limit on rows would be compiled into the graph
         and rows <= MOST_ROWS
         and weight.numel() >= SMALLEST_MATRIX
         and not torch.is_grad_enabled()
@@ -27,23 +28,24 @@ def _reads_once(x: Tensor, weight: Tensor, rows: int) -> bool:
         and x.shape[-1] == weight.shape[-1]
         and weight.is_contiguous()
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
     )
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
     """x W^T + b, then GELU where asked. Shapes: x (..., K), weight (M, K), bias (M) or None -> (..., M)."""
-    if not _reads_once(x, weight, x.numel() // x.shape[-1]):
+    fits = weight.dim() == 2 and (bias is None or (bias.is_cpu and bias.shape == weight.shape[:1]))
+    if not (fits and _reads_once(x, weight, x.numel() // (x.shape[-1] or 1))):
         out = F.linear(x, weight, bias)
         return F.gelu(out) if gelu else out
     if bias is not None:
-        bias = bias.float()
+        bias = bias.float().contiguous()
     return few_rows.few_rows(x.float().contiguous(), weight, bias, gelu).to(x.dtype)
 
 
 def stacked_linear(x: Tensor, weight: Tensor) -> Tensor:
     """x_s W_s^T for every s. Shapes: x (S, N, K), weight (S, M, K) -> (S, N, M)."""
-    if not (_reads_once(x, weight, x.shape[1]) and len(x) == len(weight)):
+    fits = x.dim() == weight.dim() == 3 and len(x) == len(weight)
+    if not (fits and _reads_once(x, weight, x.shape[1])):
         return torch.bmm(x, weight.mT)
     return few_rows.few_rows(x.float().contiguous(), weight).to(x.dtype)
 

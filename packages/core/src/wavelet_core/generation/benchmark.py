@@ -217,6 +217,7 @@ def _decode_benchmark(
         "device": str(device),
         "threads": torch.get_num_threads(),
         "compiled": compiled,
+        "native_kernel": few_rows.available and not compiled and device.type == "cpu",
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "seconds_per_token": latency,
