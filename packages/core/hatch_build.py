@@ -19,7 +19,7 @@ class NativeKernel(BuildHookInterface):
     """Compiles src/wavelet_core/native/few_rows.cpp into a library beside it."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        if self.target_name != "wheel" or platform.machine() not in ("x86_64", "AMD64") or os.name != "posix":
+        if self.target_name != "wheel" or platform.machine() != "x86_64" or os.name != "posix":
             return
         folder = Path(self.root, "src", "wavelet_core", "native")
         library = folder / "libfew_rows.so"

@@ -64,9 +64,9 @@ class Pace:
 
     def _cost(self, length: int) -> float:
         """Seconds of a pass over a chunk: measured, or between those of the nearest lengths that were."""
-        below = max((known for known in self.seconds if known <= length), default=min(self.seconds))
+        below = max(known for known in self.seconds if known <= length)  # a plain pass is always measured first
         above = min((known for known in self.seconds if known >= length), default=below)
-        if above <= below:
+        if above == below:
             return self.seconds[below]
         share = (length - below) / (above - below)
         return (1 - share) * self.seconds[below] + share * self.seconds[above]

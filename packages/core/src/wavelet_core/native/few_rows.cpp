@@ -20,6 +20,7 @@
 namespace {
 
 constexpr long lanes = 8, most_sharing = 6, prefetch_bytes = 1024, first_tiled = 12;
+constexpr long group = 12; // rows of the matrix that stay in the cache for all tiles
 
 struct Float32 {
     using type = float;
@@ -174,7 +175,6 @@ const float *as_float(const typename Weight::type *source, long count, std::vect
 
 template <class Weight>
 void by_tiles(const typename Weight::type *weight, const Tiles &tiles, float *out, long height, long begin, long end) {
-    constexpr long group = 12; // rows that stay in the cache for all tiles
     const long width = tiles.width;
     std::vector<float> converted;
     // The last rows of a number that is no multiple of the group are computed twice.
@@ -240,7 +240,7 @@ void product(const typename Weight::type *weight, const float *x, const float *b
         const long begin = part * height / per_matrix, end = (part + 1) * height / per_matrix;
         float *const sums = out + matrix * vectors * height;
         const auto *const own = weight + matrix * height * width;
-        if (tiles.empty() || end - begin < 12)
+        if (tiles.empty() || end - begin < group)
             by_rows<Weight>(own, x + matrix * vectors * width, sums, vectors, width, height, begin, end);
         else
             by_tiles<Weight>(own, tiles[matrix], sums, height, begin, end);
