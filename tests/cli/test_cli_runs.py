@@ -60,7 +60,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
-def refused(result, status: int, *expected: str) -> None:
+def assert_refused(result, status: int, *expected: str) -> None:
     """One message on stderr with the given parts, no output, no traceback."""
     assert result.exit_code == status, result.stderr
     assert result.stdout == ""
@@ -89,7 +89,7 @@ def test_the_report_for_people_names_its_units(wavelet, run, configuration):
 
 def test_a_run_is_not_overwritten_unasked(wavelet, run, configuration):
     before = (run / "last" / WEIGHTS_FILE).read_bytes()
-    refused(wavelet("train", configuration, "--out", run), 1, str(run), "--resume", "--overwrite", "--out")
+    assert_refused(wavelet("train", configuration, "--out", run), 1, str(run), "--resume", "--overwrite", "--out")
     assert (run / "last" / WEIGHTS_FILE).read_bytes() == before
 
 
@@ -117,8 +117,8 @@ def test_options_that_exclude_each_other_are_usage_errors(wavelet, arguments, ex
 
 
 def test_resuming_what_is_no_run_is_refused(wavelet, tmp_path):
-    refused(wavelet("train", "--resume", tmp_path), 2, str(tmp_path))
-    refused(wavelet("train", "demo", "--resume", tmp_path), 1, str(tmp_path), "resume")
+    assert_refused(wavelet("train", "--resume", tmp_path), 2, str(tmp_path))
+    assert_refused(wavelet("train", "demo", "--resume", tmp_path), 1, str(tmp_path), "resume")
 
 
 def test_missing_and_empty_data_are_refused(wavelet, configuration, tmp_path):
@@ -134,25 +134,25 @@ def test_missing_and_empty_data_are_refused(wavelet, configuration, tmp_path):
             "--set",
             f"data.dataset={{kind: text, path: {tmp_path / name}}}",
         )
-        refused(result, 2, "data.dataset", expected)
+        assert_refused(result, 2, "data.dataset", expected)
 
 
 def test_data_without_a_validation_split_is_refused_before_training(wavelet, configuration, tmp_path):
     text = configuration.parent / "text.txt"
     override = f"data.dataset={{kind: text, train: {text}}}"
     result = wavelet("train", configuration, "--out", tmp_path / "run", "--set", override)
-    refused(result, 2, "data.dataset.validation", "names no text")
+    assert_refused(result, 2, "data.dataset.validation", "names no text")
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""
 
 
 def test_a_text_shorter_than_a_window_is_refused(wavelet, configuration, tmp_path):
     result = wavelet("train", configuration, "--out", tmp_path / "run", "--set", "model.context_length=100000")
-    refused(result, 2, "model.context_length=100000")
+    assert_refused(result, 2, "model.context_length=100000")
 
 
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(wavelet, configuration, tmp_path):
     result = wavelet("train", configuration, "--out", tmp_path / "run", "--set", "model.vocabulary_size=100")
-    refused(result, 2, "model.vocabulary_size=100", "tokenizer")
+    assert_refused(result, 2, "model.vocabulary_size=100", "tokenizer")
 
 
 def read_by_evaluate(run: Path, wavelet) -> object:
@@ -178,12 +178,12 @@ READERS = [read_by_evaluate, read_by_inspect, read_by_export, read_by_generate]
 def test_a_truncated_checkpoint_is_refused(wavelet, run, read):
     weights = run / "best" / WEIGHTS_FILE
     weights.write_bytes(weights.read_bytes()[:-100])
-    refused(read(run, wavelet), 1, str(weights), "cut off")
+    assert_refused(read(run, wavelet), 1, str(weights), "cut off")
 
 
 @pytest.mark.parametrize("read", READERS)
 def test_a_missing_checkpoint_is_refused(wavelet, tmp_path, read):
-    refused(read(tmp_path / "nowhere", wavelet), 1, "nowhere", "no such")
+    assert_refused(read(tmp_path / "nowhere", wavelet), 1, "nowhere", "no such")
 
 
 @pytest.mark.parametrize("read", [read_by_evaluate, read_by_generate])
@@ -192,7 +192,7 @@ def test_a_checkpoint_whose_weights_do_not_fit_its_configuration_is_refused_by_n
     content = json.loads(file.read_text())
     content["model"]["vocabulary_size"] += 1
     file.write_text(json.dumps(content))
-    refused(read(run, wavelet), 1, "embedding.weight", "does not fit")
+    assert_refused(read(run, wavelet), 1, "embedding.weight", "does not fit")
 
 
 @pytest.mark.parametrize("read", [read_by_evaluate, read_by_generate])
@@ -205,12 +205,12 @@ def test_a_tokenizer_that_does_not_match_the_checkpoint_is_refused(wavelet, run,
     WaveletLM(config).save_pretrained(run / "best", extra={"data": data})
     tokenizer.parent.mkdir()
     tokenizer.write_text(saved)
-    refused(read(run, wavelet), 1, "tokenizer", "vocabulary", "200")
+    assert_refused(read(run, wavelet), 1, "tokenizer", "vocabulary", "200")
 
 
 @pytest.mark.parametrize("read", [("evaluate",), ("generate", "--prompt", "the")])
 def test_an_unknown_device_is_refused(wavelet, trained, read):
-    refused(wavelet(*read, trained, "--device", "abacus"), 2, "--device='abacus'", "auto")
+    assert_refused(wavelet(*read, trained, "--device", "abacus"), 2, "--device='abacus'", "auto")
 
 
 @pytest.mark.parametrize(("flag", "windows"), [((), 2), (("--windows", "non-overlapping"), 1)])
@@ -299,11 +299,11 @@ def test_nothing_is_written_over_what_exists(wavelet, trained, tmp_path):
 
 def test_what_is_no_original_checkpoint_is_not_imported(wavelet, tmp_path):
     file = tmp_path / "best_model.pt"
-    refused(wavelet("import", file, tmp_path / "out"), 1, str(file), "no such file")
+    assert_refused(wavelet("import", file, tmp_path / "out"), 1, str(file), "no such file")
     file.write_bytes(b"PK not really")
-    refused(wavelet("import", file, tmp_path / "out"), 1, str(file))
+    assert_refused(wavelet("import", file, tmp_path / "out"), 1, str(file))
     torch.save({"weight": torch.zeros(1)}, file)
-    refused(wavelet("import", file, tmp_path / "out"), 1, "config.json", "--config")
+    assert_refused(wavelet("import", file, tmp_path / "out"), 1, "config.json", "--config")
     assert not (tmp_path / "out").exists()
 
 
