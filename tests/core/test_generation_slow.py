@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from wavelet_core import State
 from wavelet_core.config import parse
 from wavelet_core.generation import CompiledSteps, GenerationSettings, generate
 
@@ -42,19 +43,34 @@ print(resident() - before)
 """
 
 
-def read(model, tokens, lengths):
-    state = model.new_state(len(tokens))
-    with torch.inference_mode():
-        return torch.cat([model(chunk, state) for chunk in tokens.split(lengths, 1)], dim=1)
+@torch.inference_mode()
+def read(model, tokens, lengths, moved=lambda state: state):
+    """Logits of tokens read in chunks; `moved` replaces the state after each of them."""
+    state, logits = model.new_state(len(tokens)), []
+    for chunk in tokens.split(lengths, 1):
+        logits.append(model(chunk, state))
+        state = moved(state)
+    return torch.cat(logits, dim=1)
 
 
-def test_streaming_matches_parallel_over_10000_tokens(make_model, architecture):
+def test_streaming_matches_parallel_over_10000_tokens(make_model, architecture, tmp_path):
+    """In chunks of any size, and with a state that is cloned, saved, loaded and picked out of a batch on the way."""
+
+    def saved_and_loaded(state):
+        state.save(tmp_path / "state.safetensors")
+        return model.new_state(1).load(tmp_path / "state.safetensors")
+
+    def picked(state):
+        return State.join([model.new_state(1), state, model.new_state(1)])[[1]]
+
+    moves = itertools.cycle([lambda state: state, State.clone, saved_and_loaded, picked])
     model = make_model(architecture)
     tokens = torch.randint(29, (1, LENGTH), generator=torch.Generator().manual_seed(2))
     cuts = random.Random(3)
     places = sorted({0, LENGTH, *range(5000, 5040), *cuts.sample(range(1, LENGTH), 30)})
     chunks = [stop - start for start, stop in itertools.pairwise(places)]
-    torch.testing.assert_close(read(model, tokens, chunks), read(model, tokens, [LENGTH]), atol=1e-4, rtol=0)
+    streamed = read(model, tokens, chunks, lambda state: next(moves)(state))
+    torch.testing.assert_close(streamed, read(model, tokens, [LENGTH]), atol=1e-4, rtol=0)
 
 
 def test_one_token_at_a_time_matches_parallel_over_10000_tokens(make_model, headline):
