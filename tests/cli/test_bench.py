@@ -31,6 +31,9 @@ def test_a_report_has_every_figure(wavelet):
         "state_bytes",
     ):
         assert report[figure] > 0, figure
+    if Path("/proc/self/status").exists():
+        assert isinstance(report["resident_growth_reading_bytes"], int)
+        assert isinstance(report["resident_growth_decoding_bytes"], int)
 
 
 def test_a_table_is_for_people(wavelet):

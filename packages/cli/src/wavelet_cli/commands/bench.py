@@ -151,9 +151,11 @@ def _describe(report: dict[str, Any]) -> str:
         ("last to first position", f"{report['last_to_first_latency']:.3f}"),
         ("state", byte_size(report["state_bytes"])),
     ]
-    if report["resident_growth_bytes"] is not None:
-        grown = byte_size(max(0, report["resident_growth_bytes"]))
-        rows.append(("resident memory", f"grew by {grown} over {report['decoded_tokens']:,} decoded tokens"))
+    spans = {"reading": "from the first position to the last", "decoding": f"over {report['decoded_tokens']:,} tokens"}
+    for what, span in spans.items():
+        grown = report[f"resident_growth_{what}_bytes"]
+        if grown is not None:
+            rows.append((f"resident memory, {what}", f"grew by {byte_size(max(0, grown))} {span}"))
     rows += [
         ("weights read per token", byte_size(report["weight_bytes_per_token"])),
         ("read bandwidth", f"{report['read_bandwidth'] / 1e9:.1f} GB/s"),

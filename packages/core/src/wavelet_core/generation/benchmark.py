@@ -108,7 +108,7 @@ class _RecordMatrixProducts(TorchDispatchMode):
 
 def matrix_products(model: Any) -> Callable[[], None]:
     """A function that runs just the matrix products of one decoded token, on the inputs that they had."""
-    kernel = few_rows.few_rows
+    kernel = few_rows.few_rows  # no operator of torch's, which the mode would see
     with _RecordMatrixProducts() as record, patch.object(few_rows, "few_rows", partial(record.run, kernel)):
         _read_one(model)
 
@@ -135,13 +135,18 @@ def _resident_bytes() -> int | None:
     return None if found is None else 1024 * int(found[1])
 
 
+def _growth(before: int | None, after: int | None) -> int | None:
+    return None if before is None or after is None else after - before
+
+
 class _Text:
-    """A random text that is read to given positions; the state at each of them is kept."""
+    """A random text that is read to given positions; the state and resident memory at each of them are kept."""
 
     def __init__(self, model: Any, positions: Sequence[int]):
         self.model = model
         self.device = next(model.parameters()).device
         self.states: dict[int, State] = {}
+        self.resident: dict[int, int | None] = {}
         state = model.new_state(1)
         read = 0
         for position in sorted(positions):
@@ -150,6 +155,7 @@ class _Text:
                 model.hidden(self.tokens(size), state)
                 read += size
             self.states[position] = state.clone()
+            self.resident[position] = _resident_bytes()
 
     def tokens(self, count: int) -> Tensor:
         """Random token ids, (1, count)."""
@@ -212,7 +218,7 @@ def _decode_benchmark(
     medians = {position: statistics.median(values) for position, values in latencies.items()}
     latency = statistics.median([value for values in latencies.values() for value in values])
     last, start = max(medians), min(medians)
-    resident_now = _resident_bytes()
+    grown = _growth(text.resident[start], text.resident[last]), _growth(resident, _resident_bytes())
     return {
         "device": str(device),
         "threads": torch.get_num_threads(),
@@ -226,7 +232,8 @@ def _decode_benchmark(
         "last_to_first_latency": medians[last] / medians[start],
         "state_bytes": text.states[start].nbytes,
         "decoded_tokens": rounds * (len(streams) + 1),
-        "resident_growth_bytes": None if resident is None or resident_now is None else resident_now - resident,
+        "resident_growth_reading_bytes": grown[0],
+        "resident_growth_decoding_bytes": grown[1],
         "weight_bytes_per_token": read,
         "read_bandwidth": statistics.median(bandwidths),
         "share_of_bandwidth": statistics.median(shares),
