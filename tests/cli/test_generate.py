@@ -76,6 +76,15 @@ def test_json_reports_texts_tokens_and_speed(texts, checkpoint):
     assert report["num_tokens"] == 12 and report["tokens_per_second"] > 0
 
 
+def test_the_speed_of_best_of_n_counts_the_time_before_its_text_comes(texts, monkeypatch):
+    now = iter(range(10_000))
+    monkeypatch.setattr("wavelet_cli.streaming.time.perf_counter", lambda: float(next(now)))
+    plain = texts("--prompt", "ab", "--num-tokens", 6)
+    best = texts("--prompt", "ab", "--num-tokens", 6, "--best-of-n", 2)
+    assert (plain["prompt_seconds"], plain["decode_seconds"], plain["tokens_per_second"]) == (1, 5, 1)
+    assert (best["prompt_seconds"], best["decode_seconds"], best["tokens_per_second"]) == (0, 6, 1)
+
+
 def test_texts_do_not_depend_on_the_batch(texts):
     arguments = ("--prompt", "ab", "--prompt", "longer", "-n", 3, "--num-tokens", 6, "--seed", 5)
     assert texts(*arguments)["texts"] == texts(*arguments, "--batch", 2)["texts"]

@@ -61,34 +61,36 @@ class Printer:
 
 
 class Clock:
-    """Tokens per second of decoding; the time before the first token is that of reading the prompt."""
+    """Tokens per second of decoding; the time before the first token is that of reading the prompt.
 
-    def __init__(self) -> None:
+    at_once: texts come when they are finished, as with best-of-n; then all the time counts as decoding.
+    """
+
+    def __init__(self, at_once: bool = False) -> None:
         self.start = time.perf_counter()
+        self.at_once = at_once
         self.first = self.last = self.start
         self.tokens = 0
 
     def tick(self) -> None:
         """Count a token."""
         self.last = time.perf_counter()
-        if not self.tokens:
+        if not self.tokens and not self.at_once:
             self.first = self.last
         self.tokens += 1
 
     def report(self) -> dict[str, float | int]:
         """Tokens, seconds until the first of them and after it, and the rate after it."""
         seconds = self.last - self.first
-        rate = (self.tokens - 1) / seconds if seconds > 0 else 0.0
+        timed = self.tokens if self.at_once else self.tokens - 1
         return {
             "num_tokens": self.tokens,
             "prompt_seconds": self.first - self.start,
             "decode_seconds": seconds,
-            "tokens_per_second": rate,
+            "tokens_per_second": timed / seconds if seconds > 0 else 0.0,
         }
 
     def __str__(self) -> str:
         report = self.report()
-        return (
-            f"{self.tokens} tokens, {report['tokens_per_second']:.1f} tokens/s "
-            f"(first token after {report['prompt_seconds']:.2f} s)"
-        )
+        rate = f"{self.tokens} tokens, {report['tokens_per_second']:.1f} tokens/s"
+        return rate if self.at_once else f"{rate} (first token after {report['prompt_seconds']:.2f} s)"

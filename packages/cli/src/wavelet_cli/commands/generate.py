@@ -147,7 +147,7 @@ def command(checkpoint: str, **options: Any) -> None:
         for batch, own in zip(batches, seeds, strict=True)
     ]
 
-    clock = Clock()
+    clock = Clock(at_once=settings.best_of > 1)
     printer = Printer(shown, options["clean_spacing"], silent=options["as_json"])
     for start, stream in zip(starts, streams, strict=True):
         for token in stream:
