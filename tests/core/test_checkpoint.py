@@ -17,11 +17,13 @@ from wavelet_core import (
     ConfigurationError,
     ModelConfig,
     WaveletLM,
+    atomic_files,
     build_model,
+    checkpoint,
     hookimpl,
 )
-from wavelet_core import checkpoint as checkpoint_module
-from wavelet_core.checkpoint import load_weights, locate_checkpoint, named_tensors, read_config, write_atomically
+from wavelet_core.atomic_files import write_atomically
+from wavelet_core.checkpoint import load_weights, locate_checkpoint, named_tensors, read_config
 from wavelet_core.registry import Registry
 
 
@@ -125,13 +127,13 @@ def killed_at(call, function=None):
 def test_a_kill_before_the_end_leaves_the_old_checkpoint_whole(saved, model, make_model, tokens, monkeypatch, moment):
     with monkeypatch.context() as patch:
         if moment == "writing":
-            patch.setattr(checkpoint_module, "save_file", killed_at(1))
+            patch.setattr(checkpoint, "save_file", killed_at(1))
         elif moment == "flushing":
             patch.setattr(os, "fsync", killed_at(2, os.fsync))
         elif moment == "exchanging":
-            patch.setattr(checkpoint_module, "_exchange", killed_at(1))
+            patch.setattr(atomic_files, "_exchange", killed_at(1))
         else:  # where two directories cannot change places in one step
-            patch.setattr(checkpoint_module, "_exchange", lambda first, second: False)
+            patch.setattr(atomic_files, "_exchange", lambda first, second: False)
             patch.setattr(os, "replace", killed_at(1 if moment == "moving the old" else 2, os.replace))
         with pytest.raises(Killed):
             make_model(seed=1).save_pretrained(saved)
@@ -149,7 +151,7 @@ def test_the_old_checkpoint_is_never_out_of_its_place(saved, make_model, monkeyp
 @pytest.mark.parametrize("exchanged", [True, False])
 def test_a_new_checkpoint_replaces_the_old_one_whole(saved, make_model, monkeypatch, exchanged):
     if not exchanged:
-        monkeypatch.setattr(checkpoint_module, "_exchange", lambda first, second: False)
+        monkeypatch.setattr(atomic_files, "_exchange", lambda first, second: False)
     (saved / "left-over").write_text("of the old one")
     make_model().save_pretrained(saved)
     assert sorted(file.name for file in saved.iterdir()) == ["config.json", "model.safetensors"]

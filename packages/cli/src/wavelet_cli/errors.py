@@ -27,9 +27,9 @@ def failure(error: Exception) -> Failure:
 
     One of a type that no library function raises on purpose is shown with its type and the way to its traceback.
     """
-    from wavelet_core.checkpoint import CheckpointError
     from wavelet_core.config import ConfigurationError
     from wavelet_core.registry import RegistryError
+    from wavelet_core.tensor_files import CheckpointError
 
     if isinstance(error, (ConfigurationError, RegistryError)):
         return ConfigurationFailure(str(error))

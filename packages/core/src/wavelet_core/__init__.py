@@ -9,7 +9,6 @@ except PackageNotFoundError:
 
 from wavelet_core.block import WaveletBlock
 from wavelet_core.bypass import ExponentialMovingAverageBypass, RunningMeanBypass
-from wavelet_core.checkpoint import CheckpointError
 from wavelet_core.config import ComponentConfig, ComponentOf, ConfigurationError, ModelConfig, ModelShape, Section
 from wavelet_core.haar import HaarWavelet
 from wavelet_core.lifting import LiftingWavelet
@@ -21,6 +20,7 @@ from wavelet_core.multinodal import MultinodalLM, build_model
 from wavelet_core.plugins import hookimpl
 from wavelet_core.registry import build, registry
 from wavelet_core.state import State
+from wavelet_core.tensor_files import CheckpointError
 from wavelet_core.transforms import WalshHadamard
 
 __all__ = [

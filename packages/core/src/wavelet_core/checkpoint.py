@@ -6,23 +6,20 @@ files or the new ones whole. Loading is strict and never unpickles.
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
-import shutil
-import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from wavelet_core.atomic_files import write_atomically
 from wavelet_core.config import ModelConfig, parse
 from wavelet_core.registry import RegistryError, registry
+from wavelet_core.tensor_files import CheckpointError, check_names, open_tensors
 
 if TYPE_CHECKING:
     from wavelet_core.model import WaveletLM
@@ -32,107 +29,6 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_DIRECTORY = "tokenizer"
 FORMAT_VERSION = 1
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be read; the message names the file and what is wrong with it."""
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary sibling of `path` (a file, or a directory that it makes), then rename it there.
-
-    An existing directory changes places with the new one and is removed last.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    workspace = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        fresh = workspace / "new"
-        write(fresh)
-        for file in [fresh] if fresh.is_file() else sorted(p for p in fresh.rglob("*") if p.is_file()):
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
-        if not path.is_dir():
-            os.replace(fresh, path)
-        elif not _exchange(fresh, path):
-            old = workspace / "old"
-            os.replace(path, old)
-            try:
-                os.replace(fresh, path)
-            except BaseException:
-                os.replace(old, path)
-                raise
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)
-
-
-def _exchange(first: Path, second: Path) -> bool:
-    """Let two paths change places in one step, which Linux can do and a rename over a full directory cannot.
-
-    False where the system or the file system has no such step.
-    """
-    if sys.platform != "linux":
-        return False
-    working_directory, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
-    rename = getattr(ctypes.CDLL(None), "renameat2", None)
-    if rename is None:
-        return False
-    return bool(rename(working_directory, os.fsencode(first), working_directory, os.fsencode(second), exchange) == 0)
-
-
-def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write named tensors to a safetensors file, atomically."""
-    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, lambda file: save_file(contiguous, file, metadata=metadata))
-
-
-def open_tensors(path: Path) -> Any:
-    """An open safetensors file, memory-mapped. Raises CheckpointError when it is missing, truncated or damaged."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: not a whole safetensors file ({error}); it was probably cut off while being copied: copy it again"
-        ) from None
-
-
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file by name. Raises CheckpointError when it is missing or damaged."""
-    with open_tensors(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-
-
-def check_names(
-    path: Path, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], limit: int = 20
-) -> None:
-    """Raise CheckpointError that lists every missing, unexpected and mis-shaped tensor by name and shape."""
-    mistakes = [f"missing {name} {list(wanted[name])}" for name in wanted if name not in found]
-    mistakes += [f"unexpected {name} {list(found[name])}" for name in found if name not in wanted]
-    mistakes += [
-        f"{name} has shape {list(found[name])}, but the configuration makes it {list(wanted[name])}"
-        for name in wanted
-        if name in found and tuple(found[name]) != tuple(wanted[name])
-    ]
-    if mistakes:
-        shown = "\n  ".join(mistakes[:limit])
-        more = f"\n  and {len(mistakes) - limit} more" if len(mistakes) > limit else ""
-        raise CheckpointError(f"{path} does not fit its configuration:\n  {shown}{more}")
-
-
-def load_tensors_into(targets: Mapping[str, Tensor], path: Path) -> None:
-    """Copy a safetensors file into existing tensors of the same names, shapes and dtypes."""
-    tensors = load_tensors(path)
-    check_names(path, {n: tuple(t.shape) for n, t in targets.items()}, {n: tuple(t.shape) for n, t in tensors.items()})
-    for name, target in targets.items():
-        if tensors[name].dtype != target.dtype:
-            raise CheckpointError(f"{path}: {name} is {tensors[name].dtype}, but {target.dtype} is needed")
-        target.copy_(tensors[name])
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:

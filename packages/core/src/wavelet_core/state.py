@@ -17,6 +17,8 @@ from typing import Any, Union
 import torch
 from torch import Tensor, nn
 
+from wavelet_core.tensor_files import load_tensors_into, save_tensors
+
 Tree = dict[str, Union[Tensor, "Tree"]]
 
 
@@ -159,8 +161,6 @@ class State:
 
     def save(self, path: str | Path) -> None:
         """Write the state to a safetensors file, atomically."""
-        from wavelet_core.checkpoint import save_tensors
-
         save_tensors(dict(leaves(self.tree)), Path(path))
 
     def load(self, path: str | Path) -> State:
@@ -168,7 +168,5 @@ class State:
 
         Raises CheckpointError when names, shapes or dtypes differ.
         """
-        from wavelet_core.checkpoint import load_tensors_into
-
         load_tensors_into(dict(leaves(self.tree)), Path(path))
         return self

@@ -18,9 +18,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from wavelet_core.checkpoint import CheckpointError, write_atomically
+from wavelet_core.atomic_files import write_atomically
 from wavelet_core.config import ComponentConfig, ConfigurationError
 from wavelet_core.registry import RegistryError, nearest, registry
+from wavelet_core.tensor_files import CheckpointError
 
 FILE_NAME = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"

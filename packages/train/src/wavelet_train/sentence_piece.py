@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from wavelet_core.checkpoint import CheckpointError, write_atomically
+from wavelet_core.atomic_files import write_atomically
 from wavelet_core.config import ComponentConfig, ConfigurationError
+from wavelet_core.tensor_files import CheckpointError
 from wavelet_core.tokenizers import Tokenizer, TokenizerError, save_description
 
 MODEL_FILE = "sentencepiece.model"

@@ -23,9 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from wavelet_core.checkpoint import CheckpointError, write_atomically
+from wavelet_core.atomic_files import write_atomically
 from wavelet_core.config import ComponentConfig, ConfigurationError
 from wavelet_core.registry import registry
+from wavelet_core.tensor_files import CheckpointError
 from wavelet_core.tokenizers import BytePairTokenizer, Tokenizer, TokenizerError, load_tokenizer
 from wavelet_train.byte_pair import train_byte_pair
 from wavelet_train.datasets import Dataset

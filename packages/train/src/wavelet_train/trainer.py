@@ -20,14 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from wavelet_core import ConfigurationError, ModelConfig, MultinodalLM, WaveletLM, build, build_model
-from wavelet_core.checkpoint import (
-    WEIGHTS_FILE,
-    CheckpointError,
-    load_tensors_into,
-    named_tensors,
-    write_atomically,
-)
+from wavelet_core.atomic_files import write_atomically
+from wavelet_core.checkpoint import WEIGHTS_FILE, named_tensors
 from wavelet_core.state import leaves
+from wavelet_core.tensor_files import CheckpointError, load_tensors_into
 from wavelet_train.allocator import keep_freed_memory
 from wavelet_train.config import RunConfig, dump
 from wavelet_train.data import PreparedData, prepare

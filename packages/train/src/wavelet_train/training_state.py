@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from wavelet_core.checkpoint import CheckpointError, load_tensors
+from wavelet_core.tensor_files import CheckpointError, load_tensors
 
 DIRECTORY = "trainer"
 TENSORS_FILE = "state.safetensors"

@@ -102,8 +102,9 @@ def command(
 
 def _text(directory: Path, tokenizer: Tokenizer, path: Path | None, split: Any) -> TokenSplit:
     """The tokens of a file or folder, or else of a split of the data that a checkpoint was trained on."""
-    from wavelet_core.checkpoint import CONFIG_FILE, CheckpointError, read_config
+    from wavelet_core.checkpoint import CONFIG_FILE, read_config
     from wavelet_core.config import parse
+    from wavelet_core.tensor_files import CheckpointError
     from wavelet_train.data import DataConfig, prepare
 
     if path is not None:

@@ -37,7 +37,8 @@ def command(checkpoint: str, as_json: bool) -> None:
 
 def _report(directory: Path) -> dict[str, Any]:
     from wavelet_cli.parameters import parameter_report
-    from wavelet_core.checkpoint import TOKENIZER_DIRECTORY, WEIGHTS_FILE, open_tensors, read_config, read_model_config
+    from wavelet_core.checkpoint import TOKENIZER_DIRECTORY, WEIGHTS_FILE, read_config, read_model_config
+    from wavelet_core.tensor_files import open_tensors
     from wavelet_core.tokenizers import FILE_NAME
 
     config = read_config(directory)

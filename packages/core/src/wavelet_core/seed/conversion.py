@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wavelet_core.checkpoint import TOKENIZER_DIRECTORY, CheckpointError, materialize, named_tensors, write_atomically
+from wavelet_core.atomic_files import write_atomically
+from wavelet_core.checkpoint import TOKENIZER_DIRECTORY, materialize, named_tensors
 from wavelet_core.config import ModelConfig
 from wavelet_core.model import WaveletLM
 from wavelet_core.multinodal import MultinodalLM, build_model
 from wavelet_core.seed.configuration import model_config_from_seed, reads_routing, seed_from_model_config
 from wavelet_core.seed.names import LearnedDeltas, SeedTensor, UnreadTensor, place, seed_layout
 from wavelet_core.seed.tokenizer import seed_tokenizer, tokenizer_files
+from wavelet_core.tensor_files import CheckpointError
 
 COMPILE_PREFIX = "_orig_mod."
 

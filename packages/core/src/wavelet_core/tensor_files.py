@@ -1,0 +1,68 @@
+"""Tensors by name in safetensors files: written atomically, read strictly, never unpickled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from wavelet_core.atomic_files import write_atomically
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be read; the message names the file and what is wrong with it."""
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write named tensors to a safetensors file, atomically."""
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, lambda file: save_file(contiguous, file, metadata=metadata))
+
+
+def open_tensors(path: Path) -> Any:
+    """An open safetensors file, memory-mapped. Raises CheckpointError when it is missing, truncated or damaged."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: not a whole safetensors file ({error}); it was probably cut off while being copied: copy it again"
+        ) from None
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file by name. Raises CheckpointError when it is missing or damaged."""
+    with open_tensors(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def check_names(
+    path: Path, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], limit: int = 20
+) -> None:
+    """Raise CheckpointError that lists every missing, unexpected and mis-shaped tensor by name and shape."""
+    mistakes = [f"missing {name} {list(wanted[name])}" for name in wanted if name not in found]
+    mistakes += [f"unexpected {name} {list(found[name])}" for name in found if name not in wanted]
+    mistakes += [
+        f"{name} has shape {list(found[name])}, but the configuration makes it {list(wanted[name])}"
+        for name in wanted
+        if name in found and tuple(found[name]) != tuple(wanted[name])
+    ]
+    if mistakes:
+        shown = "\n  ".join(mistakes[:limit])
+        more = f"\n  and {len(mistakes) - limit} more" if len(mistakes) > limit else ""
+        raise CheckpointError(f"{path} does not fit its configuration:\n  {shown}{more}")
+
+
+def load_tensors_into(targets: Mapping[str, Tensor], path: Path) -> None:
+    """Copy a safetensors file into existing tensors of the same names, shapes and dtypes."""
+    tensors = load_tensors(path)
+    check_names(path, {n: tuple(t.shape) for n, t in targets.items()}, {n: tuple(t.shape) for n, t in tensors.items()})
+    for name, target in targets.items():
+        if tensors[name].dtype != target.dtype:
+            raise CheckpointError(f"{path}: {name} is {tensors[name].dtype}, but {target.dtype} is needed")
+        target.copy_(tensors[name])
