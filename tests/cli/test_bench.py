@@ -31,9 +31,16 @@ def test_a_report_has_every_figure(wavelet):
         "state_bytes",
     ):
         assert report[figure] > 0, figure
-    if Path("/proc/self/status").exists():
-        assert isinstance(report["resident_growth_reading_bytes"], int)
-        assert isinstance(report["resident_growth_decoding_bytes"], int)
+    assert report["resident_growth_between_positions_bytes"] is None
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads resident memory from /proc")
+def test_memory_is_compared_between_positions_that_are_read_token_by_token(wavelet):
+    arguments = (*SMALL, *QUICK, "--window-rounds", 0, "--token-by-token")
+    assert "from the first position to the last" in wavelet("bench", "decode", *arguments).stdout
+    report = json.loads(wavelet("bench", "decode", *arguments, "--json").stdout)
+    assert isinstance(report["resident_growth_between_positions_bytes"], int)
+    assert isinstance(report["resident_growth_bytes"], int)
 
 
 def test_a_table_is_for_people(wavelet):

@@ -51,6 +51,11 @@ def command() -> None:
     metavar="N,N,...",
     help="Where in a text to measure latency.",
 )
+@click.option(
+    "--token-by-token",
+    is_flag=True,
+    help="Read up to the positions token by token, and say how memory grew between them; slow.",
+)
 @click.option("--rounds", type=click.IntRange(min=1), default=32, show_default=True, help="Tokens measured at each.")
 @click.option(
     "--window-rounds",
@@ -76,6 +81,7 @@ def decode_command(
     compiled: bool,
     threads: int | None,
     positions: list[int],
+    token_by_token: bool,
     rounds: int,
     window_rounds: int,
     batches: list[int] | None,
@@ -127,7 +133,7 @@ def decode_command(
 
         config = with_vocabulary(load_run_config(str(preset), overrides))
         model = random_model(config, weight_type or torch.float32).to(place)
-    report = decode_benchmark(model, positions, rounds, window_rounds, batches or (), compiled)
+    report = decode_benchmark(model, positions, rounds, window_rounds, batches or (), compiled, token_by_token)
     report = {"model": checkpoint or f"{preset} (random weights)", **report}
     if plot is not None:
         _plot(report, plot)
@@ -151,11 +157,12 @@ def _describe(report: dict[str, Any]) -> str:
         ("last to first position", f"{report['last_to_first_latency']:.3f}"),
         ("state", byte_size(report["state_bytes"])),
     ]
-    spans = {"reading": "from the first position to the last", "decoding": f"over {report['decoded_tokens']:,} tokens"}
-    for what, span in spans.items():
-        grown = report[f"resident_growth_{what}_bytes"]
-        if grown is not None:
-            rows.append((f"resident memory, {what}", f"grew by {byte_size(max(0, grown))} {span}"))
+    for growth, span in (
+        ("resident_growth_between_positions_bytes", "from the first position to the last"),
+        ("resident_growth_bytes", f"over {report['decoded_tokens']:,} measured tokens"),
+    ):
+        if report[growth] is not None:
+            rows.append(("resident memory", f"grew by {byte_size(max(0, report[growth]))} {span}"))
     rows += [
         ("weights read per token", byte_size(report["weight_bytes_per_token"])),
         ("read bandwidth", f"{report['read_bandwidth'] / 1e9:.1f} GB/s"),

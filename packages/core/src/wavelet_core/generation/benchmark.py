@@ -142,7 +142,7 @@ def _growth(before: int | None, after: int | None) -> int | None:
 class _Text:
     """A random text that is read to given positions; the state and resident memory at each of them are kept."""
 
-    def __init__(self, model: Any, positions: Sequence[int]):
+    def __init__(self, model: Any, positions: Sequence[int], chunk: int):
         self.model = model
         self.device = next(model.parameters()).device
         self.states: dict[int, State] = {}
@@ -151,7 +151,7 @@ class _Text:
         read = 0
         for position in sorted(positions):
             while read < position:
-                size = min(PREFILL_CHUNK, position - read)
+                size = min(chunk, position - read)
                 model.hidden(self.tokens(size), state)
                 read += size
             self.states[position] = state.clone()
@@ -175,26 +175,35 @@ def decode_benchmark(
     window_rounds: int = 5,
     batches: Sequence[int] = (),
     compiled: bool = False,
+    token_by_token: bool = False,
 ) -> dict[str, Any]:
     """Measure decoding with a model; times in seconds, sizes in bytes.
 
     positions: where in the text latency is measured. rounds: tokens measured at each of them. window_rounds: how often
     the policy `window` and a whole forward over the window with all its logits take their turn; 0 leaves them out.
     batches: numbers of streams decoded at once, for throughput. compiled: compile the steps with `torch.compile`.
+    token_by_token: read the text up to the positions token by token, so that memory can be compared between them; in
+    chunks, what these allocate for a moment comes and goes by megabytes.
     """
     with frozen(model):
-        return _decode_benchmark(model, positions, rounds, window_rounds, batches, compiled)
+        return _decode_benchmark(model, positions, rounds, window_rounds, batches, compiled, token_by_token)
 
 
 def _decode_benchmark(
-    model: Any, positions: Sequence[int], rounds: int, window_rounds: int, batches: Sequence[int], compiled: bool
+    model: Any,
+    positions: Sequence[int],
+    rounds: int,
+    window_rounds: int,
+    batches: Sequence[int],
+    compiled: bool,
+    token_by_token: bool,
 ) -> dict[str, Any]:
     device = next(model.parameters()).device
     products = matrix_products(model)
     read = weight_bytes_read(model)
     if compiled:
         model = CompiledSteps(model)
-    text = _Text(model, positions)
+    text = _Text(model, positions, 1 if token_by_token else PREFILL_CHUNK)
     streams = {position: text.stream_at(position) for position in text.states}
     token = text.tokens(1)[0]
     first = streams[min(streams)]
@@ -218,7 +227,6 @@ def _decode_benchmark(
     medians = {position: statistics.median(values) for position, values in latencies.items()}
     latency = statistics.median([value for values in latencies.values() for value in values])
     last, start = max(medians), min(medians)
-    grown = _growth(text.resident[start], text.resident[last]), _growth(resident, _resident_bytes())
     return {
         "device": str(device),
         "threads": torch.get_num_threads(),
@@ -232,8 +240,10 @@ def _decode_benchmark(
         "last_to_first_latency": medians[last] / medians[start],
         "state_bytes": text.states[start].nbytes,
         "decoded_tokens": rounds * (len(streams) + 1),
-        "resident_growth_reading_bytes": grown[0],
-        "resident_growth_decoding_bytes": grown[1],
+        "resident_growth_bytes": _growth(resident, _resident_bytes()),
+        "resident_growth_between_positions_bytes": (
+            _growth(text.resident[start], text.resident[last]) if token_by_token else None
+        ),
         "weight_bytes_per_token": read,
         "read_bandwidth": statistics.median(bandwidths),
         "share_of_bandwidth": statistics.median(shares),

@@ -116,17 +116,41 @@ struct Tiles {
     static long registers(long left) { return left == 3 || left == 5 ? 3 : 2; }
 };
 
+// Eight channels of eight vectors, which lie `width` apart, with the vectors side by side: to rows `stride` apart.
+void transpose_eight(const float *x, long width, float *out, long stride) {
+    __m256 rows[8], pairs[8], fours[8];
+    for (int t = 0; t < 8; t++) rows[t] = _mm256_loadu_ps(x + t * width);
+    for (int t = 0; t < 8; t += 2) {
+        pairs[t] = _mm256_unpacklo_ps(rows[t], rows[t + 1]);
+        pairs[t + 1] = _mm256_unpackhi_ps(rows[t], rows[t + 1]);
+    }
+    for (int t = 0; t < 8; t += 4)
+        for (int i = 0; i < 2; i++) {
+            fours[t + 2 * i] = _mm256_shuffle_ps(pairs[t + i], pairs[t + i + 2], 0x44);
+            fours[t + 2 * i + 1] = _mm256_shuffle_ps(pairs[t + i], pairs[t + i + 2], 0xee);
+        }
+    for (int k = 0; k < 4; k++) {
+        _mm256_storeu_ps(out + k * stride, _mm256_permute2f128_ps(fours[k], fours[k + 4], 0x20));
+        _mm256_storeu_ps(out + (k + 4) * stride, _mm256_permute2f128_ps(fours[k], fours[k + 4], 0x31));
+    }
+}
+
 // Write the tiles of vectors that lie `width` apart.
 Tiles make_tiles(const float *x, long vectors, long width, float *memory) {
     const Tiles tiles{memory, vectors, width};
     for (long done = 0; done < tiles.eights();) {
-        const long size = Tiles::registers(tiles.eights() - done) * lanes, first = done * lanes;
-        for (long t = 0; t < size; t++) {
-            const float *const vector = first + t < vectors ? x + (first + t) * width : nullptr;
-            for (long k = 0; k < width; k++) memory[k * size + t] = vector ? vector[k] : 0;
+        const long registers = Tiles::registers(tiles.eights() - done), stride = registers * lanes;
+        for (long first = 0; first < stride; first += lanes) {
+            const long left = vectors - done * lanes - first;
+            const float *const own = x + (done * lanes + first) * width;
+            long k = 0;
+            if (left >= lanes)
+                for (; k + lanes <= width; k += lanes) transpose_eight(own + k, width, memory + k * stride + first, stride);
+            for (; k < width; k++)
+                for (long t = 0; t < lanes; t++) memory[k * stride + first + t] = t < left ? own[t * width + k] : 0;
         }
-        memory += size * width;
-        done += size / lanes;
+        memory += stride * width;
+        done += registers;
     }
     return tiles;
 }
