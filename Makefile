@@ -5,8 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-PACKAGES := core memory quant train cli
-KERNEL := packages/core/hatch_build.py packages/core/src/wavelet_core/native/few_rows.cpp
+PACKAGES := $(addprefix packages/wavelet-,core memory quant train cli)
+KERNEL := packages/wavelet-core/hatch_build.py packages/wavelet-core/src/wavelet_core/native/few_rows.cpp
 
 WORKERS ?= 2
 ARGS ?=
@@ -43,12 +43,12 @@ clean: ## remove .venv, caches and built files; runs/ stays
 	find packages tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # Editable builds use the hatchling installed here, not one downloaded into a build environment per package.
-$(INSTALLED): pyproject.toml constraints.txt $(PACKAGES:%=packages/%/pyproject.toml) $(KERNEL)
+$(INSTALLED): pyproject.toml constraints.txt $(PACKAGES:%=%/pyproject.toml) $(KERNEL)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 		echo "WaveletLM needs Python 3.10 or newer, and '$(PYTHON)' is not one. Name another: make PYTHON=python3.12" >&2; exit 1; }
 	@echo "Installing WaveletLM and its tools in $(VENV); this is done once and takes a few minutes."
 	@$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
 	$(BIN)/python -m pip install --quiet --group dev -c constraints.txt
-	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt $(PACKAGES:%=-e packages/%) -e "packages/train[sentencepiece]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt $(PACKAGES:%=-e %) -e "packages/wavelet-train[sentencepiece]"
 	@touch $@

@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from wavelet_core import ComponentConfig, ConfigurationError, ModelConfig, hookimpl
+from wavelet_core import ComponentConfig, ConfigurationError, ModelConfig, components, hookimpl
 from wavelet_core import config as config_module
 from wavelet_core.config import parse
 from wavelet_core.mixers import GatedSpectralMixer
@@ -54,10 +54,11 @@ def plugin_module(*components):
 
 @pytest.fixture
 def installed(monkeypatch):
-    """installed(entry points...): a fresh registry on a machine with just these plugins."""
+    """installed(entry points...): a fresh registry on a machine with wavelet-core and just these plugins."""
+    core = EntryPoint("core", components, "wavelet-core")
 
     def install(*entry_points):
-        monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: list(entry_points))
+        monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [core, *entry_points])
         fresh = Registry()
         monkeypatch.setattr(config_module, "registry", fresh)
         return fresh
@@ -138,7 +139,7 @@ def test_a_plugin_cannot_take_a_name_of_the_core(installed):
             kind: Literal["gated_spectral"] = "gated_spectral"
 
     fresh = installed(EntryPoint("bold", plugin_module(("mixer", Impostor)), "bold-package"))
-    with pytest.raises(RegistryError, match=r"claimed by two packages, wavelet-core .* and bold-package"):
+    with pytest.raises(RegistryError, match=r"claimed by two packages, bold-package .* and wavelet-core"):
         fresh.get("mixer", "gated_spectral")
 
 

@@ -38,7 +38,7 @@ class Import(NamedTuple):
 
 
 def imports_of(name: str) -> Iterator[Import]:
-    for path in sorted((PACKAGES / name / "src").rglob("*.py")):
+    for path in sorted((PACKAGES / f"wavelet-{name}" / "src").rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
         yield from imports_below(tree, path.relative_to(PACKAGES).as_posix())
 
@@ -58,7 +58,7 @@ def imports_below(node: ast.AST, file: str, optional: bool = False) -> Iterator[
 
 
 def project(name: str) -> dict:
-    return tomllib.loads((PACKAGES / name / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return tomllib.loads((PACKAGES / f"wavelet-{name}" / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 def names_in(requirements: list[str]) -> set[str]:

@@ -37,6 +37,7 @@ EXTRAS = {
     "cli": {"matplotlib": {"matplotlib"}},
 }
 ENTRY_POINTS = {
+    "core": "[wavelet]\ncore = wavelet_core.components",
     "memory": "[wavelet]\nmemory = wavelet_memory.plugin",
     "train": "[wavelet]\ntrain = wavelet_train.plugin",
     "cli": "[console_scripts]\nwavelet = wavelet_cli.main:main",
@@ -75,7 +76,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
     for name in NAMES:
         folder = tmp_path_factory.mktemp(name)
         # Builds the sdist, then the wheel from that sdist.
-        run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT / "packages" / name)
+        run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT / "packages" / f"wavelet-{name}")
         [wheel_path], [sdist_path] = folder.glob("*.whl"), folder.glob("*.tar.gz")
         with zipfile.ZipFile(wheel_path) as archive:
             wheel = {path: archive.read(path) for path in archive.namelist()}
@@ -89,7 +90,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
 
 
 def source_files(name: str) -> set[str]:
-    source = ROOT / "packages" / name / "src"
+    source = ROOT / "packages" / f"wavelet-{name}" / "src"
     files = (path for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     return {path.relative_to(source).as_posix() for path in files}
 
@@ -125,7 +126,7 @@ def test_metadata_describes_the_package(built, name):
     assert metadata["Name"] == f"wavelet-{name}"
     assert metadata["Requires-Python"] == ">=3.10"
     assert metadata["Description-Content-Type"] == "text/markdown"
-    readme = (ROOT / "packages" / name / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "packages" / f"wavelet-{name}" / "README.md").read_text(encoding="utf-8")
     assert readme.startswith(f"# wavelet-{name}\n") and f"pip install wavelet-{name}" in readme
     assert metadata.get_payload(decode=True).decode() == readme
 

@@ -1,7 +1,7 @@
 """The plugin system: hook specifications, discovery, and what to tell a person when a plugin fails.
 
 A plugin is a module named in the entry-point group ``wavelet`` of an installed package. It implements one or both
-hooks below. The components of wavelet-core come through the same hook, so nothing is privileged.
+hooks below. The components of wavelet-core come through an entry point of its own, so nothing is privileged.
 """
 
 from __future__ import annotations
@@ -65,10 +65,7 @@ class PluginManager:
         self.plugins: list[Plugin] = []
 
     def discover(self) -> None:
-        """Import wavelet-core's own components, then every entry point of the group ``wavelet``."""
-        from wavelet_core import __version__, components
-
-        self.add(components, Plugin("core", "wavelet-core", __version__, components.__name__))
+        """Import every entry point of the group ``wavelet``."""
         for entry_point in sorted(importlib.metadata.entry_points(group=PROJECT), key=lambda e: (e.name, e.value)):
             distribution = entry_point.dist
             plugin = Plugin(
