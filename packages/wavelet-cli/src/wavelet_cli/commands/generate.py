@@ -290,7 +290,7 @@ def _load(directory: Path, options: dict[str, Any], draft: bool = False) -> Wave
         from wavelet_quant import quantize_int8
 
         quantize_int8(model)
-    return CompiledSteps(model) if options["compiled"] else model  # type: ignore[arg-type,return-value]
+    return CompiledSteps(model) if options["compiled"] else model  # type: ignore[return-value]
 
 
 def _metrics(model: WaveletLM, prompt: list[int], completion: Completion) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from wavelet_core.generation.compiled import CompiledSteps
 from wavelet_core.generation.completion import Completion, collect
 from wavelet_core.generation.drafts import ModelDrafts, NgramDrafts
 from wavelet_core.generation.engine import Token, generate
-from wavelet_core.generation.metrics import text_drift, text_metrics
 from wavelet_core.generation.samplers import Sampler
 from wavelet_core.generation.sampling import GenerationError
 from wavelet_core.generation.settings import (
@@ -18,6 +17,7 @@ from wavelet_core.generation.settings import (
     in_order,
 )
 from wavelet_core.generation.spacing import SpacingStream, clean_spacing
+from wavelet_core.generation.text_metrics import text_drift, text_metrics
 
 __all__ = [
     "SAMPLER_ORDER",

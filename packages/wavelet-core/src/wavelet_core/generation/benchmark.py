@@ -21,10 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from wavelet_core import few_rows
 from wavelet_core.computed import frozen
-from wavelet_core.config import ModelConfig
+from wavelet_core.config import LanguageModelConfig
 from wavelet_core.generation.compiled import CompiledSteps
 from wavelet_core.generation.context import Hop, Stream
-from wavelet_core.multinodal import build_model
+from wavelet_core.language_model import build_model
 from wavelet_core.state import State
 
 READ_BUFFER = 1 << 28
@@ -32,13 +32,14 @@ PREFILL_CHUNK = 256
 MATRIX_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "linear", "matmul"}
 
 
-def random_model(config: ModelConfig, dtype: torch.dtype, seed: int = 0) -> Any:
+def random_model(config: LanguageModelConfig, dtype: torch.dtype, seed: int = 0) -> Any:
     """A freshly initialised model whose weights are made in `dtype` at once, without a wider copy."""
     before = torch.get_default_dtype()
     torch.manual_seed(seed)
     torch.set_default_dtype(dtype)
     try:
-        return build_model(config).eval()
+        model: Any = build_model(config)
+        return model.eval()
     finally:
         torch.set_default_dtype(before)
 
