@@ -178,7 +178,7 @@ OPTIONS = {
 }
 
 # What a field decides outside of the model, and the test file that shows it.
-ELSEWHERE = {"model.context_length": "tests/core/test_generation_engine.py"}
+ELSEWHERE = {"model.context_length": "tests/core/test_generation.py"}
 
 
 def sections():

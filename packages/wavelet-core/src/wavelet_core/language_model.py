@@ -27,7 +27,9 @@ class LanguageModel(Protocol):
     Shapes: tokens and targets (B, T), hidden (B, T, C), logits (B, T, V).
     """
 
-    config: LanguageModelConfig
+    @property
+    def config(self) -> LanguageModelConfig:
+        """How the model was made."""
 
     def new_state(
         self, batch_size: int = 1, device: torch.device | str | None = None, dtype: torch.dtype | None = None

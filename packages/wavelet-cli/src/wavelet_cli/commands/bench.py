@@ -114,7 +114,7 @@ def decode_command(
 
     import torch
 
-    from wavelet_core.generation.benchmark import decode_benchmark
+    from wavelet_quant.decode_benchmark import decode_benchmark
     from wavelet_train.precision import resolve_device
 
     if threads is not None:
@@ -128,7 +128,7 @@ def decode_command(
         model = WaveletLM.from_pretrained(locate_checkpoint(checkpoint), weight_type, place)
     else:
         from wavelet_cli.parameter_table import vocabulary_resolved
-        from wavelet_core.generation.benchmark import random_model
+        from wavelet_quant.decode_benchmark import random_model
         from wavelet_train.config import load_run_config
 
         config = vocabulary_resolved(load_run_config(str(preset), overrides))
