@@ -39,6 +39,7 @@ EXTRAS = {
 ENTRY_POINTS = {
     "core": "[wavelet]\ncore = wavelet_core.components",
     "memory": "[wavelet]\nmemory = wavelet_memory.plugin",
+    "quant": "[wavelet]\nquant = wavelet_quant.plugin",
     "train": "[wavelet]\ntrain = wavelet_train.plugin",
     "cli": "[console_scripts]\nwavelet = wavelet_cli.main:main",
 }

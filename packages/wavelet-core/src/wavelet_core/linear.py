@@ -56,5 +56,29 @@ class Linear(nn.Linear):
     gelu: apply GELU to the result, in the same pass.
     """
 
+    def matrix(self) -> Tensor:
+        """The weight (M, K) in floating point: what a weight format overrides."""
+        return self.weight
+
     def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
         return linear(x, self.weight, self.bias, gelu)
+
+
+class StackedLinear(nn.Module):
+    """S linear maps without bias side by side, x_s W_s^T for every s.
+
+    std: of the normal distribution that the initial weights are drawn from; K^-0.5 by default.
+    Shapes: (S, N, K) -> (S, N, M); parameter weight (S, M, K).
+    """
+
+    def __init__(self, count: int, in_features: int, out_features: int, std: float | None = None):
+        super().__init__()
+        std = in_features**-0.5 if std is None else std
+        self.weight = nn.Parameter(std * torch.randn(count, out_features, in_features))
+
+    def matrix(self) -> Tensor:
+        """The weight (S, M, K) in floating point: what a weight format and a parametrization override."""
+        return self.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return stacked_linear(x, self.matrix())

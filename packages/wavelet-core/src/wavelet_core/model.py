@@ -74,10 +74,10 @@ class WaveletLM(nn.Module, Pretrained):
     ) -> State:
         """A silent streaming state for `batch_size` independent texts.
 
-        device and dtype default to the embedding's; the dtype is that of the history rows (sums stay in float32).
+        device and dtype default to the last norm's; the dtype is that of the history rows (sums stay in float32).
         """
-        device = torch.device(device) if device is not None else self.embedding.weight.device
-        dtype = dtype or self.embedding.weight.dtype
+        device = torch.device(device) if device is not None else self.norm.weight.device
+        dtype = dtype or self.norm.weight.dtype
         applications = self.applications * self.config.loop_iterations
         tree: Tree = {
             "blocks": {

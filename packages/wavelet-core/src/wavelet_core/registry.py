@@ -23,6 +23,7 @@ KINDS = (
     "dataset",
     "optimizer",
     "schedule",
+    "format",
     "kernel",
 )
 

@@ -71,14 +71,15 @@ def weight_bytes_read(model: Any) -> int:
 
     def count(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         nonlocal total
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-            total += inputs[0].numel() * module.embedding_dim * module.weight.element_size()
-        elif not any(part in tables for part in (module, *owners.get(module, ()))):
+        if module in tables:
+            whole = sum(tensor.nbytes for tensor in module.state_dict().values())
+            total += whole * inputs[0].numel() // module.num_embeddings
+        elif module not in inside:
             own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
             total += sum(tensor.nbytes for tensor in own)
 
-    tables = [module for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]
-    owners = {part: [table] for table in tables for part in table.modules() if part is not table}
+    tables = {module for module in model.modules() if hasattr(module, "num_embeddings")}
+    inside = {part for table in tables for part in table.modules()}
     hooks = [module.register_forward_pre_hook(count) for module in model.modules()]
     try:
         _read_one(model)
