@@ -10,26 +10,24 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from wavelet_core import few_rows
 from wavelet_core.computed import frozen
 from wavelet_core.config import ModelConfig
 from wavelet_core.generation.compiled import CompiledSteps
 from wavelet_core.generation.context import Hop, Stream
+from wavelet_core.kernels import active_kernel
 from wavelet_core.multinodal import build_model
 from wavelet_core.state import State
 
 READ_BUFFER = 1 << 28
 PREFILL_CHUNK = 256
-MATRIX_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "linear", "matmul"}
+MATRIX_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "linear", "matmul", "stacked_linear"}
 
 
 def random_model(config: ModelConfig, dtype: torch.dtype, seed: int = 0) -> Any:
@@ -96,21 +94,16 @@ class _RecordMatrixProducts(TorchDispatchMode):
         super().__init__()
         self.calls: list[Callable[[], Any]] = []
 
-    def run(self, product: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Run a product and remember it."""
-        self.calls.append(lambda: product(*args, **kwargs))
-        return product(*args, **kwargs)
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         if func.overloadpacket.__name__ in MATRIX_PRODUCTS:
-            return self.run(func, *args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+            self.calls.append(lambda: func(*args, **kwargs))
+        return func(*args, **kwargs)
 
 
 def matrix_products(model: Any) -> Callable[[], None]:
     """A function that runs just the matrix products of one decoded token, on the inputs that they had."""
-    kernel = few_rows.few_rows  # no operator of torch's, which the mode would see
-    with _RecordMatrixProducts() as record, patch.object(few_rows, "few_rows", partial(record.run, kernel)):
+    with _RecordMatrixProducts() as record:
         _read_one(model)
 
     def run() -> None:
@@ -232,7 +225,7 @@ def _decode_benchmark(
         "device": str(device),
         "threads": torch.get_num_threads(),
         "compiled": compiled,
-        "native_kernel": few_rows.available and not compiled and device.type == "cpu",
+        "native_kernel": active_kernel() is not None and device.type == "cpu",
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "seconds_per_token": latency,
