@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PACKAGES := $(addprefix packages/wavelet-,core memory quant train cli)
-KERNEL := packages/wavelet-core/hatch_build.py packages/wavelet-core/src/wavelet_core/native/few_rows.cpp
+KERNEL := packages/wavelet-quant/hatch_build.py packages/wavelet-quant/src/wavelet_quant/native/few_rows.cpp
 
 WORKERS ?= 2
 ARGS ?=

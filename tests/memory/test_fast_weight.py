@@ -28,8 +28,8 @@ def memory_of(heads=2, chunk_size=CHUNK, learning_rate=20.0, inference_updates=T
     )
     memory = FastWeightProductKeyMemory(config, ModelShape(width=WIDTH, levels=2))
     with torch.no_grad():
-        memory.keys_a.normal_()
-        memory.keys_b.normal_()
+        memory.keys_a.weight.normal_()
+        memory.keys_b.weight.normal_()
     return memory
 
 

@@ -50,8 +50,6 @@ class WaveletCrawl(Computed):
     that every level starts close to its dyadic delay. Shapes: (B, T, P) -> (B, T, P).
     """
 
-    float_parameters = ("theta",)  # not a matrix: quantization leaves it alone
-
     def __init__(self, levels: int, size: int):
         super().__init__()
         self.size = size
