@@ -26,8 +26,8 @@ def command(checkpoint: str, out: Path, output_format: str) -> None:
     Examples:
       wavelet export runs/demo exported --format seed
     """
+    from wavelet_cli.seed import export_seed
     from wavelet_core.checkpoint import locate_checkpoint
-    from wavelet_core.seed import export_seed
 
     directory = locate_checkpoint(checkpoint)
     export_seed(directory, out)

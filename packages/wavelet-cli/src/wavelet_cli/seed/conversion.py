@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wavelet_cli.seed.configuration import model_config_from_seed, reads_routing, seed_from_model_config
+from wavelet_cli.seed.names import LearnedDeltas, SeedTensor, UnreadTensor, place, seed_layout
+from wavelet_cli.seed.tokenizer import seed_tokenizer, tokenizer_files
 from wavelet_core.atomic_files import write_atomically
 from wavelet_core.checkpoint import (
     TOKENIZER_DIRECTORY,
@@ -22,9 +25,6 @@ from wavelet_core.checkpoint import (
 )
 from wavelet_core.config import LanguageModelConfig
 from wavelet_core.language_model import build_model
-from wavelet_core.seed.configuration import model_config_from_seed, reads_routing, seed_from_model_config
-from wavelet_core.seed.names import LearnedDeltas, SeedTensor, UnreadTensor, place, seed_layout
-from wavelet_core.seed.tokenizer import seed_tokenizer, tokenizer_files
 from wavelet_core.tensor_files import CheckpointError
 
 COMPILE_PREFIX = "_orig_mod."

@@ -1,13 +1,12 @@
 """Reading and writing the original WaveletLM's configurations and checkpoints ("seed" files)."""
 
-from wavelet_core.seed.configuration import (
+from wavelet_cli.seed.configuration import (
     SEED_KEYS,
     SeedKey,
-    is_seed_config,
     model_config_from_seed,
     seed_from_model_config,
 )
-from wavelet_core.seed.conversion import ImportReport, export_seed, import_seed
+from wavelet_cli.seed.conversion import ImportReport, export_seed, import_seed
 
 __all__ = [
     "SEED_KEYS",
@@ -15,7 +14,6 @@ __all__ = [
     "SeedKey",
     "export_seed",
     "import_seed",
-    "is_seed_config",
     "model_config_from_seed",
     "seed_from_model_config",
 ]
