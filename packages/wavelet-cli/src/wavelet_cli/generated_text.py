@@ -1,11 +1,14 @@
-"""Printing generated texts while they are decoded, and how fast they came."""
+"""Printing generated texts while they are decoded, what is measured of them, and how fast they came."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from wavelet_cli.output import table
 
 if TYPE_CHECKING:
     from wavelet_core.generation import Completion, Token
@@ -35,6 +38,22 @@ class Printer:
         while self.current < len(self.prompts) and self.completions[self.current].finish is not None:
             self._print("\n")
             self._next()
+
+    def report(self, prompts: Sequence[str], seeds: Sequence[int], metrics: Sequence[dict[str, Any]]) -> list[Any]:
+        """The finished texts for JSON; metrics: one entry a text, or none at all."""
+        return [
+            {
+                "prompt": prompt,
+                "text": text,
+                "tokens": completion.tokens,
+                "finish": completion.finish,
+                "seed": seed,
+                **({"metrics": metrics[row]} if metrics else {}),
+            }
+            for row, (prompt, text, completion, seed) in enumerate(
+                zip(prompts, self.texts, self.completions, seeds, strict=True)
+            )
+        ]
 
     def _cleaned(self, row: int, text: str, last: bool) -> str:
         if not self.clean:
@@ -94,3 +113,13 @@ class Clock:
         report = self.report()
         rate = f"{self.tokens} tokens, {report['tokens_per_second']:.1f} tokens/s"
         return rate if self.at_once else f"{rate} (first token after {report['prompt_seconds']:.2f} s)"
+
+
+def metrics_table(measured: list[dict[str, Any]]) -> str:
+    """The metrics of all texts side by side."""
+    names = list(measured[0])
+    rows = [
+        [name.replace("_", " "), *(v if isinstance(v := values[name], int) else f"{v:.4f}" for values in measured)]
+        for name in names
+    ]
+    return table(rows, ["metric", *(str(number + 1) for number in range(len(measured)))])
