@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wavelet_cli.output import table
+from wavelet_train.tables import table
 
 if TYPE_CHECKING:
     from wavelet_core.generation import Completion, Token

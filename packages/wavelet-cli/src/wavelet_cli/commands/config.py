@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from wavelet_cli.options import json_option, set_option
-from wavelet_cli.output import print_json, table
+from wavelet_cli.output import print_json
+from wavelet_cli.shared_options import json_option, set_option
+from wavelet_train.tables import table
 
 
 @click.group("config")

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wavelet_cli.options import json_option
-from wavelet_cli.output import print_json, table
+from wavelet_cli.output import print_json
+from wavelet_cli.shared_options import json_option
+from wavelet_train.tables import table
 
 if TYPE_CHECKING:
     from wavelet_core.tokenizers import Tokenizer

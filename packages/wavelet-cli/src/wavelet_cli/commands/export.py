@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from wavelet_cli.options import new_directory_argument
+from wavelet_cli.shared_options import new_directory_argument
 
 
 @click.command("export", short_help="Write a checkpoint in another program's format.")

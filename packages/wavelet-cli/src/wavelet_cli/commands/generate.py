@@ -9,8 +9,8 @@ import click
 
 from wavelet_cli.generated_text import Clock, Printer, metrics_table
 from wavelet_cli.generation_options import Finite, generation_settings, load_draft, load_model, read_prompts
-from wavelet_cli.options import json_option
 from wavelet_cli.output import print_json
+from wavelet_cli.shared_options import json_option
 
 
 @click.command(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from wavelet_cli.options import new_directory_argument
+from wavelet_cli.shared_options import new_directory_argument
 
 
 @click.command("import", short_help="Convert a checkpoint of the original research code.")

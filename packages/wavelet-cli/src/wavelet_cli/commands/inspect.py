@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
-from wavelet_cli.options import json_option
-from wavelet_cli.output import byte_size, print_json, table
+from wavelet_cli.output import byte_size, print_json
+from wavelet_cli.shared_options import json_option
+from wavelet_train.tables import table
 
 
 @click.command("inspect", short_help="Show what a checkpoint holds.")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from wavelet_cli.options import json_option, set_option
 from wavelet_cli.output import print_json
+from wavelet_cli.shared_options import json_option, set_option
 
 
 @click.command("train", short_help="Train a model, or go on with a run that was stopped.")

@@ -1,0 +1,5 @@
+"""`python -m wavelet_cli` is `wavelet`."""
+
+from wavelet_cli.main import main
+
+main()
