@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from wavelet_cli.main import PACKAGES, cli
+from wavelet_cli import PACKAGES
+from wavelet_cli.main import cli
 from wavelet_cli.reference import SECTIONS, configuration_reference
-from wavelet_cli.seed import SEED_KEYS
+from wavelet_cli.seed.configuration import SEED_KEYS
 from wavelet_core import ModelConfig
 from wavelet_core.registry import KINDS, registry
 

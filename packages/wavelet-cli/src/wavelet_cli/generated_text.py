@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from wavelet_core.generation import Completion, SpacingStream, Token, clean_spacing
 from wavelet_train.tables import table
-
-if TYPE_CHECKING:
-    from wavelet_core.generation import Completion, Token
 
 
 class Printer:
     """Prints texts in their order: the first unfinished one as it comes, the others when it is their turn."""
 
     def __init__(self, prompts: list[str], clean: bool, silent: bool):
-        from wavelet_core.generation import Completion, SpacingStream
-
         self.prompts, self.clean, self.silent = prompts, clean, silent
-        self.completions: list[Completion] = [Completion() for _ in prompts]
+        self.completions = [Completion() for _ in prompts]
         self.texts = ["" for _ in prompts]
         self.spacing = [SpacingStream() for _ in prompts]
         self.current = -1
@@ -43,16 +39,14 @@ class Printer:
         """The finished texts for JSON; metrics: one entry a text, or none at all."""
         return [
             {
-                "prompt": prompt,
-                "text": text,
+                "prompt": prompts[row],
+                "text": self.texts[row],
                 "tokens": completion.tokens,
                 "finish": completion.finish,
-                "seed": seed,
+                "seed": seeds[row],
                 **({"metrics": metrics[row]} if metrics else {}),
             }
-            for row, (prompt, text, completion, seed) in enumerate(
-                zip(prompts, self.texts, self.completions, seeds, strict=True)
-            )
+            for row, completion in enumerate(self.completions)
         ]
 
     def _cleaned(self, row: int, text: str, last: bool) -> str:
@@ -68,11 +62,7 @@ class Printer:
         if len(self.prompts) > 1:
             self._print(f"--- {self.current + 1} ---\n")
         prompt = self.prompts[self.current]
-        if self.clean:
-            from wavelet_core.generation import clean_spacing
-
-            prompt = clean_spacing(prompt)
-        self._print(prompt + self.texts[self.current])
+        self._print((clean_spacing(prompt) if self.clean else prompt) + self.texts[self.current])
 
     def _print(self, text: str) -> None:
         if text and not self.silent:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+import torch
+import yaml
 
-if TYPE_CHECKING:
-    from wavelet_core.generation import GenerationSettings, ModelDrafts, NgramDrafts
-
-
-class Finite(click.FloatRange):
-    """A number in a range; infinity and nan are refused."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
-        return number
+from wavelet_cli.sampler_presets import STRATEGIES, in_order
+from wavelet_core.checkpoint import load_checkpoint, locate_checkpoint
+from wavelet_core.config import ConfigurationError, parse
+from wavelet_core.generation import GenerationSettings, ModelDrafts, NgramDrafts
+from wavelet_memory import learn_while_reading
+from wavelet_quant import quantize_int8
+from wavelet_train.precision import resolve_device
 
 
 def read_prompts(options: dict[str, Any]) -> list[str]:
@@ -46,10 +42,6 @@ def read_prompts(options: dict[str, Any]) -> list[str]:
 
 def generation_settings(options: dict[str, Any]) -> GenerationSettings:
     """The settings that the options ask for."""
-    from wavelet_cli.sampler_presets import STRATEGIES, in_order
-    from wavelet_core.config import parse
-    from wavelet_core.generation import GenerationSettings
-
     chosen = {name: dict(fields) for name, fields in STRATEGIES.items()} if options["strategies"] else {}
     if options["entropy_adaptive"]:
         chosen.setdefault("entropy_adaptive", {})
@@ -76,14 +68,13 @@ def generation_settings(options: dict[str, Any]) -> GenerationSettings:
         for name in ("fwpkm_update_lr", "fwpkm_chunk_size"):
             if options[name] is not None:
                 raise click.UsageError(f"--{name.replace('_', '-')} needs --fwpkm-inference-updates")
-    lookahead = {"candidates": options["lookahead_k"], "depth": options["lookahead_depth"]}
-    lookahead = {name: value for name, value in lookahead.items() if value is not None}
+    search = (("candidates", options["lookahead_k"]), ("depth", options["lookahead_depth"]))
     content = {
         "tokens": options["num_tokens"],
         "samplers": [*in_order(chosen), *map(_sampler, options["samplers"])],
         "context": options["context"],
         "stop_strings": list(options["stops"]),
-        "lookahead": lookahead or None,
+        "lookahead": {name: value for name, value in search if value is not None} or None,
         "best_of": options["best_of_n"],
         "metrics": options["metrics"] or options["strategies"],
     }
@@ -92,8 +83,6 @@ def generation_settings(options: dict[str, Any]) -> GenerationSettings:
 
 def _sampler(text: str) -> Any:
     """A sampler given as YAML."""
-    import yaml
-
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -102,13 +91,6 @@ def _sampler(text: str) -> Any:
 
 def load_model(directory: Path, options: dict[str, Any], draft: bool = False) -> Any:
     """The model in a checkpoint directory, as the options want it; a draft's memories do not learn."""
-    import torch
-
-    from wavelet_core import ConfigurationError, load_checkpoint
-    from wavelet_memory import learn_while_reading
-    from wavelet_quant import quantize_int8
-    from wavelet_train.precision import resolve_device
-
     dtype = getattr(torch, options["dtype"]) if options["dtype"] else None
     model = load_checkpoint(directory, dtype, resolve_device(options["device"], "--device"))
     if options["fwpkm_inference_updates"] and not draft:
@@ -121,9 +103,6 @@ def load_model(directory: Path, options: dict[str, Any], draft: bool = False) ->
 
 def load_draft(options: dict[str, Any]) -> ModelDrafts | NgramDrafts | None:
     """What guesses the next tokens, where that is asked for."""
-    from wavelet_core.checkpoint import locate_checkpoint
-    from wavelet_core.generation import ModelDrafts, NgramDrafts
-
     if options["draft"] in (None, "ngram"):
         return options["draft"] and NgramDrafts()
     return ModelDrafts(load_model(locate_checkpoint(options["draft"]), options, draft=True))

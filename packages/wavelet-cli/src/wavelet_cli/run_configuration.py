@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from wavelet_cli.seed import model_config_from_seed
+from wavelet_cli.seed.configuration import model_config_from_seed
 from wavelet_train.config import RunConfig, is_seed_config, locate, read_file, run_config
 
 

@@ -79,8 +79,8 @@ def learn_while_reading(model: nn.Module, learning_rate: float | None = None, ch
     memories = [module for module in model.modules() if isinstance(module, FastWeightProductKeyMemory)]
     if not memories:
         raise ConfigurationError("the model has no fast_weight_product_key memory")
-    given = {"update_learning_rate": learning_rate, "chunk_size": chunk_size}
-    changes = {name: value for name, value in given.items() if value is not None}
+    given = (("update_learning_rate", learning_rate), ("chunk_size", chunk_size))
+    changes = {name: value for name, value in given if value is not None}
     parse(FastWeightProductKeyMemory.Config, changes, "fast_weight_product_key")
     for memory in memories:
         memory.inference_updates = True

@@ -26,7 +26,7 @@ def command(checkpoint: str, out: Path, output_format: str) -> None:
     Examples:
       wavelet export runs/demo exported --format seed
     """
-    from wavelet_cli.seed import export_seed
+    from wavelet_cli.seed.conversion import export_seed
     from wavelet_core.checkpoint import locate_checkpoint
 
     directory = locate_checkpoint(checkpoint)

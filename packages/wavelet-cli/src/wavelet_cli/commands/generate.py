@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from typing import Any
 
 import click
 
-from wavelet_cli.generated_text import Clock, Printer, metrics_table
-from wavelet_cli.generation_options import Finite, generation_settings, load_draft, load_model, read_prompts
 from wavelet_cli.output import print_json
 from wavelet_cli.shared_options import json_option
+
+
+class Finite(click.FloatRange):
+    """A number in a range; infinity and nan are refused."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 @click.command(
@@ -36,8 +45,7 @@ from wavelet_cli.shared_options import json_option
     default="stream",
     show_default=True,
     metavar="stream|hop:N|window",
-    help="What is "
-    "remembered: everything; the last window, rebuilt every N tokens; the last window, rebuilt for every token.",
+    help="What is remembered: everything; the last window, rebuilt every N tokens; or rebuilt for every token.",
 )
 @click.option("--temperature", type=Finite(min=0), help="Divide logits by this; 0 is greedy. Default: 1.")
 @click.option("--top-k", type=click.IntRange(min=0), help="Keep the k most probable tokens; 0 keeps all.")
@@ -104,14 +112,16 @@ def command(checkpoint: str, **options: Any) -> None:
       wavelet generate runs/demo --prompt "The" -n 4 --temperature 0.8 --top-p 0.9 --json
       echo "import os" | wavelet generate runs/demo - --temperature 0 --draft ngram
     """
-    texts = [text for text in read_prompts(options) for _ in range(options["count"])]
-    settings = generation_settings(options)
-    # Everything that can be wrong in the options has been refused before a model is loaded.
+    from wavelet_cli.generated_text import Clock, Printer, metrics_table
+    from wavelet_cli.generation_options import generation_settings, load_draft, load_model, read_prompts
     from wavelet_core.checkpoint import locate_checkpoint
     from wavelet_core.generation import DecodingSession, completion_metrics, generate
     from wavelet_core.generation.batch import encode_prompt
     from wavelet_core.tokenizers import checkpoint_tokenizer
 
+    # Everything that can be wrong in the options is refused before a model is loaded.
+    texts = [text for text in read_prompts(options) for _ in range(options["count"])]
+    settings = generation_settings(options)
     directory = locate_checkpoint(checkpoint)
     model = load_model(directory, options)
     tokenizer = checkpoint_tokenizer(directory, model.config.vocabulary)

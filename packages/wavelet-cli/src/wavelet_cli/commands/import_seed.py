@@ -29,7 +29,7 @@ def command(seed_checkpoint: Path, out: Path, config_json: Path | None) -> None:
       wavelet import best_model.pt imported --config runs/7/config.json
       wavelet generate imported --prompt "The"
     """
-    from wavelet_cli.seed import import_seed
+    from wavelet_cli.seed.conversion import import_seed
 
     report = import_seed(seed_checkpoint, config_json, out)
     click.echo(f"{out}: {report.parameters:,} parameters from {report.tensors:,} tensors of {seed_checkpoint}")

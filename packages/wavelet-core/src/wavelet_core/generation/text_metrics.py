@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from wavelet_core.generation.generate import Completion
 from wavelet_core.generation.samplers.coherence import drift, signature
 from wavelet_core.language_model import LanguageModel
-
-if TYPE_CHECKING:
-    from wavelet_core.generation.generate import Completion
 
 
 def distinct(tokens: Sequence[int], size: int) -> float:
