@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from wavelet_cli.seed.configuration import model_config_from_seed
+from wavelet_cli.seed.conversion import model_from_seed, read_seed_checkpoint
+from wavelet_cli.seed.names import SeedTensor, seed_layout
 from wavelet_core.checkpoint import named_tensors
-from wavelet_core.seed.configuration import model_config_from_seed
-from wavelet_core.seed.conversion import model_from_seed, read_seed_checkpoint
-from wavelet_core.seed.names import SeedTensor, seed_layout
 from wavelet_core.state import leaves
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from wavelet_cli.seed.configuration import model_config_from_seed, seed_from_model_config
+from wavelet_cli.seed.conversion import export_seed, import_seed
 from wavelet_core import CheckpointError, ConfigurationError, ModelConfig, WaveletLM
-from wavelet_core.seed import export_seed, import_seed, model_config_from_seed, seed_from_model_config
 from wavelet_core.tensor_files import load_tensors
 
 HERE = Path(__file__).parent / "cases"
