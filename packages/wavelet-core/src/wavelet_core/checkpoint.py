@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from wavelet_core.atomic_files import write_atomically
 from wavelet_core.config import ModelConfig, parse
 from wavelet_core.registry import RegistryError, registry
-from wavelet_core.tensor_files import CheckpointError, check_names, open_tensors
+from wavelet_core.tensor_files import CheckpointError, check_names, open_tensors, save_tensors
 
 if TYPE_CHECKING:
     from wavelet_core.model import WaveletLM
@@ -170,8 +169,7 @@ class Pretrained:
         }
         (directory / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
         assert isinstance(self, nn.Module)
-        tensors = {name: tensor.detach().contiguous() for name, tensor in named_tensors(self).items()}
-        save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+        save_tensors(named_tensors(self), directory / WEIGHTS_FILE, metadata={"format": "pt"})
         if tokenizer is not None:
             tokenizer.save(directory / TOKENIZER_DIRECTORY)
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from wavelet_core import ConfigurationError, ModelConfig, MultinodalLM, WaveletLM, build, build_model
-from wavelet_core.atomic_files import write_atomically
+from wavelet_core.atomic_files import recover, write_atomically
 from wavelet_core.checkpoint import WEIGHTS_FILE, named_tensors
 from wavelet_core.state import leaves
 from wavelet_core.tensor_files import CheckpointError, load_tensors_into
@@ -37,7 +37,6 @@ from wavelet_train.training_state import (
     Counters,
     optimizer_tensors,
     read_state,
-    recover,
     restore_optimizer,
     write_state,
 )
