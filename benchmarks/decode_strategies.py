@@ -27,8 +27,8 @@ from torch import Tensor
 from wavelet_core import ComponentConfig, ModelConfig, hookimpl, registry
 from wavelet_core.config import parse
 from wavelet_core.generation import GenerationSettings, NgramDrafts, Sampler, generate
-from wavelet_core.generation.benchmark import random_model
 from wavelet_core.tokenizers import BytePairTokenizer, TiktokenTokenizer, Tokenizer
+from wavelet_quant.decode_benchmark import random_model
 from wavelet_train.byte_pair import train_byte_pair
 from wavelet_train.config import load_run_config
 from wavelet_train.python_stdlib import PythonStandardLibrary

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wavelet_core import few_rows
-from wavelet_core.generation.benchmark import ReadBandwidth, seconds
 from wavelet_core.linear import linear
+from wavelet_quant.decode_benchmark import ReadBandwidth, seconds
 
 BYTES = 1 << 28
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from wavelet_cli.sampler_presets import STRATEGIES, in_order
 from wavelet_core import ModelConfig, WaveletLM, build_model
 from wavelet_core.config import parse
-from wavelet_core.generation import STRATEGIES, GenerationSettings, clean_spacing, collect, generate, in_order
+from wavelet_core.generation import GenerationSettings, clean_spacing, collect, generate
 from wavelet_core.tokenizers import BytesTokenizer
 
 FAST_WEIGHTS = {"kind": "fast_weight_product_key", "num_keys": 16, "top_k": 2}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from wavelet_core import ModelConfig, build_model
-from wavelet_core.config import parse
+from wavelet_core.config import parse_model
 
 VOCABULARY = 29
 TINY = {"vocabulary_size": VOCABULARY, "width": 12, "layers": 2, "levels": 3, "memories": []}
@@ -73,16 +73,21 @@ ARCHITECTURES = {
         "loop_iterations": 2,
         "shared_block": True,
     },
-    "multinodal": {"multinodal": {"cells": 2, "width": 12, "features_per_cell": 8}},
+    "multinodal": {"kind": "multinodal", "cells": 2, "width": 12, "features_per_cell": 8},
     "multinodal_gated": {
+        "kind": "multinodal",
         "layers": 3,
-        "multinodal": {"cells": 2, "width": 8, "cross_cell_gating": True, "gate_interval": 2, "combination": "sum"},
+        "cells": 2,
+        "width": 8,
+        "cross_cell_gating": True,
+        "gate_interval": 2,
+        "combination": "sum",
     },
 }
 
 
 def config_of(overrides=None) -> ModelConfig:
-    return parse(ModelConfig, TINY | (overrides or {}))
+    return parse_model(TINY | (overrides or {}))
 
 
 def model_of(overrides=None, seed=0, nudge=0.1):

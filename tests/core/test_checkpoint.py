@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -19,6 +20,7 @@ from wavelet_core import (
     atomic_files,
     build_model,
     hookimpl,
+    load_checkpoint,
 )
 from wavelet_core.checkpoint import load_weights, locate_checkpoint, named_tensors, read_config
 from wavelet_core.registry import Registry
@@ -255,8 +257,24 @@ def anonymous_memory():
 def test_weights_can_be_loaded_by_hand(saved, model, tokens):
     with torch.device("meta"):
         empty = build_model(model.config)
-    load_weights(empty, saved / "model.safetensors", None, "cpu")
+    load_weights(empty, saved / "model.safetensors", "cpu")
     assert torch.equal(logits(empty.eval(), tokens), logits(model, tokens))
+
+
+@pytest.mark.parametrize("name", ["headline", "multinodal"])
+def test_a_checkpoint_of_the_first_format_gives_the_logits_that_it_gave(name):
+    directory = Path(__file__).parent / "first_format" / name
+    expected = load_file(directory / "expected.safetensors")
+    model = load_checkpoint(directory)
+    torch.testing.assert_close(logits(model, expected["tokens"]), expected["logits"], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("version", [3, 99, "2b"])
+def test_a_newer_format_is_refused_by_name(saved, version):
+    file = saved / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format_version": version}))
+    with pytest.raises(CheckpointError, match=rf"format_version={version!r} is newer than 2.*pip install --upgrade"):
+        load_checkpoint(saved)
 
 
 def test_a_run_directory_stands_for_its_best_checkpoint(model, tmp_path):

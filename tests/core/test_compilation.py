@@ -35,6 +35,7 @@ def small_headline(headline):
 @pytest.fixture(autouse=True)
 def fresh_compiler():
     torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
 
 
 def compiled(function, backend="eager"):
@@ -75,6 +76,22 @@ def test_the_headline_model_compiles_with_its_loss(make_model, small_headline, t
         loss.backward()
         losses.append([loss, model.embedding.weight.grad.clone()])
     torch.testing.assert_close(losses[1], losses[0], atol=1e-5, rtol=1e-4)
+
+
+def test_stochastic_depth_is_one_graph_and_skips_what_it_skips_without_the_compiler(make_model, tokens):
+    losses = []
+    for compile_it in (False, True):
+        model = make_model({"layers": 3, "levels": 1, "stochastic_depth": 0.9}).train()
+        function = compiled(model.loss, "aot_eager") if compile_it else model.loss
+        losses.append([])
+        for _ in range(6):
+            loss = function(tokens[:, :-1], tokens[:, 1:])
+            model.zero_grad()
+            loss.backward()
+            losses[-1].append((loss.detach(), model.embedding.weight.grad.clone()))
+    torch.testing.assert_close(losses[1], losses[0], atol=1e-5, rtol=1e-4)
+    assert len({round(loss.item(), 4) for loss, _ in losses[0]}) > 1, "nothing was ever skipped"
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())

@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from wavelet_core import ModelConfig, build_model, registry
-from wavelet_core.config import MultinodalConfig
+from wavelet_core import ModelConfig, MultinodalConfig, build_model, registry
 from wavelet_core.state import leaves
 from wavelet_core.testing import CONTRACTS
 
@@ -67,7 +66,7 @@ def bases(*options, **others):
 
 
 def cells(**options):
-    return {"layers": 3, "multinodal": {"cells": 2, "width": 8, **options}}
+    return {"kind": "multinodal", "layers": 3, "cells": 2, "width": 8, **options}
 
 
 LEARNING = {"inference_updates": True, "chunk_size": 4, "update_learning_rate": 2.0}
@@ -95,7 +94,6 @@ OPTIONS = {
     "model.mixer": Option({"mixer": "deep_gated_spectral"}, "parameters output"),
     "model.bypass": Option({}, "parameters state output", "bypass", off={"bypass": None}),
     "model.memories": Option({"memories": ["mlp", "mlp"]}, "parameters output", "memories"),
-    "model.multinodal": Option({"multinodal": {"cells": 2, "width": 12}}, "parameters state output", "cells"),
     "block.wavelet.embedding_residual": Option(block(embedding_residual=True), "parameters output", "gamma"),
     "block.wavelet.learned_residual": Option(
         {}, "parameters output", r"residual\.alpha", off=block(learned_residual=False)
@@ -167,21 +165,20 @@ OPTIONS = {
         memory(FAST, **LEARNING | {"chunk_size": 7}), "state streamed", off=memory(FAST, **LEARNING)
     ),
     "multinodal.cells": Option(cells(), "parameters state output", r"cells\.1|^1\.", cells(cells=1)),
-    "multinodal.width": Option(cells(width=6), "parameters state output", off=cells()),
     "multinodal.seeds": Option(cells(seeds=[1, 2]), "initial", off=cells()),
     "multinodal.combination": Option(cells(combination="sum"), "output", off=cells()),
     "multinodal.cross_cell_gating": Option(cells(cross_cell_gating=True), "parameters output", "gates", cells()),
     "multinodal.gate_interval": Option(
         cells(cross_cell_gating=True, gate_interval=2), "parameters output", off=cells(cross_cell_gating=True)
     ),
-    "multinodal.features_per_cell": Option(cells(features_per_cell=3), "parameters output", off=cells()),
+    "multinodal.features_per_cell": Option(cells(features_per_cell=3), "initial", off=cells()),
     "multinodal.bagged_value": Option(
-        cells(features_per_cell=3, bagged_value=0.5), "output", off=cells(features_per_cell=3)
+        cells(features_per_cell=3, bagged_value=0.5), "initial", off=cells(features_per_cell=3)
     ),
 }
 
 # What a field decides outside of the model, and the test file that shows it.
-ELSEWHERE = {"model.context_length": "tests/core/test_generation_engine.py"}
+ELSEWHERE = {"model.context_length": "tests/core/test_generation.py"}
 
 
 def sections():
@@ -197,6 +194,7 @@ def sections():
 
 def test_no_option_is_left_out():
     fields = {f"{name}.{field}" for name, section in sections() for field in section.model_fields if field != "kind"}
+    fields -= {f"multinodal.{field}" for field in ModelConfig.model_fields}
     assert fields == OPTIONS.keys() | ELSEWHERE.keys()
 
 

@@ -5,7 +5,7 @@ import torch
 
 from wavelet_core.config import parse
 from wavelet_core.generation import GenerationSettings, collect, generate
-from wavelet_core.generation.engine import mean_log_probability
+from wavelet_core.generation.generate import mean_log_probability
 
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2]]
 PENALTY = [{"kind": "repetition_penalty", "penalty": 1.5}]

@@ -10,7 +10,7 @@ import torch
 
 from wavelet_core import State
 from wavelet_core.config import parse
-from wavelet_core.generation import CompiledSteps, GenerationSettings, generate
+from wavelet_core.generation import DecodingSession, GenerationSettings, generate
 
 LENGTH = 10_000
 
@@ -20,12 +20,12 @@ MEMORY_GROWTH = """
 import itertools, pathlib, torch
 from wavelet_core import ModelConfig, build_model
 from wavelet_core.config import parse
-from wavelet_core.generation import GenerationSettings, NgramDrafts, generate, in_order
+from wavelet_core.generation import GenerationSettings, NgramDrafts, generate
 
 torch.set_num_threads(1)
 content = {"vocabulary_size": 64, "width": 32, "levels": 4, "layers": 1, "wavelet": {"crawl": 3}}
 model = build_model(parse(ModelConfig, content))
-samplers = in_order({"repetition_penalty": {}, "wavelet_coherence": {}, "top_p": {"p": 0.9}})
+samplers = ["repetition_penalty", "wavelet_coherence", {"kind": "top_p", "p": 0.9}]
 draft = NgramDrafts(history=500) if DRAFT else None
 tokens = generate(model, [[1]], parse(GenerationSettings, {"tokens": None, "samplers": samplers}), draft=draft)
 
@@ -88,7 +88,7 @@ def test_one_token_at_a_time_matches_parallel_over_10000_tokens(make_model, head
 def test_compiled_steps_write_the_same_text_and_compile_twice(make_model, headline):
     torch._dynamo.utils.counters.clear()
     model = make_model(headline)
-    compiled = CompiledSteps(model)
+    compiled = DecodingSession(model, compiled=True)
     settings = parse(GenerationSettings, {"tokens": 20})
     for prompts in ([[1, 2, 3]], [[4, 5]], [[1, 2], [3]], [[1]] * 4):
         assert list(generate(compiled, prompts, settings)) == list(generate(model, prompts, settings))

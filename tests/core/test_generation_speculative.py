@@ -6,15 +6,18 @@ import pytest
 import torch
 
 from wavelet_core.config import ConfigurationError, parse
-from wavelet_core.generation import GenerationSettings, ModelDrafts, NgramDrafts, collect, generate, in_order
+from wavelet_core.generation import GenerationSettings, ModelDrafts, NgramDrafts, collect, generate
 from wavelet_core.generation.drafts import Draft, DraftSource, NgramDraft
 from wavelet_core.generation.speculative import Pace
 
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [9], [1, 2, 3, 4] * 4]
 GREEDY = [{"kind": "temperature", "temperature": 0}]
-SAMPLED = in_order(
-    {"repetition_penalty": {}, "wavelet_coherence": {"window": 8}, "entropy_adaptive": {}, "top_p": {"p": 0.95}}
-)
+SAMPLED = [
+    {"kind": "repetition_penalty"},
+    {"kind": "wavelet_coherence", "window": 8},
+    {"kind": "entropy_adaptive"},
+    {"kind": "top_p", "p": 0.95},
+]
 
 
 def run(model, prompts=PROMPTS, seeds=None, draft=None, **fields):

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wavelet_core.generation import SpacingStream, clean_spacing
-from wavelet_core.generation.metrics import distinct, repetition
 from wavelet_core.generation.stopping import TextStream
+from wavelet_core.generation.text_metrics import distinct, repetition
 from wavelet_core.tokenizers import BytesTokenizer
 
 TOKENIZER = BytesTokenizer()

@@ -12,8 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from wavelet_core import few_rows
-from wavelet_core.generation.benchmark import matrix_products
 from wavelet_core.linear import MOST_ROWS, SMALLEST_MATRIX, Linear, linear, stacked_linear
+from wavelet_quant.decode_benchmark import matrix_products
 
 needs_kernel = pytest.mark.skipif(not few_rows.available, reason="the native kernel is not installed here")
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}

@@ -6,18 +6,18 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from wavelet_core import ConfigurationError, LiftingWavelet, ModelConfig, ModelShape
-from wavelet_core.config import MultinodalConfig, next_power_of_two, parse
+from wavelet_core import ConfigurationError, LiftingWavelet, ModelConfig, ModelShape, MultinodalConfig
+from wavelet_core.config import next_power_of_two, parse, parse_model
 
 MULTI_BASIS = {"kind": "multi_basis"}
 PRODUCT_KEY = {"kind": "product_key", "num_keys": 16, "top_k": 2}
 
 # What is asked for, and what the one line about it must name: both fields where two exclude each other.
 REFUSED = {
-    "unknown field": ({"widht": 12}, ["widht", "did you mean 'width'", "Known fields: vocabulary_size"]),
+    "unknown field": ({"widht": 12}, ["widht", "did you mean 'width'", "Known fields: kind, vocabulary_size"]),
     "unknown component field": ({"mixer": {"rnk": 3}}, ["mixer.rnk", "did you mean 'rank'"]),
     "unknown memory field": ({"memories": [{"kind": "mlp", "expand": 3}]}, ["memories[0].expand", "'expansion'"]),
-    "unknown multinodal field": ({"multinodal": {"cell": 2}}, ["multinodal.cell", "did you mean 'cells'"]),
+    "unknown multinodal field": ({"kind": "multinodal", "cell": 2}, ["cell", "did you mean 'cells'"]),
     "unknown component": ({"transform": "hadamard"}, ["transform", "'hadamard'", "walsh_hadamard"]),
     "memory without kind": ({"memories": [{"expansion": 3}]}, ["memories[0]", "needs `kind`", "mlp"]),
     "component of wrong type": ({"mixer": 3}, ["mixer", "name of a mixer or a mapping", "3"]),
@@ -82,15 +82,15 @@ REFUSED = {
         ["memories[1]", "heads=4", "model.width", "odd"],
     ),
     "fewer seeds than cells": (
-        {"multinodal": {"cells": 3, "seeds": [1, 2]}},
-        ["multinodal", "seeds", "2 entries", "cells=3"],
+        {"kind": "multinodal", "cells": 3, "seeds": [1, 2]},
+        ["seeds", "2 entries", "cells=3"],
     ),
     "more features than columns": (
-        {"multinodal": {"width": 8, "features_per_cell": 9}},
-        ["multinodal", "features_per_cell=9", "width=8"],
+        {"kind": "multinodal", "width": 8, "features_per_cell": 9},
+        ["features_per_cell=9", "width=8"],
     ),
     "heads that do not divide the width of a cell": (
-        {"width": 12, "memories": [PRODUCT_KEY | {"heads": 3}], "multinodal": {"width": 8}},
+        {"width": 8, "memories": [PRODUCT_KEY | {"heads": 3}], "kind": "multinodal"},
         ["heads=3", "model.width=8"],
     ),
 }
@@ -99,7 +99,7 @@ REFUSED = {
 @pytest.mark.parametrize(("data", "named"), REFUSED.values(), ids=REFUSED.keys())
 def test_refused_when_it_is_read(data, named):
     with pytest.raises(ConfigurationError) as refused:
-        parse(ModelConfig, {"vocabulary_size": 29} | data, "file.yaml: model")
+        parse_model({"vocabulary_size": 29} | data, "file.yaml: model")
     message = str(refused.value)
     assert message.startswith("file.yaml: model: ") and "\n" not in message
     assert all(part in message for part in named), message
@@ -135,8 +135,8 @@ def test_mistakes_are_found_under_stable_parametrization_too():
 def test_every_configuration_survives_a_dump(make_config, architecture):
     config = make_config(architecture)
     for mode in ("json", "python"):
-        assert ModelConfig.model_validate(config.model_dump(mode=mode)) == config
-    assert ModelConfig.model_validate(json.loads(json.dumps(config.model_dump(mode="json")))) == config
+        assert parse_model(config.model_dump(mode=mode)) == config
+    assert parse_model(json.loads(json.dumps(config.model_dump(mode="json")))) == config
 
 
 def test_a_short_dump_still_names_the_components(make_config):
@@ -198,10 +198,9 @@ def test_a_shape_alone_pads_to_the_next_power_of_two():
     assert ModelShape(width=5, levels=2).padded_width == 8
 
 
-def test_a_cell_has_its_own_width_and_no_cells(make_config):
-    config = make_config({"multinodal": {"width": 8}})
-    assert config.cell.width == 8 and config.cell.multinodal is None
-    assert config.cell.levels == config.levels
+def test_a_cell_is_a_wavelet_model_with_all_options_but_those_of_the_cells(make_config):
+    config = make_config({"kind": "multinodal", "width": 8, "mixer": {"rank": 2}})
+    assert config.cell == make_config({"width": 8, "mixer": {"rank": 2}})
 
 
 def test_configurations_do_not_touch_random_numbers(make_config):

@@ -161,7 +161,7 @@ def test_a_new_window_of_other_models_is_a_reset(make_model, texts):
 
 
 def test_windows_of_independent_cells_are_carried_for_each(make_model, texts):
-    model = make_model({"cross_window_state": True, "multinodal": {"cells": 2, "width": 12}})
+    model = make_model({"cross_window_state": True, "kind": "multinodal", "cells": 2})
     state = model.new_state(3)
     go_on(model, texts, state)
     model.begin_window(state)

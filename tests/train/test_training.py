@@ -234,8 +234,8 @@ def test_carried_state_is_used_within_documents_only(tiny_run: TinyRun, tmp_path
 
 
 def test_multinodal_model_is_trained(tiny_run: TinyRun, tmp_path: Path) -> None:
-    multinodal = "model.multinodal={cells: 2, width: 16, seeds: [1, 2]}"
-    assert train(tiny_run("train.steps=2", multinodal), tmp_path / "run").report is not None
+    run = tiny_run("train.steps=2", "model.kind=multinodal", "model.width=16", "model.seeds=[1, 2]")
+    assert train(run, tmp_path / "run").report is not None
 
 
 @pytest.mark.slow

@@ -6,14 +6,14 @@ import inspect
 import json
 import re
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from wavelet_cli.main import PACKAGES
-from wavelet_core.config import ComponentConfig, ComponentOf, ModelConfig, MultinodalConfig
+from wavelet_core.config import ComponentConfig, ComponentOf, ModelConfig
 from wavelet_core.generation.settings import GenerationSettings, LookaheadSettings
 from wavelet_core.registry import KINDS, registry
 from wavelet_core.seed.configuration import REQUIRED, SEED_KEYS, SeedKey
@@ -54,7 +54,6 @@ aside; the preset `wikitext-103` has the published recipe in our `train` section
 SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("Top level", RunConfig),
     ("`model`", ModelConfig),
-    ("`model.multinodal`", MultinodalConfig),
     ("`data`", DataConfig),
     ("`train`", TrainConfig),
 )
@@ -72,13 +71,13 @@ def configuration_reference() -> str:
         parts += [f"### {title}\n", f"{_summary(section)}\n", _field_table(section)]
     parts.append("## Components\n")
     for kind in KINDS:
-        components = list(_own_components(kind))
+        components = [named for named in _own_components(kind) if named[1].Config is not ModelConfig]  # type: ignore[attr-defined]
         if components:
             parts.append(f"### {kind.capitalize()}\n")
         for name, component in components:
             package = registry.owner(kind, name).package
             parts += [f"#### {kind} `{name}`\n", f"{_summary(component)} ({package})\n"]
-            parts.append(_field_table(component.Config))  # type: ignore[attr-defined]
+            parts.append(_field_table(component.Config, ModelConfig.model_fields if kind == "model" else ()))  # type: ignore[attr-defined]
     parts += [
         "## Generation settings\n",
         "`wavelet_core.generation.GenerationSettings`, which `wavelet generate` fills in from its options.\n",
@@ -104,11 +103,12 @@ def _summary(described: type) -> str:
     return uncited.replace(" ()", "")
 
 
-def _field_table(section: type[BaseModel]) -> str:
+def _field_table(section: type[BaseModel], described: Collection[str] = ()) -> str:
+    """The fields of a section but for those described elsewhere."""
     rows = [
         (f"`{name}`", _limited_type(field.annotation, field.metadata), _default(field), field.description or "")
         for name, field in section.model_fields.items()
-        if name != "kind"
+        if name != "kind" and name not in described
     ]
     return _table(FIELD_COLUMNS, rows) if rows else "It has no fields.\n"
 
@@ -193,10 +193,11 @@ def _at(place: str) -> tuple[str, str]:
             present = entry[1] in [memory.kind for memory in ModelConfig().memories]
             return _summary(component), "present" if present else "not present"
         return _described(component.Config, rest[0])  # type: ignore[attr-defined]
+    if name == "kind":
+        return "the model family", f"`{ModelConfig().kind}`"
     if not rest or rest == ["kind"]:
-        return _described(ModelConfig, name)
-    if name == "multinodal":
-        return _described(MultinodalConfig, rest[0])
+        section = ModelConfig if name in ModelConfig.model_fields else registry.get("model", "multinodal").Config  # type: ignore[attr-defined]
+        return _described(section, name)
     for _, component in _own_components(name):
         if rest[0] in component.Config.model_fields:  # type: ignore[attr-defined]
             return _described(component.Config, rest[0])  # type: ignore[attr-defined]

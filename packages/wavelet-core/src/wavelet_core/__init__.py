@@ -9,14 +9,24 @@ except PackageNotFoundError:
 
 from wavelet_core.block import WaveletBlock
 from wavelet_core.bypass import ExponentialMovingAverageBypass, RunningMeanBypass
-from wavelet_core.config import ComponentConfig, ComponentOf, ConfigurationError, ModelConfig, ModelShape, Section
+from wavelet_core.checkpoint import load_checkpoint, save_checkpoint
+from wavelet_core.config import (
+    ComponentConfig,
+    ComponentOf,
+    ConfigurationError,
+    LanguageModelConfig,
+    ModelConfig,
+    ModelShape,
+    Section,
+)
 from wavelet_core.haar import HaarWavelet
+from wavelet_core.language_model import LanguageModel, build_model
 from wavelet_core.lifting import LiftingWavelet
 from wavelet_core.mixers import DeepGatedSpectralMixer, GatedSpectralMixer
 from wavelet_core.mlp import MLP
 from wavelet_core.model import WaveletLM
 from wavelet_core.multi_basis import MultiBasisWavelet
-from wavelet_core.multinodal import MultinodalLM, build_model
+from wavelet_core.multinodal import MultinodalConfig, MultinodalLM
 from wavelet_core.plugins import hookimpl
 from wavelet_core.registry import build, registry
 from wavelet_core.state import State
@@ -33,10 +43,13 @@ __all__ = [
     "ExponentialMovingAverageBypass",
     "GatedSpectralMixer",
     "HaarWavelet",
+    "LanguageModel",
+    "LanguageModelConfig",
     "LiftingWavelet",
     "ModelConfig",
     "ModelShape",
     "MultiBasisWavelet",
+    "MultinodalConfig",
     "MultinodalLM",
     "RunningMeanBypass",
     "Section",
@@ -47,5 +60,7 @@ __all__ = [
     "build",
     "build_model",
     "hookimpl",
+    "load_checkpoint",
     "registry",
+    "save_checkpoint",
 ]

@@ -10,24 +10,21 @@ import json
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from wavelet_core.atomic_files import write_atomically
-from wavelet_core.config import ModelConfig, parse
-from wavelet_core.registry import RegistryError, registry
+from wavelet_core.config import LanguageModelConfig, parse, parse_model
+from wavelet_core.first_format import convert_config, convert_tensors
+from wavelet_core.registry import RegistryError, build, registry
 from wavelet_core.tensor_files import CheckpointError, check_names, open_tensors, save_tensors
-
-if TYPE_CHECKING:
-    from wavelet_core.model import WaveletLM
-    from wavelet_core.multinodal import MultinodalLM
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_DIRECTORY = "tokenizer"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -65,19 +62,18 @@ def materialize(model: nn.Module, tensors: Mapping[str, Tensor], device: torch.d
     _fill_buffers(model, device)
 
 
-def load_weights(model: nn.Module, path: Path, dtype: torch.dtype | None, device: torch.device | str) -> None:
-    """Give a model made on the `meta` device the tensors of a safetensors file, memory-mapped.
+def load_weights(model: Any, path: Path, device: torch.device | str, version: int = FORMAT_VERSION) -> None:
+    """Give a model made on the `meta` device the tensors of a safetensors file, memory-mapped, in their stored types.
 
-    A dtype applies to floating tensors. Raises CheckpointError that lists what is missing, unexpected or mis-shaped.
+    Raises CheckpointError that lists what is missing, unexpected or mis-shaped.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
-    tensors = {}
     with open_tensors(path) as file:
-        check_names(path, wanted, {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})  # noqa: SIM118
-        for name in wanted:
-            tensor = file.get_tensor(name)
-            tensors[name] = tensor.to(device, dtype if tensor.is_floating_point() else None)
-    materialize(model, tensors, device)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if version == 1:
+        tensors = convert_tensors(tensors, model.config)
+    check_names(path, wanted, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    materialize(model, {name: tensor.to(device) for name, tensor in tensors.items()}, device)
 
 
 def _fill_buffers(model: nn.Module, device: torch.device | str) -> None:
@@ -96,13 +92,13 @@ def _fill_buffers(model: nn.Module, device: torch.device | str) -> None:
         module.reset_buffers()
 
 
-def _owners(config: ModelConfig) -> dict[str, str]:
+def _owners(components: Iterable[tuple[str, str]]) -> dict[str, str]:
     """The package and version behind every component, for the error when one is missing later."""
-    return {f"{kind} {c.kind}": str(registry.owner(kind, c.kind)) for _, kind, c in config.components()}
+    return {f"{kind} {name}": str(registry.owner(kind, name)) for kind, name in components}
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The parsed config.json of a checkpoint directory."""
+    """The parsed config.json of a checkpoint directory, in the form of today's format."""
     path = directory / CONFIG_FILE
     if not directory.exists():
         raise CheckpointError(f"{directory}: no such checkpoint directory")
@@ -116,12 +112,23 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: has no `model` section; a checkpoint of the original code needs `wavelet import` first"
         )
-    return data
+    version = data.get("format_version", 1)
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: format_version={version!r} is newer than {FORMAT_VERSION}, the newest that this wavelet-core "
+            "reads; upgrade it: pip install --upgrade wavelet-core"
+        )
+    return convert_config(data) if version == 1 else data
 
 
-def read_model_config(directory: Path) -> ModelConfig:
+def read_model_config(directory: Path) -> LanguageModelConfig:
     """The model section of a checkpoint, validated."""
     data = read_config(directory)
+    _require_components(directory, data)
+    return parse_model(data["model"], f"{directory / CONFIG_FILE}: model")
+
+
+def _require_components(directory: Path, data: Mapping[str, Any]) -> None:
     for component, owner in data.get("components", {}).items():
         kind, _, name = component.partition(" ")
         try:
@@ -131,69 +138,85 @@ def read_model_config(directory: Path) -> ModelConfig:
                 f"{directory / CONFIG_FILE}: the model uses the {component!r} of {owner}, which is not installed or "
                 f"failed to load; install it (see `wavelet plugins`): {error}"
             ) from None
-    return parse(ModelConfig, data["model"], f"{directory / CONFIG_FILE}: model")
+
+
+def write_checkpoint(
+    model: Any, directory: Path, tokenizer: Any = None, extra: Mapping[str, Any] | None = None
+) -> None:
+    """Write the checkpoint's files of a model of any family into an existing, empty directory.
+
+    A model whose weights are in a format other than floating point carries it as `weight_format`.
+    """
+    config: LanguageModelConfig = model.config
+    components = [("model", config.kind), *((kind, component.kind) for _, kind, component in config.components())]
+    content = {"format_version": FORMAT_VERSION, "model": config.model_dump(mode="json")}
+    weight_format = getattr(model, "weight_format", None)
+    if weight_format is not None:
+        content["format"] = weight_format.model_dump(mode="json")
+        components.append(("format", weight_format.kind))
+    content |= {"components": _owners(components), **(extra or {})}
+    (directory / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    save_tensors(named_tensors(model), directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    if tokenizer is not None:
+        tokenizer.save(directory / TOKENIZER_DIRECTORY)
+
+
+def save_checkpoint(
+    model: Any, directory: str | Path, tokenizer: Any = None, extra: Mapping[str, Any] | None = None
+) -> None:
+    """Write a model of any family as a checkpoint directory, atomically; an existing one is replaced whole.
+
+    tokenizer: saved under `tokenizer/`. extra: further sections of config.json (`data`, `train`).
+    Raises CheckpointError for a directory that holds files but no checkpoint.
+    """
+    path = Path(directory)
+    if path.is_dir() and any(path.iterdir()) and not (path / CONFIG_FILE).is_file():
+        raise CheckpointError(
+            f"{path} holds files that are no checkpoint, and saving replaces the directory whole; name another one"
+        )
+
+    def write(fresh: Path) -> None:
+        fresh.mkdir()
+        write_checkpoint(model, fresh, tokenizer, extra)
+
+    write_atomically(path, write)
+
+
+def load_checkpoint(source: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Any:
+    """Load a checkpoint directory, or a model of the Hugging Face hub (`owner/name`), in evaluation mode.
+
+    The model is of the family that its configuration names. dtype: of the floating tensors; as stored by default. The
+    weights are memory-mapped, not copied.
+    Raises CheckpointError for what is missing, damaged or does not fit, and ConfigurationError for its configuration.
+    """
+    directory = locate_checkpoint(source)
+    data = read_config(directory)
+    config = read_model_config(directory)
+    with torch.device("meta"):
+        model = build("model", config)
+        if "format" in data:
+            weight_format = registry.get("format", str(data["format"].get("kind")))
+            where = f"{directory / CONFIG_FILE}: format"
+            weight_format(parse(weight_format.Config, data["format"], where)).apply(model)  # type: ignore[attr-defined]
+    load_weights(model, directory / WEIGHTS_FILE, device, data.get("format_version", 1))
+    return model.to(dtype).eval() if dtype is not None else model.eval()
 
 
 class Pretrained:
-    """Saving and loading of a model as a checkpoint directory."""
-
-    config: ModelConfig
+    """Saving and loading as methods, for the model families that want them."""
 
     def save_pretrained(
         self, directory: str | Path, tokenizer: Any = None, extra: Mapping[str, Any] | None = None
     ) -> None:
-        """Write a checkpoint directory, atomically; an existing one is replaced whole.
-
-        tokenizer: saved under `tokenizer/`. extra: further sections of config.json (`data`, `train`).
-        Raises CheckpointError for a directory that holds files but no checkpoint.
-        """
-        path = Path(directory)
-        if path.is_dir() and any(path.iterdir()) and not (path / CONFIG_FILE).is_file():
-            raise CheckpointError(
-                f"{path} holds files that are no checkpoint, and saving replaces the directory whole; name another one"
-            )
-
-        def write(fresh: Path) -> None:
-            fresh.mkdir()
-            self.write_into(fresh, tokenizer, extra)
-
-        write_atomically(path, write)
-
-    def write_into(self, directory: Path, tokenizer: Any = None, extra: Mapping[str, Any] | None = None) -> None:
-        """Write the checkpoint's files into an existing, empty directory."""
-        content = {
-            "format_version": FORMAT_VERSION,
-            "model": self.config.model_dump(mode="json"),
-            "components": _owners(self.config),
-            **(extra or {}),
-        }
-        (directory / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-        assert isinstance(self, nn.Module)
-        save_tensors(named_tensors(self), directory / WEIGHTS_FILE, metadata={"format": "pt"})
-        if tokenizer is not None:
-            tokenizer.save(directory / TOKENIZER_DIRECTORY)
+        """As `save_checkpoint`."""
+        save_checkpoint(self, directory, tokenizer, extra)
 
     @staticmethod
     def from_pretrained(
         source: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
-    ) -> WaveletLM | MultinodalLM:
-        """Load a checkpoint directory, or a model of the Hugging Face hub (`owner/name`), in evaluation mode.
-
-        A multinodal configuration gives a MultinodalLM, any other a WaveletLM.
-
-        dtype: of the floating tensors; as stored by default. The weights are memory-mapped, not copied.
-        Raises CheckpointError for what is missing, damaged or does not fit, and ConfigurationError for its
-        configuration.
-        """
-        from wavelet_core.multinodal import build_model
-
-        directory = locate_checkpoint(source)
-        config = read_model_config(directory)
-        with torch.device("meta"):
-            model = build_model(config)
-        load_weights(model, directory / WEIGHTS_FILE, dtype, device)
-        model.eval()
-        return model
+    ) -> Any:
+        """As `load_checkpoint`: a model of whatever family the checkpoint holds."""
+        return load_checkpoint(source, dtype, device)
 
     def push_to_hub(self, name: str, tokenizer: Any = None, private: bool = False) -> str:
         """Upload the checkpoint to the Hugging Face hub as `owner/name`; returns the commit's address."""

@@ -19,7 +19,9 @@ from wavelet_core.haar import HaarWavelet
 from wavelet_core.lifting import LiftingWavelet
 from wavelet_core.mixers import DeepGatedSpectralMixer, GatedSpectralMixer
 from wavelet_core.mlp import MLP
+from wavelet_core.model import WaveletLM
 from wavelet_core.multi_basis import MultiBasisWavelet
+from wavelet_core.multinodal import MultinodalLM
 from wavelet_core.plugins import hookimpl
 from wavelet_core.tokenizers import BytePairTokenizer, BytesTokenizer, TiktokenTokenizer, TokenIds
 from wavelet_core.transforms import DiscreteCosine, Hartley, Identity, LearnedButterfly, WalshHadamard
@@ -27,6 +29,8 @@ from wavelet_core.transforms import DiscreteCosine, Hartley, Identity, LearnedBu
 
 @hookimpl
 def register_components(register: Callable[[str, type], None]) -> None:
+    for family in (WaveletLM, MultinodalLM):
+        register("model", family)
     for transform in (WalshHadamard, Identity, Hartley, DiscreteCosine, LearnedButterfly):
         register("transform", transform)
     for wavelet in (LiftingWavelet, HaarWavelet, MultiBasisWavelet):

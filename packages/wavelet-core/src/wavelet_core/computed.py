@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from torch import Tensor, nn
 
 
 class Computed(nn.Module, ABC):
-    """A module with a value that takes work to compute from its parameters; `frozen` does it once for many uses."""
+    """A module with a value that takes work to compute from its parameters.
+
+    A decoding session sets `_frozen` on its own view of the module, and computes the value once for many uses.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,16 +24,3 @@ class Computed(nn.Module, ABC):
     def computed(self) -> Tensor:
         """The value: the frozen one while there is one."""
         return self.compute() if self._frozen is None else self._frozen
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """While this lasts, every computed value of the model is a constant: for decoding, where no weight changes."""
-    modules = [module for module in model.modules() if isinstance(module, Computed)]
-    for module in modules:
-        module._frozen = module.compute().detach()
-    try:
-        yield
-    finally:
-        for module in modules:
-            module._frozen = None

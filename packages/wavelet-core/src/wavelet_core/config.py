@@ -121,50 +121,57 @@ def next_power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-class MultinodalConfig(Section):
-    """Several complete models ("cells") whose logits are combined (spec/model.md, section 7)."""
+class LanguageModelConfig(ComponentConfig):
+    """What the configuration of every model family holds; a family's own `Config` adds its fields."""
 
-    cells: int = Field(2, ge=1, description="number of cells")
-    width: int = Field(256, ge=1, description="width C of each cell; replaces model.width inside the cells")
-    seeds: list[int] = Field(
-        [42, 137], description="one seed a cell: its initial weights and its bagged columns come from it"
+    vocabulary_size: int | None = Field(
+        None, ge=1, description="V, entries in the vocabulary; null takes the tokenizer's size"
     )
-    combination: Literal["average", "sum"] = Field("average", description="how the cells' logits are combined")
-    cross_cell_gating: bool = Field(False, description="cells gate each other's residual stream between blocks")
-    gate_interval: int = Field(1, ge=1, description="blocks between two cross-cell gates")
-    features_per_cell: int | None = Field(
-        None, ge=1, description="embedding columns that a cell keeps (feature bagging); null keeps all"
+    context_length: int = Field(
+        256, ge=1, description="T, tokens in a training window; also what context policies `hop` and `window` rebuild"
     )
-    bagged_value: float = Field(1e-6, description="what the embedding columns that are bagged away are set to")
 
-    @model_validator(mode="after")
-    def _check(self) -> MultinodalConfig:
-        if len(self.seeds) < self.cells:
-            raise ValueError(f"seeds has {len(self.seeds)} entries but cells={self.cells}; give one seed per cell")
-        if self.features_per_cell is not None and self.features_per_cell > self.width:
-            raise ValueError(
-                f"features_per_cell={self.features_per_cell} is larger than width={self.width}; "
-                "choose at most the width, or null to keep all"
+    def components(self) -> Iterator[tuple[tuple[str | int, ...], str, ComponentConfig]]:
+        """Every component configured inside the model, as (place, kind, configuration)."""
+        return iter(())
+
+    @property
+    def vocabulary(self) -> int:
+        """V, once it is known. Raises ConfigurationError before that."""
+        if self.vocabulary_size is None:
+            raise ConfigurationError("model.vocabulary_size is not set; give a number, or the size of your tokenizer")
+        return self.vocabulary_size
+
+    def with_vocabulary(self: AnyModelConfig, size: int) -> AnyModelConfig:
+        """The configuration for a tokenizer with `size` tokens.
+
+        Raises ConfigurationError when `vocabulary_size` is given and too small; a larger one only pads.
+        """
+        if self.vocabulary_size is None:
+            return self.model_copy(update={"vocabulary_size": size})
+        if self.vocabulary_size < size:
+            raise ConfigurationError(
+                f"model.vocabulary_size={self.vocabulary_size} is smaller than the tokenizer's {size} tokens "
+                "(data.tokenizer); use null to take the tokenizer's size"
             )
         return self
+
+
+AnyModelConfig = TypeVar("AnyModelConfig", bound=LanguageModelConfig)
 
 
 def _default_memories() -> list[Any]:
     return [{"kind": "mlp"}]
 
 
-class ModelConfig(Section):
-    """Everything that decides what the model computes (spec/model.md)."""
+class ModelConfig(LanguageModelConfig):
+    """Everything that decides what a WaveletLM computes (spec/model.md)."""
 
-    vocabulary_size: int | None = Field(
-        None, ge=1, description="V, entries in the vocabulary; null takes the tokenizer's size"
-    )
+    kind: Literal["wavelet"] = "wavelet"
+
     width: int = Field(256, ge=1, description="C, channels of the residual stream")
     layers: int = Field(2, ge=1, description="blocks applied one after the other")
     levels: int = Field(5, ge=1, le=30, description="L, wavelet levels; level k looks 2^k positions back")
-    context_length: int = Field(
-        256, ge=1, description="T, tokens in a training window; also what context policies `hop` and `window` rebuild"
-    )
 
     tied_embedding: bool = Field(False, description="the head uses the token embedding's weights")
     embedding_scaling: bool = Field(False, description="multiply embeddings by sqrt(C)")
@@ -213,7 +220,6 @@ class ModelConfig(Section):
         default_factory=_default_memories,
         description="what reads the block's output in parallel and is summed with learned scalars",
     )
-    multinodal: MultinodalConfig | None = Field(None, description="combine several such models; null for one model")
 
     @property
     def shape(self) -> ModelShape:
@@ -226,14 +232,7 @@ class ModelConfig(Section):
             layers=self.layers,
         )
 
-    @property
-    def cell(self) -> ModelConfig:
-        """The configuration of one multinodal cell."""
-        assert self.multinodal is not None
-        return ModelConfig.model_validate(self.model_dump() | {"width": self.multinodal.width, "multinodal": None})
-
     def components(self) -> Iterator[tuple[tuple[str | int, ...], str, ComponentConfig]]:
-        """Every component configured here, as (place, kind, configuration)."""
         for kind in ("block", "wavelet", "transform", "mixer", "bypass"):
             config = getattr(self, kind)
             if config is not None:
@@ -273,13 +272,11 @@ class ModelConfig(Section):
             try:
                 config.check(self)
             except ValueError as error:
-                raise _error_at("ModelConfig", place, config, str(error)) from error
+                raise _error_at(type(self).__name__, place, config, str(error)) from error
         if self.cross_window_state and self.bypass is None:
             raise ValueError("cross_window_state needs a bypass, but model.bypass is null; set one of the two")
         if self.stochastic_depth and self.shared_block:
             raise ValueError("stochastic_depth cannot be used with shared_block: a looped block is never skipped")
-        if self.multinodal is not None and self.multinodal.width != self.width:
-            _ = self.cell  # validates: components must fit the width of the cells, too
         return self
 
 
@@ -295,6 +292,16 @@ def parse(section: type[AnySection], data: Any, source: str = "configuration") -
         return section.model_validate(data)
     except PydanticValidationError as error:
         raise ConfigurationError(describe(error, source)) from None
+
+
+def parse_model(data: Any, source: str = "configuration") -> LanguageModelConfig:
+    """Validate a model section as the configuration of the family that its `kind` names, `wavelet` by default.
+
+    Raises what `parse` raises, and RegistryError for an unknown family.
+    """
+    kind = data.get("kind", "wavelet") if isinstance(data, Mapping) else "wavelet"
+    config: LanguageModelConfig = parse(registry.get("model", kind).Config, data, source)  # type: ignore[attr-defined]
+    return config
 
 
 def describe(error: PydanticValidationError, source: str = "configuration") -> str:

@@ -2,47 +2,48 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from wavelet_core.checkpoint import Pretrained
-from wavelet_core.config import ConfigurationError, ModelConfig
+from wavelet_core.config import ModelConfig
 from wavelet_core.gradient_checkpointing import run_checkpointed
+from wavelet_core.language_model import cross_entropy
 from wavelet_core.linear import Linear
 from wavelet_core.registry import build
 from wavelet_core.state import State, Tree
+from wavelet_core.stochastic_depth import StochasticDepth
 
 
 class WaveletLM(nn.Module, Pretrained):
-    """A language model without attention (spec/model.md, section 1).
+    """A language model without attention (spec/model.md, section 1), the model family `wavelet`.
 
     `model(tokens)` maps token ids (B, T) to logits (B, T, V). With a state from `new_state` the same call continues
     the text that the state has read, in any chunking, at a cost per token that does not depend on the position.
     """
 
+    Config = ModelConfig
+
     def __init__(self, config: ModelConfig):
         super().__init__()
-        if config.multinodal is not None:
-            raise ConfigurationError("model.multinodal is set: use build_model(config), which makes a MultinodalLM")
-        if config.vocabulary_size is None:
-            raise ConfigurationError("model.vocabulary_size is not set; give a number, or the size of your tokenizer")
         self.config = config
         shape = config.shape
-        self.embedding = nn.Embedding(config.vocabulary_size, config.width)
+        self.embedding = nn.Embedding(config.vocabulary, config.width)
         nn.init.normal_(self.embedding.weight, std=config.width**-0.5)
         self.embedding_scale = config.width**0.5 if config.embedding_scaling else 1.0
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.blocks = nn.ModuleList(self._blocks(config))
         self.norm = nn.LayerNorm(shape.width)
         self.head_dropout = nn.Dropout(config.head_dropout)
-        self.head = Linear(config.width, config.vocabulary_size, bias=False)
+        self.head = Linear(config.width, config.vocabulary, bias=False)
         if config.tied_embedding:
             self.head.weight = self.embedding.weight
+        self.stochastic_depth = None
+        if config.stochastic_depth:
+            self.stochastic_depth = StochasticDepth(config.stochastic_depth, config.layers, config.loop_iterations)
 
     @staticmethod
     def _blocks(config: ModelConfig) -> Iterator[nn.Module]:
@@ -74,10 +75,10 @@ class WaveletLM(nn.Module, Pretrained):
     ) -> State:
         """A silent streaming state for `batch_size` independent texts.
 
-        device and dtype default to the embedding's; the dtype is that of the history rows (sums stay in float32).
+        device and dtype default to the model's; the dtype is that of the history rows (sums stay in float32).
         """
-        device = torch.device(device) if device is not None else self.embedding.weight.device
-        dtype = dtype or self.embedding.weight.dtype
+        device = torch.device(device) if device is not None else self.norm.weight.device
+        dtype = dtype or self.norm.weight.dtype
         applications = self.applications * self.config.loop_iterations
         tree: Tree = {
             "blocks": {
@@ -91,6 +92,11 @@ class WaveletLM(nn.Module, Pretrained):
                 for name in ("carried_mean", "last_mean")
             }
         return State(tree, batch_size)
+
+    @property
+    def carries_window(self) -> bool:
+        """Whether training windows carry something over to the next ones of the same text."""
+        return self.config.cross_window_state
 
     def begin_window(self, state: State) -> State:
         """Start the next window of the same text, in place: history is forgotten, the cross-window mean carried.
@@ -110,15 +116,13 @@ class WaveletLM(nn.Module, Pretrained):
 
     def hidden(self, tokens: Tensor, state: State | None = None) -> Tensor:
         """The normalised output (B, T, C) of the last pass, which the head reads."""
-        for x in self._passes(tokens, state):
+        for x in self.passes(tokens, state):
             last = x
-        return self.norm(last)
+        return last
 
     def loss(self, tokens: Tensor, targets: Tensor, state: State | None = None) -> Tensor:
         """Training loss: the mean cross entropy in nats per token, averaged over the loop iterations."""
-        losses = [
-            cross_entropy(self.head(self.head_dropout(self.norm(x))), targets) for x in self._passes(tokens, state)
-        ]
+        losses = [cross_entropy(self.head(self.head_dropout(x)), targets) for x in self.passes(tokens, state)]
         return torch.stack(losses).mean()
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -126,38 +130,47 @@ class WaveletLM(nn.Module, Pretrained):
         embedding = self.embedding(tokens)
         return embedding * self.embedding_scale if self.embedding_scale != 1.0 else embedding
 
-    def _passes(self, tokens: Tensor, state: State | None) -> Iterator[Tensor]:
-        """The output (B, T, C) of every pass of the stack over its own output."""
+    def passes(self, tokens: Tensor, state: State | None = None) -> Iterator[Tensor]:
+        """The normalised output (B, T, C) of every pass of the stack over its own output."""
         embedding = self.embed(tokens)
         x = self.embedding_dropout(embedding)
         trees: Any = {} if state is None else state.tree["blocks"]
         window: Any = None if state is None else state.tree.get("window")
         mean = None if window is None else window["carried_mean"].clone()
-        index = 0
-        for _ in range(self.config.loop_iterations):
-            for layer, block in enumerate(self.applications):
-                if not self.skips(layer):
-                    x, mean = self.run_block(block, x, embedding, mean, trees.get(str(index)))
-                index += 1
-            yield x
+        kept = self.draw_depth()
+        for index in range(self.config.loop_iterations * self.config.layers):
+            x, mean = self.apply_block(index, x, embedding, mean, trees.get(str(index)), kept)
+            if (index + 1) % self.config.layers == 0:
+                yield self.norm(x)
         if window is not None and mean is not None:
             window["last_mean"].copy_(mean[:, -1:].detach())
 
-    def skips(self, layer: int) -> bool:
-        """Whether stochastic depth leaves this layer out, drawn anew at every call; never in evaluation."""
-        if not (self.training and self.config.stochastic_depth):
-            return False
-        return random.random() < self.config.stochastic_depth * layer / self.config.layers
+    def draw_depth(self) -> Tensor | None:
+        """Which applications of blocks stochastic depth keeps in this training pass; None where it keeps all."""
+        return self.stochastic_depth() if self.stochastic_depth is not None and self.training else None
 
-    def run_block(
-        self, block: nn.Module, x: Tensor, embedding: Tensor, mean: Tensor | None, tree: Tree | None
+    def apply_block(
+        self,
+        index: int,
+        x: Tensor,
+        embedding: Tensor,
+        mean: Tensor | None,
+        tree: Tree | None,
+        kept: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """One block's output and bypass mean, recomputed in the backward pass where the configuration says so."""
+        """The stack's output and bypass mean after its next block, the `index`-th of all loop iterations."""
+        layer = index % self.config.layers
+        kept = kept if layer else None  # the first block always is
+        if kept is not None and not torch.compiler.is_compiling() and not kept[index]:
+            return x, mean
+        block = self.blocks[0 if self.config.shared_block else layer]
         if self.config.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            return run_checkpointed(block, x, embedding, mean, state=tree)
-        return block(x, embedding, mean, tree)
-
-
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross entropy in nats per token of logits (B, T, V) against targets (B, T), computed in float32."""
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+            output, new_mean = run_checkpointed(block, x, embedding, mean, state=tree)
+        else:
+            output, new_mean = block(x, embedding, mean, tree)
+        if kept is not None and torch.compiler.is_compiling():
+            # One graph for every decision: the block is computed and its result left out.
+            output = torch.where(kept[index], output, x)
+            if mean is not None and new_mean is not None:
+                new_mean = torch.where(kept[index], new_mean, mean)
+        return output, new_mean

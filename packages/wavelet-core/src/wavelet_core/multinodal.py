@@ -2,47 +2,61 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from wavelet_core.checkpoint import Pretrained
 from wavelet_core.config import ModelConfig
+from wavelet_core.language_model import cross_entropy
 from wavelet_core.linear import Linear
-from wavelet_core.model import WaveletLM, cross_entropy
+from wavelet_core.model import WaveletLM
 from wavelet_core.state import State, Tree
 
 
-class BaggedEmbedding(nn.Module):
-    """A token embedding whose bagged columns are a constant: the cell never sees those features.
+class MultinodalConfig(ModelConfig):
+    """The fields of `model` for one cell, and how several cells are made and combined."""
 
-    Which columns is drawn from the cell's seed. Shapes: (B, T) -> (B, T, C).
-    """
-
-    bagged: Tensor
-
-    def __init__(self, embedding: nn.Embedding, kept: int, value: float, seed: int):
-        super().__init__()
-        self.embedding = embedding
-        self.kept, self.value, self.seed = kept, value, seed
-        self.register_buffer("bagged", torch.zeros(embedding.embedding_dim, dtype=torch.bool), persistent=False)
-        self.reset_buffers()
+    kind: Literal["multinodal"] = "multinodal"  # type: ignore[assignment]
+    cells: int = Field(2, ge=1, description="number of cells")
+    seeds: list[int] = Field(
+        [42, 137], description="one seed a cell: its initial weights and its bagged columns come from it"
+    )
+    combination: Literal["average", "sum"] = Field("average", description="how the cells' logits are combined")
+    cross_cell_gating: bool = Field(False, description="cells gate each other's residual stream between blocks")
+    gate_interval: int = Field(1, ge=1, description="blocks between two cross-cell gates")
+    features_per_cell: int | None = Field(
+        None, ge=1, description="embedding columns that a cell starts with (feature bagging); null keeps all"
+    )
+    bagged_value: float = Field(1e-6, description="what the other embedding columns are set to before training")
 
     @property
-    def weight(self) -> Tensor:
-        return self.embedding.weight
+    def cell(self) -> ModelConfig:
+        """The configuration of one cell."""
+        fields = self.model_dump(include=set(ModelConfig.model_fields) - {"kind"})
+        return ModelConfig.model_validate(fields)
 
-    def reset_buffers(self) -> None:
-        """Draw the bagged columns from the seed."""
-        generator = torch.Generator().manual_seed(self.seed)
-        order = torch.randperm(len(self.bagged), generator=generator, device="cpu")
-        self.bagged.zero_()
-        self.bagged[order[self.kept :].to(self.bagged.device)] = True
+    @model_validator(mode="after")
+    def _check_cells(self) -> MultinodalConfig:
+        if len(self.seeds) < self.cells:
+            raise ValueError(f"seeds has {len(self.seeds)} entries but cells={self.cells}; give one seed per cell")
+        if self.features_per_cell is not None and self.features_per_cell > self.width:
+            raise ValueError(
+                f"features_per_cell={self.features_per_cell} is larger than width={self.width}; "
+                "choose at most the width, or null to keep all"
+            )
+        return self
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.embedding(tokens).masked_fill(self.bagged, self.value)
+
+def bagged_columns(width: int, kept: int, seed: int) -> list[int]:
+    """The embedding columns that a cell with this seed starts without (spec/model.md, section 7)."""
+    order = list(range(width))
+    random.Random(seed).shuffle(order)
+    return order[: width - kept]
 
 
 class CrossCellGate(nn.Module):
@@ -77,33 +91,31 @@ class CombinedHead(nn.Module):
 class MultinodalLM(nn.Module, Pretrained):
     """Several WaveletLMs, each built under its own seed, whose logits are averaged or summed (section 7).
 
-    Without cross-cell gating the cells are independent. With it they run block by block, a gate after every
-    `gate_interval` blocks, and see neither the per-layer embedding nor cross-window state.
+    The model family `multinodal`. Without cross-cell gating the cells are independent. With it they run block by block,
+    a gate after every `gate_interval` blocks, and see neither the per-layer embedding nor cross-window state.
     """
 
-    def __init__(self, config: ModelConfig):
+    Config = MultinodalConfig
+
+    def __init__(self, config: MultinodalConfig):
         super().__init__()
-        multinodal = config.multinodal
-        assert multinodal is not None
         self.config = config
-        self.cells = nn.ModuleList(self._cell(config, seed) for seed in multinodal.seeds[: multinodal.cells])
-        self.head = CombinedHead([cell.head for cell in self.cells], multinodal.combination == "average")  # type: ignore[misc]
+        self.cells = nn.ModuleList(self._cell(config, seed) for seed in config.seeds[: config.cells])
+        self.head = CombinedHead([cell.head for cell in self.cells], config.combination == "average")  # type: ignore[misc]
         self.gates: nn.ModuleList | None = None
-        self.interval = multinodal.gate_interval
-        if multinodal.cross_cell_gating:
-            count = -(-config.layers // multinodal.gate_interval)
-            self.gates = nn.ModuleList(CrossCellGate(multinodal.width) for _ in range(count))
+        if config.cross_cell_gating:
+            count = -(-config.layers // config.gate_interval)
+            self.gates = nn.ModuleList(CrossCellGate(config.width) for _ in range(count))
 
     @staticmethod
-    def _cell(config: ModelConfig, seed: int) -> WaveletLM:
-        multinodal = config.multinodal
-        assert multinodal is not None
+    def _cell(config: MultinodalConfig, seed: int) -> WaveletLM:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             cell = WaveletLM(config.cell)
-        kept = multinodal.features_per_cell
-        if kept is not None and kept < multinodal.width:
-            cell.embedding = BaggedEmbedding(cell.embedding, kept, multinodal.bagged_value, seed)  # type: ignore[assignment]
+        if config.features_per_cell is not None:
+            bagged = bagged_columns(config.width, config.features_per_cell, seed)
+            with torch.no_grad():
+                cell.embedding.weight[:, bagged] = config.bagged_value
         return cell
 
     def new_state(
@@ -123,6 +135,11 @@ class MultinodalLM(nn.Module, Pretrained):
         assert isinstance(tree, dict)
         return State(tree, state.batch_size)
 
+    @property
+    def carries_window(self) -> bool:
+        """Whether training windows carry something over to the next ones of the same text."""
+        return self.config.cross_window_state
+
     def begin_window(self, state: State) -> State:
         """Start the next window of the same text, in place."""
         for index, cell in enumerate(self.cells):
@@ -138,39 +155,46 @@ class MultinodalLM(nn.Module, Pretrained):
         return self.head(self.hidden(tokens, state))
 
     def hidden(self, tokens: Tensor, state: State | None = None) -> Tensor:
-        """The cells' normalised outputs side by side, (B, T, n C)."""
-        if self.gates is None:
-            outputs = [cell.hidden(tokens, self._cell_state(state, i)) for i, cell in enumerate(self.cells)]  # type: ignore[operator]
-        else:
-            outputs = list(self._gated(tokens, state))
-        return torch.cat(
-            [cell.head_dropout(h) for cell, h in zip(self.cells, outputs, strict=True)],  # type: ignore[operator]
-            dim=-1,
-        )
+        """The cells' normalised outputs of the last pass side by side, (B, T, n C)."""
+        for x in self.passes(tokens, state):
+            last = x
+        return last
 
-    def _gated(self, tokens: Tensor, state: State | None) -> Iterator[Tensor]:
-        assert self.gates is not None
+    def loss(self, tokens: Tensor, targets: Tensor, state: State | None = None) -> Tensor:
+        """Training loss: the cross entropy of the combined logits, in nats per token, times 1 / sqrt(n).
+
+        It is averaged over the loop iterations.
+        """
+        losses = [cross_entropy(self.head(x), targets) for x in self.passes(tokens, state)]
+        return torch.stack(losses).mean() * len(self.cells) ** -0.5
+
+    def passes(self, tokens: Tensor, state: State | None = None) -> Iterator[Tensor]:
+        """The cells' normalised outputs of every pass of the stacks, after dropout and side by side, (B, T, n C)."""
         cells: list[Any] = list(self.cells)
+        outputs: Iterator[tuple[Tensor, ...]]
+        if self.gates is None:
+            outputs = zip(
+                *(cell.passes(tokens, self._cell_state(state, i)) for i, cell in enumerate(cells)), strict=True
+            )
+        else:
+            outputs = self._gated(cells, tokens, state)
+        for parts in outputs:
+            yield torch.cat([cell.head_dropout(x) for cell, x in zip(cells, parts, strict=True)], dim=-1)
+
+    def _gated(self, cells: list[Any], tokens: Tensor, state: State | None) -> Iterator[tuple[Tensor, ...]]:
+        assert self.gates is not None
         trees: list[Any] = [{} if state is None else state.tree[str(i)]["blocks"] for i in range(len(cells))]  # type: ignore[index]
         hidden = [cell.embedding_dropout(cell.embed(tokens)) for cell in cells]
         means: list[Tensor | None] = [None] * len(hidden)
+        kept = [cell.draw_depth() for cell in cells]
         silence = torch.zeros_like(hidden[0])
-        for layer in range(self.config.layers * self.config.loop_iterations):
-            position = layer % self.config.layers
+        for index in range(self.config.layers * self.config.loop_iterations):
             for i, cell in enumerate(cells):
-                if not cell.skips(position):
-                    block, tree = cell.applications[position], trees[i].get(str(layer))
-                    hidden[i], means[i] = cell.run_block(block, hidden[i], silence, means[i], tree)
-            if (position + 1) % self.interval == 0:
-                hidden = self.gates[position // self.interval](hidden)
-        for cell, h in zip(cells, hidden, strict=True):
-            yield cell.norm(h)
-
-    def loss(self, tokens: Tensor, targets: Tensor, state: State | None = None) -> Tensor:
-        """Training loss: the cross entropy of the combined logits, in nats per token, times 1 / sqrt(n)."""
-        return cross_entropy(self.forward(tokens, state), targets) * len(self.cells) ** -0.5
-
-
-def build_model(config: ModelConfig) -> WaveletLM | MultinodalLM:
-    """The model that a configuration describes, freshly initialised."""
-    return WaveletLM(config) if config.multinodal is None else MultinodalLM(config)
+                hidden[i], means[i] = cell.apply_block(
+                    index, hidden[i], silence, means[i], trees[i].get(str(index)), kept[i]
+                )
+            done = index % self.config.layers + 1
+            if done % self.config.gate_interval == 0:
+                hidden = self.gates[done // self.config.gate_interval - 1](hidden)
+            if done == self.config.layers:
+                yield tuple(cell.norm(x) for cell, x in zip(cells, hidden, strict=True))

@@ -12,6 +12,7 @@ from typing import Any
 from wavelet_core.plugins import Plugin, PluginManager
 
 KINDS = (
+    "model",
     "transform",
     "wavelet",
     "mixer",

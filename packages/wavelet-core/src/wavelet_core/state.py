@@ -117,6 +117,12 @@ class State:
             target.copy_(source)
         return self
 
+    def write(self, rows: Sequence[int], other: State) -> State:
+        """Overwrite some batch rows by those of another state, in order and in place."""
+        for (_, target), (_, source) in zip(leaves(self.tree), leaves(other.tree), strict=True):
+            target[torch.as_tensor(rows, device=target.device)] = source
+        return self
+
     def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> State:
         """A copy of some batch rows, in the order given; an int selects a batch of one."""
         index = torch.arange(self.batch_size)[rows].reshape(-1)

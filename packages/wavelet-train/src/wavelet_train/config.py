@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field
 
-from wavelet_core.config import ComponentOf, ConfigurationError, ModelConfig, Section, parse
+from wavelet_core.config import ComponentOf, ConfigurationError, Section, parse
 from wavelet_core.registry import nearest
 from wavelet_core.seed import is_seed_config, model_config_from_seed
 from wavelet_train.data import DataConfig
@@ -82,7 +82,9 @@ class RunConfig(Section):
     """A whole run, as in a configuration file."""
 
     description: str = Field("", description="what the run is for, in a sentence; `wavelet config list` shows it")
-    model: ModelConfig = Field(default_factory=ModelConfig, description="what the model computes")
+    model: Annotated[Any, ComponentOf("model", "wavelet")] = Field(
+        {"kind": "wavelet"}, description="what the model computes; `kind` names its family"
+    )
     data: DataConfig = Field(default_factory=DataConfig, description="what it is trained on")
     train: TrainConfig = Field(default_factory=TrainConfig, description="how it is trained")
 

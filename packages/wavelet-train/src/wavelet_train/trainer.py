@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wavelet_core import ConfigurationError, ModelConfig, MultinodalLM, WaveletLM, build, build_model
+from wavelet_core import LanguageModelConfig, build, build_model, load_checkpoint
 from wavelet_core.atomic_files import recover, write_atomically
-from wavelet_core.checkpoint import WEIGHTS_FILE, named_tensors
+from wavelet_core.checkpoint import WEIGHTS_FILE, named_tensors, write_checkpoint
 from wavelet_core.state import leaves
 from wavelet_core.tensor_files import CheckpointError, load_tensors_into
 from wavelet_train.allocator import keep_freed_memory
@@ -95,21 +95,6 @@ def train(
     return trainer.run_to_the_end()
 
 
-def with_vocabulary(model: ModelConfig, size: int) -> ModelConfig:
-    """The model's configuration for a tokenizer with `size` tokens.
-
-    Raises ConfigurationError when `vocabulary_size` is given and too small; a larger one only pads.
-    """
-    if model.vocabulary_size is None:
-        return model.model_copy(update={"vocabulary_size": size})
-    if model.vocabulary_size < size:
-        raise ConfigurationError(
-            f"model.vocabulary_size={model.vocabulary_size} is smaller than the tokenizer's {size} tokens "
-            "(data.tokenizer); use null to take the tokenizer's size"
-        )
-    return model
-
-
 class Trainer:
     """One run in one process: the model and everything that changes while it is trained."""
 
@@ -124,14 +109,18 @@ class Trainer:
             keep_freed_memory()
         self.dtype = resolve_precision(config.precision, self.device)
         self.data: PreparedData = prepare(run.data)
-        model_config = with_vocabulary(run.model, self.data.tokenizer.vocabulary_size)
+        model_config = run.model.with_vocabulary(self.data.tokenizer.vocabulary_size)
         self.run = run.model_copy(update={"model": model_config})
 
         random.seed(config.seed)
         torch.manual_seed(config.seed)
-        self.model: WaveletLM | MultinodalLM = build_model(model_config).to(self.device)
+        self.model: Any = build_model(model_config).to(self.device)
         self.loss: Callable[..., Tensor] = torch.compile(self.model.loss) if config.compile else self.model.loss
-        self.carried = self.model.new_state(config.batch_size, self.device) if model_config.cross_window_state else None
+        self.carried = (
+            self.model.new_state(config.batch_size, self.device)
+            if getattr(self.model, "carries_window", False)
+            else None
+        )
         self.windows = self._windows(model_config)
         steps_per_epoch = max(1, self.windows.batches_per_epoch // config.accumulation)
         self.steps = config.steps or max(1, round(config.epochs * steps_per_epoch))
@@ -143,7 +132,7 @@ class Trainer:
         self.counters = Counters()
         self.metrics: MetricsFile | None = None
 
-    def _windows(self, model: ModelConfig) -> RandomWindows | ConsecutiveWindows:
+    def _windows(self, model: LanguageModelConfig) -> RandomWindows | ConsecutiveWindows:
         """Consecutive text for a model that carries state from window to window, random windows for any other."""
         train, config = self.data.train, self.config
         if self.carried is None:
@@ -298,7 +287,7 @@ class Trainer:
 
     def _report(self) -> Report:
         """Evaluate the best checkpoint on the whole validation split."""
-        model = WaveletLM.from_pretrained(self.directory / BEST, device=self.device)
+        model = load_checkpoint(self.directory / BEST, device=self.device)
         with Progress("evaluating the best checkpoint", self.data.validation.token_count - 1, " tokens") as progress:
 
             def on_batch(scored: int) -> None:
@@ -331,7 +320,7 @@ class Trainer:
 
         def write(fresh: Path) -> None:
             fresh.mkdir()
-            self.model.write_into(fresh, self.data.tokenizer, sections)
+            write_checkpoint(self.model, fresh, self.data.tokenizer, sections)
             write_state(fresh, self.counters, self._tensors(), self.scaler.state_dict())
 
         write_atomically(self.directory / LAST, write)

@@ -114,7 +114,7 @@ def decode_command(
 
     import torch
 
-    from wavelet_core.generation.benchmark import decode_benchmark
+    from wavelet_quant.decode_benchmark import decode_benchmark
     from wavelet_train.precision import resolve_device
 
     if threads is not None:
@@ -127,11 +127,11 @@ def decode_command(
 
         model = WaveletLM.from_pretrained(locate_checkpoint(checkpoint), weight_type, place)
     else:
-        from wavelet_cli.parameters import with_vocabulary
-        from wavelet_core.generation.benchmark import random_model
+        from wavelet_cli.parameter_table import vocabulary_resolved
+        from wavelet_quant.decode_benchmark import random_model
         from wavelet_train.config import load_run_config
 
-        config = with_vocabulary(load_run_config(str(preset), overrides))
+        config = vocabulary_resolved(load_run_config(str(preset), overrides))
         model = random_model(config, weight_type or torch.float32).to(place)
     report = decode_benchmark(model, positions, rounds, window_rounds, batches or (), compiled, token_by_token)
     report = {"model": checkpoint or f"{preset} (random weights)", **report}

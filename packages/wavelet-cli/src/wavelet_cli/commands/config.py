@@ -52,9 +52,9 @@ def show_command(config: str, overrides: tuple[str, ...], parameters: bool, as_j
 
     run = load_run_config(config, overrides)
     if parameters:
-        from wavelet_cli.parameters import parameter_report, parameter_table, with_vocabulary
+        from wavelet_cli.parameter_table import parameter_report, parameter_table, vocabulary_resolved
 
-        report = parameter_report(with_vocabulary(run))
+        report = parameter_report(vocabulary_resolved(run))
         text = parameter_table(report)
     else:
         report = run.model_dump(mode="json")

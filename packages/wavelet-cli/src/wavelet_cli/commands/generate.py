@@ -15,7 +15,6 @@ from wavelet_cli.output import print_json, table
 from wavelet_cli.streaming import Clock, Printer
 
 if TYPE_CHECKING:
-    from wavelet_core import WaveletLM
     from wavelet_core.generation import Completion, GenerationSettings
 
 
@@ -124,8 +123,8 @@ def command(checkpoint: str, **options: Any) -> None:
     settings = _settings(options)
     # Everything that can be wrong in the options has been refused before a model is loaded.
     from wavelet_core.checkpoint import locate_checkpoint
-    from wavelet_core.generation import ModelDrafts, NgramDrafts, generate
-    from wavelet_core.generation.engine import encode_prompt
+    from wavelet_core.generation import DecodingSession, ModelDrafts, NgramDrafts, generate
+    from wavelet_core.generation.batch import encode_prompt
     from wavelet_core.tokenizers import checkpoint_tokenizer
 
     directory = locate_checkpoint(checkpoint)
@@ -136,23 +135,18 @@ def command(checkpoint: str, **options: Any) -> None:
         named = options["draft"]
         draft = NgramDrafts() if named == "ngram" else ModelDrafts(_load(locate_checkpoint(named), options, draft=True))
     seed = secrets.randbelow(2**32) if options["seed"] is None else options["seed"]
-    prompts = [encode_prompt(text, model, tokenizer) for text in texts for _ in range(options["count"])]
+    size = model.config.vocabulary
+    prompts = [encode_prompt(text, size, tokenizer) for text in texts for _ in range(options["count"])]
     shown = [text and tokenizer.decode(ids) for text, ids in zip(_repeated(texts, options), prompts, strict=True)]
-
-    starts = range(0, len(prompts), options["batch"])
-    batches = [prompts[start : start + options["batch"]] for start in starts]
-    seeds = [list(range(seed + start, seed + start + len(batch))) for start, batch in zip(starts, batches, strict=True)]
-    streams = [
-        generate(model, batch, settings, tokenizer=tokenizer, seeds=own, draft=draft)
-        for batch, own in zip(batches, seeds, strict=True)
-    ]
+    seeds = range(seed, seed + len(prompts))
+    session = DecodingSession(model, options["compiled"])
+    tokens = generate(session, prompts, settings, tokenizer=tokenizer, seeds=seeds, draft=draft, slots=options["batch"])
 
     clock = Clock(at_once=settings.best_of > 1)
     printer = Printer(shown, options["clean_spacing"], silent=options["as_json"])
-    for start, stream in zip(starts, streams, strict=True):
-        for token in stream:
-            clock.tick()
-            printer.add(start + token.row, token)
+    for token in tokens:
+        clock.tick()
+        printer.add(token.row, token)
     measured = [
         _metrics(model, prompt, completion) if settings.metrics else None
         for prompt, completion in zip(prompts, printer.completions, strict=True)
@@ -210,8 +204,9 @@ def _prompts(options: dict[str, Any]) -> list[str]:
 
 def _settings(options: dict[str, Any]) -> GenerationSettings:
     """The settings that the options ask for."""
+    from wavelet_cli.sampler_presets import STRATEGIES, in_order
     from wavelet_core.config import parse
-    from wavelet_core.generation import STRATEGIES, GenerationSettings, in_order
+    from wavelet_core.generation import GenerationSettings
 
     chosen = {name: dict(fields) for name, fields in STRATEGIES.items()} if options["strategies"] else {}
     if options["strategies"]:
@@ -265,12 +260,11 @@ def _sampler(text: str) -> Any:
         raise click.UsageError(f"--sampler {text!r} is not YAML: {' '.join(str(error).split())}") from error
 
 
-def _load(directory: Path, options: dict[str, Any], draft: bool = False) -> WaveletLM:
+def _load(directory: Path, options: dict[str, Any], draft: bool = False) -> Any:
     """The model in a checkpoint directory, as the options want it."""
     import torch
 
     from wavelet_core import WaveletLM
-    from wavelet_core.generation import CompiledSteps
     from wavelet_memory import FastWeightProductKeyMemory
     from wavelet_train.precision import resolve_device
 
@@ -290,10 +284,10 @@ def _load(directory: Path, options: dict[str, Any], draft: bool = False) -> Wave
         from wavelet_quant import quantize_int8
 
         quantize_int8(model)
-    return CompiledSteps(model) if options["compiled"] else model  # type: ignore[arg-type,return-value]
+    return model
 
 
-def _metrics(model: WaveletLM, prompt: list[int], completion: Completion) -> dict[str, Any]:
+def _metrics(model: Any, prompt: list[int], completion: Completion) -> dict[str, Any]:
     """All metrics of one text."""
     import torch
 

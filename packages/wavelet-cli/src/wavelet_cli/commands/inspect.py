@@ -36,7 +36,7 @@ def command(checkpoint: str, as_json: bool) -> None:
 
 
 def _report(directory: Path) -> dict[str, Any]:
-    from wavelet_cli.parameters import parameter_report
+    from wavelet_cli.parameter_table import parameter_report
     from wavelet_core.checkpoint import TOKENIZER_DIRECTORY, WEIGHTS_FILE, read_config, read_model_config
     from wavelet_core.tensor_files import open_tensors
     from wavelet_core.tokenizers import FILE_NAME
@@ -59,7 +59,7 @@ def _report(directory: Path) -> dict[str, Any]:
 
 
 def _describe(report: dict[str, Any]) -> str:
-    from wavelet_cli.parameters import parameter_table
+    from wavelet_cli.parameter_table import parameter_table
 
     model = report["model"]
     sizes = [f"{name.replace('_', ' ')} {model[name]}" for name in ("vocabulary_size", "width", "layers", "levels")]

@@ -1,41 +1,36 @@
 """Generation: prefill, then one token at a time at a constant cost (spec/model.md, section 10).
 
-`generate` yields tokens and text as they come, `collect` gathers them, `GenerationSettings` says how.
+A `Batch` holds `Request`s and gives each its next `Token` at every step. `generate` runs prompts through a batch and
+yields tokens and text as they come, `collect` gathers them. A `DecodingSession` is the model made ready.
 """
 
-from wavelet_core.generation.compiled import CompiledSteps
-from wavelet_core.generation.completion import Completion, collect
+from wavelet_core.generation.batch import Batch
 from wavelet_core.generation.drafts import ModelDrafts, NgramDrafts
-from wavelet_core.generation.engine import Token, generate
-from wavelet_core.generation.metrics import text_drift, text_metrics
+from wavelet_core.generation.generate import Completion, collect, generate
+from wavelet_core.generation.request import Request, Token
 from wavelet_core.generation.samplers import Sampler
 from wavelet_core.generation.sampling import GenerationError
-from wavelet_core.generation.settings import (
-    SAMPLER_ORDER,
-    STRATEGIES,
-    GenerationSettings,
-    LookaheadSettings,
-    in_order,
-)
+from wavelet_core.generation.session import DecodingSession
+from wavelet_core.generation.settings import GenerationSettings, LookaheadSettings
 from wavelet_core.generation.spacing import SpacingStream, clean_spacing
+from wavelet_core.generation.text_metrics import text_drift, text_metrics
 
 __all__ = [
-    "SAMPLER_ORDER",
-    "STRATEGIES",
-    "CompiledSteps",
+    "Batch",
     "Completion",
+    "DecodingSession",
     "GenerationError",
     "GenerationSettings",
     "LookaheadSettings",
     "ModelDrafts",
     "NgramDrafts",
+    "Request",
     "Sampler",
     "SpacingStream",
     "Token",
     "clean_spacing",
     "collect",
     "generate",
-    "in_order",
     "text_drift",
     "text_metrics",
 ]

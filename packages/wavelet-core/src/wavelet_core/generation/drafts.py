@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
 from wavelet_core.config import ConfigurationError
 from wavelet_core.generation.context import prefill
 from wavelet_core.generation.sampling import RowSampler
-
-if TYPE_CHECKING:
-    from wavelet_core.model import WaveletLM
+from wavelet_core.generation.session import DecodingSession
+from wavelet_core.language_model import LanguageModel
 
 
 class Draft(ABC):
@@ -106,10 +104,9 @@ class NgramDrafts(DraftSource):
 class ModelDraft(Draft):
     """Guesses with a smaller model, drawing with the random numbers that the text itself will be drawn with."""
 
-    def __init__(self, model: WaveletLM, prompt: Sequence[int], chunk_tokens: int):
-        self.model = model
-        self.device = next(model.parameters()).device
-        self.state, self.logits = prefill(model, [prompt], chunk_tokens)
+    def __init__(self, session: DecodingSession, prompt: Sequence[int], chunk_tokens: int):
+        self.session, self.device = session, session.device
+        self.state, self.logits = prefill(session, [prompt], chunk_tokens)
         self.work = self.state.clone()
         self.unread: list[int] = []
 
@@ -119,23 +116,23 @@ class ModelDraft(Draft):
     def propose(self, count: int, sampler: RowSampler) -> list[int]:
         if self.unread:
             tokens = torch.tensor([self.unread], device=self.device)
-            self.logits = self.model.head(self.model.hidden(tokens, self.state)[:, -1])
+            self.logits = self.session.head(self.session.hidden(tokens, self.state)[:, -1])
             self.unread = []
         guess = [sampler.pick(self.logits)]
         if count > 1:
             self.work.copy_(self.state)
         while len(guess) < count:
-            hidden = self.model.hidden(torch.tensor([guess[-1:]], device=self.device), self.work)
-            guess.append(sampler.pick(self.model.head(hidden[:, 0])))
+            hidden = self.session.hidden(torch.tensor([guess[-1:]], device=self.device), self.work)
+            guess.append(sampler.pick(self.session.head(hidden[:, 0])))
         return guess
 
 
 class ModelDrafts(DraftSource):
     """Drafts by a smaller model with the same vocabulary."""
 
-    def __init__(self, model: WaveletLM, chunk_tokens: int = 512):
-        self.model = model
+    def __init__(self, model: LanguageModel | DecodingSession, chunk_tokens: int = 512):
+        self.session = model if isinstance(model, DecodingSession) else DecodingSession(model)
         self.chunk_tokens = chunk_tokens
 
     def start(self, prompt: Sequence[int]) -> ModelDraft:
-        return ModelDraft(self.model, prompt, self.chunk_tokens)
+        return ModelDraft(self.session, prompt, self.chunk_tokens)

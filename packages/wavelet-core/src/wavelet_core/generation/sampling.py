@@ -5,17 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from wavelet_core.language_model import LanguageModel
 from wavelet_core.registry import build
 from wavelet_core.state import State, Tree
-
-if TYPE_CHECKING:
-    from wavelet_core.model import WaveletLM
 
 
 class GenerationError(ValueError):
@@ -29,7 +27,7 @@ class SamplerChain:
     vocabulary only the first `vocabulary_size` entries are ever drawn.
     """
 
-    def __init__(self, configs: Sequence[Any], model: WaveletLM, vocabulary_size: int):
+    def __init__(self, configs: Sequence[Any], model: LanguageModel, vocabulary_size: int):
         self.samplers = [build("sampler", config, model) for config in configs]
         self.vocabulary_size = vocabulary_size
 
@@ -71,20 +69,22 @@ class RowSeed:
         return (int.from_bytes(digest, "big") >> 12) * 2.0**-52
 
 
-def draw(logits: Tensor, uniforms: Sequence[float]) -> Tensor:
-    """One token per row, (B,), from softmax(logits) of logits (B, V), by inverting the cumulative distribution.
+def draw(logits: Tensor, uniforms: Sequence[float]) -> list[int]:
+    """One token per row from softmax(logits) of logits (B, V), by inverting the cumulative distribution.
 
-    Raises GenerationError when a row holds NaN or nothing but -inf.
+    -1 for a row that holds NaN or nothing but -inf.
     """
     cumulative = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:]
-    if not bool(total.isfinite().all()):
-        raise GenerationError(
-            "the logits are not finite, so no token can be drawn; a 16-bit model may overflow (use float32), and "
-            "samplers must leave at least one token"
-        )
     targets = torch.tensor(uniforms, dtype=torch.float64, device=logits.device).unsqueeze(-1) * total
-    return torch.searchsorted(cumulative, targets, right=True).squeeze(-1)
+    tokens = torch.searchsorted(cumulative, targets, right=True).squeeze(-1)
+    return tokens.masked_fill(~total.squeeze(-1).isfinite(), -1).tolist()
+
+
+NOT_FINITE = (
+    "the logits are not finite, so no token can be drawn; a 16-bit model may overflow (use float32), and samplers must "
+    "leave at least one token"
+)
 
 
 class RowSampler:
@@ -94,11 +94,13 @@ class RowSampler:
         self.chain, self.memory, self.seed, self.position = chain, memory, seed, position
 
     def pick(self, logits: Tensor) -> int:
-        """The row's next token for the model's logits (1, V)."""
-        token = draw(self.chain(logits, self.memory), [self.seed.uniform(self.position)])
-        self.chain.observe(token, self.memory)
+        """The row's next token for the model's logits (1, V). Raises GenerationError where they are not finite."""
+        (token,) = draw(self.chain(logits, self.memory), [self.seed.uniform(self.position)])
+        if token < 0:
+            raise GenerationError(NOT_FINITE)
+        self.chain.observe(torch.tensor([token], device=logits.device), self.memory)
         self.position += 1
-        return int(token)
+        return token
 
     def fork(self) -> RowSampler:
         """A copy that draws the same tokens and leaves this one where it is."""

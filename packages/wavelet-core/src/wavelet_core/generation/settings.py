@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
@@ -68,27 +67,3 @@ class GenerationSettings(Section):
                 "lookahead draws nothing at random"
             )
         return self
-
-
-# The order in which the command's options are applied; a list of samplers in a configuration has its own order.
-SAMPLER_ORDER = (
-    "repetition_penalty",
-    "wavelet_coherence",
-    "entropy_adaptive",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-)
-
-# `strategies`: the published recipe for readable samples, which goes with spacing cleanup and metrics.
-STRATEGIES: dict[str, dict[str, Any]] = {
-    "repetition_penalty": {"penalty": 1.2},
-    "entropy_adaptive": {"maximum": 0.9},
-    "top_p": {"p": 0.85},
-}
-
-
-def in_order(samplers: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The list of samplers, in SAMPLER_ORDER, for some of them by name with their fields."""
-    return [{"kind": name, **samplers[name]} for name in SAMPLER_ORDER if name in samplers]

@@ -11,20 +11,15 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from wavelet_core.generation.context import prefill
-from wavelet_core.generation.decoders import prompt_tensors
 from wavelet_core.generation.drafts import DraftSource
 from wavelet_core.generation.sampling import RowSampler, RowSeed, SamplerChain
-from wavelet_core.generation.settings import GenerationSettings
+from wavelet_core.generation.session import DecodingSession
 from wavelet_core.state import State, recording
-
-if TYPE_CHECKING:
-    from wavelet_core.model import WaveletLM
 
 
 class Pace:
@@ -100,36 +95,29 @@ class Speculative:
 
     def __init__(
         self,
-        model: WaveletLM,
+        session: DecodingSession,
         prompt: Sequence[int],
         chain: SamplerChain,
-        settings: GenerationSettings,
         seed: RowSeed,
         drafts: DraftSource,
+        chunk_tokens: int,
     ):
-        self.model = model
-        self.device = next(model.parameters()).device
-        self.sampler = RowSampler(chain, chain.start(prompt_tensors(model, [prompt])), seed)
+        self.session = session
+        self.sampler = RowSampler(chain, chain.start([torch.tensor(prompt, device=session.device)]), seed)
         self.draft = drafts.start(prompt)
         self.pace = Pace()
-        self.state, self.logits = prefill(model, [prompt], settings.prefill_tokens)
+        self.state, logits = prefill(session, [prompt], chunk_tokens)
         self.can_go_back = False
         self.copy: State | None = None
         self.unread: list[int] = []
         self.ready: deque[tuple[int, Tensor]] = deque()
-        self._take(self.logits, [])
+        self._take(logits, [])
 
-    def choose(self) -> Tensor:
+    def next(self) -> tuple[int, Tensor]:
+        """The next token, and the model's own logits (1, V) for its position. Raises GenerationError."""
         if not self.ready:
             self._verify()
-        token, self.logits = self.ready.popleft()
-        return torch.tensor([token], device=self.device)
-
-    def advance(self, tokens: Tensor) -> None:
-        """The token is read with the next chunk."""
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """There is but one row."""
+        return self.ready.popleft()
 
     def _verify(self) -> None:
         begin = time.perf_counter()
@@ -138,10 +126,10 @@ class Speculative:
         guess = self.draft.propose(length, self.sampler.fork()) if length else []
         if guess and not self.can_go_back:
             self.copy = self.state.clone() if self.copy is None else self.copy.copy_(self.state)
-        chunk = torch.tensor([self.unread + guess], device=self.device)
+        chunk = torch.tensor([self.unread + guess], device=self.session.device)
         with recording() as record:
-            hidden = self.model.hidden(chunk, self.state)
-        accepted = self._take(self.model.head(hidden[0, -1 - len(guess) :]), guess)
+            hidden = self.session.hidden(chunk, self.state)
+        accepted = self._take(self.session.head(hidden[0, -1 - len(guess) :]), guess)
         if guess:
             self.can_go_back = record.covers(self.state)
         wrong = len(guess) - accepted

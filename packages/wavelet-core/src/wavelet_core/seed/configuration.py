@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from wavelet_core.config import ConfigurationError, ModelConfig, parse
+from wavelet_core.config import ConfigurationError, parse_model
 from wavelet_core.registry import registry
 
 
@@ -101,15 +101,15 @@ SEED_KEYS = (
     SeedKey("fwpkm_inference_updates", "model.memories[fast_weight_product_key].inference_updates", False),
     SeedKey("fwpkm_update_lr", "model.memories[fast_weight_product_key].update_learning_rate", 0.01),
     SeedKey("fwpkm_chunk_size", "model.memories[fast_weight_product_key].chunk_size", 64),
-    SeedKey("multinodal_enabled", "model.multinodal", False, "false gives null"),
-    SeedKey("multinodal_num_cells", "model.multinodal.cells", 2),
-    SeedKey("multinodal_cell_dim", "model.multinodal.width", 256),
-    SeedKey("multinodal_seeds", "model.multinodal.seeds", [42, 137]),
-    SeedKey("multinodal_combination", "model.multinodal.combination", "average"),
-    SeedKey("multinodal_cross_cell_gating", "model.multinodal.cross_cell_gating", False),
-    SeedKey("multinodal_cross_cell_gate_interval", "model.multinodal.gate_interval", 1),
-    SeedKey("multinodal_features_per_cell", "model.multinodal.features_per_cell", -1, "-1 gives null"),
-    SeedKey("multinodal_bagged_eps", "model.multinodal.bagged_value", 1e-6),
+    SeedKey("multinodal_enabled", "model.kind", False, "true gives multinodal"),
+    SeedKey("multinodal_num_cells", "model.cells", 2),
+    SeedKey("multinodal_cell_dim", "model.width", 256, "takes the place of C"),
+    SeedKey("multinodal_seeds", "model.seeds", [42, 137]),
+    SeedKey("multinodal_combination", "model.combination", "average"),
+    SeedKey("multinodal_cross_cell_gating", "model.cross_cell_gating", False),
+    SeedKey("multinodal_cross_cell_gate_interval", "model.gate_interval", 1),
+    SeedKey("multinodal_features_per_cell", "model.features_per_cell", -1, "-1 gives null"),
+    SeedKey("multinodal_bagged_eps", "model.bagged_value", 1e-6),
 )
 
 REQUIRED = ("C", "layers", "levels")
@@ -122,8 +122,8 @@ def is_seed_config(data: Any) -> bool:
 
 def model_config_from_seed(
     flat: Mapping[str, Any], vocabulary_size: int | None = None, source: str = "config.json"
-) -> ModelConfig:
-    """Our model section for a flat configuration of the original.
+) -> Any:
+    """Our model section, of the family `wavelet` or `multinodal`, for a flat configuration of the original.
 
     Keys that are no model options (the training recipe's) are ignored. Raises ConfigurationError for a missing
     required key and for everything that our own sections refuse.
@@ -135,7 +135,7 @@ def model_config_from_seed(
         )
     values = {key.name: flat.get(key.name, key.absent) for key in SEED_KEYS}
     stable = bool(values["stable_parametrization"])
-    looped, multinodal = values["looped_blocks"], values["multinodal_enabled"]
+    looped = values["looped_blocks"]
     if values["mixer_transform"] not in TRANSFORMS:
         raise ConfigurationError(
             f"{source}: mixer_transform={values['mixer_transform']!r} is not known; one of {', '.join(TRANSFORMS)}"
@@ -175,9 +175,8 @@ def model_config_from_seed(
         if values["decompose_bypass"]
         else None,
         "memories": _memories(values),
-        "multinodal": _multinodal(values) if multinodal else None,
     }
-    return parse(ModelConfig, data, source)
+    return parse_model(data | (_multinodal(values) if values["multinodal_enabled"] else {}), source)
 
 
 def _width(values: Mapping[str, Any]) -> Any:
@@ -267,8 +266,8 @@ def _memories(values: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _multinodal(values: Mapping[str, Any]) -> dict[str, Any]:
     features = values["multinodal_features_per_cell"]
     return {
+        "kind": "multinodal",
         "cells": values["multinodal_num_cells"],
-        "width": values["multinodal_cell_dim"],
         "seeds": values["multinodal_seeds"],
         "combination": values["multinodal_combination"],
         "cross_cell_gating": values["multinodal_cross_cell_gating"],
@@ -278,11 +277,12 @@ def _multinodal(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def seed_from_model_config(config: ModelConfig) -> dict[str, Any]:
+def seed_from_model_config(config: Any) -> dict[str, Any]:
     """The flat configuration of the original for a model section.
 
     Raises ConfigurationError naming the field that the original has no key for.
     """
+    _expect("model.kind", config.kind, ("wavelet", "multinodal"))
     flat = {key.name: key.absent for key in SEED_KEYS if key.name != "per_scale_mixer_widths"}
     flat |= {
         "C": config.width,
@@ -319,18 +319,17 @@ def seed_from_model_config(config: ModelConfig) -> dict[str, Any]:
         _expect("model.bypass", config.bypass.kind, ("running_mean", "ema"))
         flat["decompose_bypass_ema"] = config.bypass.kind == "ema"
     flat |= _seed_wavelet(config.wavelet) | _seed_mixer(config.mixer) | _seed_memories(config.memories)
-    if config.multinodal is not None:
-        cells = config.multinodal
+    if config.kind == "multinodal":
         flat |= {
             "multinodal_enabled": True,
-            "multinodal_num_cells": cells.cells,
-            "multinodal_cell_dim": cells.width,
-            "multinodal_seeds": cells.seeds,
-            "multinodal_combination": cells.combination,
-            "multinodal_cross_cell_gating": cells.cross_cell_gating,
-            "multinodal_cross_cell_gate_interval": cells.gate_interval,
-            "multinodal_features_per_cell": cells.features_per_cell or -1,
-            "multinodal_bagged_eps": cells.bagged_value,
+            "multinodal_num_cells": config.cells,
+            "multinodal_cell_dim": config.width,
+            "multinodal_seeds": config.seeds,
+            "multinodal_combination": config.combination,
+            "multinodal_cross_cell_gating": config.cross_cell_gating,
+            "multinodal_cross_cell_gate_interval": config.gate_interval,
+            "multinodal_features_per_cell": config.features_per_cell or -1,
+            "multinodal_bagged_eps": config.bagged_value,
         }
     return flat
 

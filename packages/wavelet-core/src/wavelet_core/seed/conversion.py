@@ -13,10 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from wavelet_core.atomic_files import write_atomically
-from wavelet_core.checkpoint import TOKENIZER_DIRECTORY, materialize, named_tensors
-from wavelet_core.config import ModelConfig
-from wavelet_core.model import WaveletLM
-from wavelet_core.multinodal import MultinodalLM, build_model
+from wavelet_core.checkpoint import (
+    TOKENIZER_DIRECTORY,
+    load_checkpoint,
+    materialize,
+    named_tensors,
+    save_checkpoint,
+)
+from wavelet_core.config import LanguageModelConfig
+from wavelet_core.language_model import build_model
 from wavelet_core.seed.configuration import model_config_from_seed, reads_routing, seed_from_model_config
 from wavelet_core.seed.names import LearnedDeltas, SeedTensor, UnreadTensor, place, seed_layout
 from wavelet_core.seed.tokenizer import seed_tokenizer, tokenizer_files
@@ -77,7 +82,7 @@ def import_seed(checkpoint: Path, config: Path | None, out: Path) -> ImportRepor
             del state[name]
             report.remarks.append(f"{name} is left out: without a gate, or above depth 1, nothing reads it")
     model = model_from_seed(model_config, state, str(checkpoint), report)
-    model.save_pretrained(out, tokenizer_files(wrapper, vocabulary, report.remarks))
+    save_checkpoint(model, out, tokenizer_files(wrapper, vocabulary, report.remarks))
     return report
 
 
@@ -121,8 +126,8 @@ def _options_seen(flat: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[
 
 
 def model_from_seed(
-    config: ModelConfig, state: Mapping[str, Tensor], source: str, report: ImportReport | None = None
-) -> WaveletLM | MultinodalLM:
+    config: LanguageModelConfig, state: Mapping[str, Tensor], source: str, report: ImportReport | None = None
+) -> Any:
     """A model of ours with the original's weights, in evaluation mode; see `import_seed` for what it refuses."""
     report = report or ImportReport()
     floating = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
@@ -131,24 +136,18 @@ def model_from_seed(
         model = build_model(config)
     tensors = {name: torch.empty_like(t, dtype=dtype, device="cpu") for name, t in named_tensors(model).items()}
     materialize(model, tensors)
-    targets = {_seed_side(name): tensor for name, tensor in tensors.items()}
-    mistakes = _fill(config, targets, dict(state), report)
+    mistakes = _fill(config, tensors, dict(state), report)
     if mistakes:
         shown = "\n  ".join(mistakes[:30])
         more = f"\n  and {len(mistakes) - 30} more" if len(mistakes) > 30 else ""
         raise CheckpointError(f"{source} does not fit its configuration:\n  {shown}{more}")
-    report.tensors = len(targets)
+    report.tensors = len(tensors)
     report.parameters = sum(parameter.numel() for parameter in model.parameters())
     return model.eval()
 
 
-def _seed_side(name: str) -> str:
-    """Our tensor's name in `seed_layout`: a bagged embedding holds its table one level deeper."""
-    return name.replace("embedding.embedding.weight", "embedding.weight")
-
-
 def _fill(
-    config: ModelConfig, targets: Mapping[str, Tensor], state: dict[str, Tensor], report: ImportReport
+    config: LanguageModelConfig, targets: Mapping[str, Tensor], state: dict[str, Tensor], report: ImportReport
 ) -> list[str]:
     """Copy every tensor into its place; what does not fit comes back as one line each."""
     mistakes = []
@@ -196,9 +195,9 @@ def _add_deltas(values: Tensor, name: str, deltas: Tensor, report: ImportReport)
     return []
 
 
-def seed_state(model: nn.Module, config: ModelConfig) -> dict[str, Tensor]:
+def seed_state(model: nn.Module, config: LanguageModelConfig) -> dict[str, Tensor]:
     """The original's state dict for a model of ours, every alias and unread tensor included."""
-    tensors = {_seed_side(name): tensor.detach() for name, tensor in named_tensors(model).items()}
+    tensors = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
     state: dict[str, Tensor] = {}
     layout = seed_layout(config)
     for entry in layout:
@@ -221,7 +220,7 @@ def export_seed(checkpoint: Path, out: Path) -> None:
 
     Raises ConfigurationError naming the first option that the original does not have.
     """
-    model = MultinodalLM.from_pretrained(checkpoint)
+    model = load_checkpoint(checkpoint)
     flat = seed_from_model_config(model.config)
     name, sentencepiece = seed_tokenizer(checkpoint / TOKENIZER_DIRECTORY)
     content = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,20 +74,20 @@ class LearnedDeltas:
 SeedEntry = SeedTensor | UnreadTensor | LearnedDeltas
 
 
-def seed_layout(config: ModelConfig) -> list[SeedEntry]:
-    """Every tensor of the original's checkpoint for a configuration."""
-    if config.multinodal is None:
+def seed_layout(config: Any) -> list[SeedEntry]:
+    """Every tensor of the original's checkpoint for the configuration of a model of a family that it has."""
+    if config.kind != "multinodal":
         return list(_model(config, "", ""))
     entries: list[SeedEntry] = []
-    for cell in range(config.multinodal.cells):
+    for cell in range(config.cells):
         entries += _model(config.cell, f"cells.{cell}.", f"cells.{cell}.")
     # The original registers the first cell's head once more at the top.
     for position, entry in enumerate(entries):
         if "cells.0.lm_head.weight" in entry.names:
             assert isinstance(entry, SeedTensor)
             entries[position] = SeedTensor(entry.ours, (*entry.names, "lm_head.weight"))
-    if config.multinodal.cross_cell_gating:
-        for gate in range(-(-config.layers // config.multinodal.gate_interval)):
+    if config.cross_cell_gating:
+        for gate in range(-(-config.layers // config.gate_interval)):
             entries.append(SeedTensor(f"gates.{gate}.proj.weight", (f"cross_cell_gates.{gate}.proj.weight",)))
     return entries
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -12,9 +12,7 @@ from torch.nn import functional as F
 
 from wavelet_core.config import ComponentConfig
 from wavelet_core.generation.samplers.sampler import Memory, Sampler
-
-if TYPE_CHECKING:
-    from wavelet_core.model import WaveletLM
+from wavelet_core.language_model import LanguageModel
 
 
 def signature(embeddings: Tensor, lengths: Tensor, levels: int) -> Tensor:
@@ -57,7 +55,7 @@ class WaveletCoherence(Sampler):
 
     config: Config
 
-    def __init__(self, config: Config, model: WaveletLM):
+    def __init__(self, config: Config, model: LanguageModel):
         super().__init__(config, model)
         self.embed = model.embed
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -11,9 +11,7 @@ from torch import Tensor
 
 from wavelet_core.config import ComponentConfig
 from wavelet_core.generation.samplers.sampler import Memory, Sampler
-
-if TYPE_CHECKING:
-    from wavelet_core.model import WaveletLM
+from wavelet_core.language_model import LanguageModel
 
 
 class RepetitionPenalty(Sampler):
@@ -30,10 +28,9 @@ class RepetitionPenalty(Sampler):
 
     config: Config
 
-    def __init__(self, config: Config, model: WaveletLM):
+    def __init__(self, config: Config, model: LanguageModel):
         super().__init__(config, model)
-        assert model.config.vocabulary_size is not None
-        self.vocabulary_size = model.config.vocabulary_size
+        self.vocabulary_size = model.config.vocabulary
 
     def start(self, prompts: Sequence[Tensor]) -> Memory:
         seen = torch.zeros(len(prompts), self.vocabulary_size, dtype=torch.bool, device=prompts[0].device)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from wavelet_core.model import WaveletLM
-
+from wavelet_core.language_model import LanguageModel
 
 Memory = dict[str, Tensor]
 
@@ -23,7 +21,7 @@ class Sampler:
     length. Tokens that may not be drawn get the logit -inf.
     """
 
-    def __init__(self, config: Any, model: WaveletLM):
+    def __init__(self, config: Any, model: LanguageModel):
         self.config = config
 
     def start(self, prompts: Sequence[Tensor]) -> Memory:

@@ -7,30 +7,32 @@ from typing import TYPE_CHECKING, Any
 from wavelet_cli.output import table
 
 if TYPE_CHECKING:
-    from wavelet_core.config import ModelConfig
+    from wavelet_core.config import LanguageModelConfig
     from wavelet_train.config import RunConfig
 
 
-def with_vocabulary(run: RunConfig) -> ModelConfig:
+def vocabulary_resolved(run: RunConfig) -> LanguageModelConfig:
     """The model section with the tokenizer's vocabulary where it names none."""
     from wavelet_core.registry import build
 
-    if run.model.vocabulary_size is not None:
-        return run.model
+    model: LanguageModelConfig = run.model
+    if model.vocabulary_size is not None:
+        return model
     tokenizer = run.data.tokenizer
-    size = getattr(tokenizer, "vocabulary_size", None) or build("tokenizer", tokenizer).vocabulary_size
-    return run.model.model_copy(update={"vocabulary_size": size})
+    return model.with_vocabulary(
+        getattr(tokenizer, "vocabulary_size", None) or build("tokenizer", tokenizer).vocabulary_size
+    )
 
 
-def parameter_report(config: ModelConfig) -> dict[str, Any]:
+def parameter_report(config: LanguageModelConfig) -> dict[str, Any]:
     """Parameter counts of the model that `config` describes, which is built without memory for its weights."""
     import torch
 
-    from wavelet_core.multinodal import build_model
-    from wavelet_core.parameters import count_parameters, parameter_parts
+    from wavelet_core.language_model import build_model
+    from wavelet_core.parameter_counts import count_parameters, parameter_parts
 
     with torch.device("meta"):
-        model = build_model(config)
+        model: Any = build_model(config)
     parts = [
         {"part": part.name, "uses": part.uses, "copies": part.copies, "parameters": part.total}
         for part in parameter_parts(model)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from wavelet_core.mixers import ScaleRouting
-from wavelet_core.model import WaveletLM
 from wavelet_core.registry import KINDS, registry
 
 
@@ -41,6 +40,9 @@ def parameter_parts(model: nn.Module) -> list[ParameterPart]:
     what no block holds (the final LayerNorm) as "rest". Works on the `meta` device.
     """
     names = {registry.get(kind, name): f"{kind} {name}" for kind in KINDS for name in registry.names(kind)}
+    families = [registry.get("model", name) for name in registry.names("model")]
+    for family in families:
+        del names[family]
     blocks = {f"block {name}" for name in registry.names("block")}
     names[ScaleRouting] = "mixer routing"
     rest = ParameterPart("rest", [0], 1)
@@ -59,7 +61,7 @@ def parameter_parts(model: nn.Module) -> list[ParameterPart]:
                 counted.add(id(parameter))
                 outer.copies[-1] += parameter.numel()
         for child_name, child in module.named_children():
-            named = isinstance(module, WaveletLM) and child_name in ("embedding", "head")
+            named = type(module) in families and child_name in ("embedding", "head")
             visit(child, outer, child_name if named else None)
 
     visit(model, rest, None)

@@ -6,23 +6,21 @@ import pytest
 import torch
 from torch import nn
 
-from wavelet_core.config import ConfigurationError, parse
-from wavelet_core.generation import GenerationSettings, collect, generate, in_order
+from wavelet_core.config import ConfigurationError, LanguageModelConfig, parse
+from wavelet_core.generation import GenerationSettings, collect, generate
 from wavelet_core.state import State
 from wavelet_core.tokenizers import BytesTokenizer
 
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7], [3, 1, 4, 1, 5], [7, 7, 7]]
 GREEDY = [{"kind": "temperature", "temperature": 0}]
-EVERYTHING = in_order(
-    {
-        "repetition_penalty": {},
-        "wavelet_coherence": {"window": 8},
-        "entropy_adaptive": {},
-        "top_k": {"k": 25},
-        "top_p": {"p": 0.95},
-        "min_p": {"p": 0.001},
-    }
-)
+EVERYTHING = [
+    {"kind": "repetition_penalty"},
+    {"kind": "wavelet_coherence", "window": 8},
+    {"kind": "entropy_adaptive"},
+    {"kind": "top_k", "k": 25},
+    {"kind": "top_p", "p": 0.95},
+    {"kind": "min_p", "p": 0.001},
+]
 
 
 def settings_of(**fields):
@@ -38,14 +36,13 @@ def model(make_model, headline):
     return make_model(headline | {"context_length": 6})
 
 
-class CountingModel:
+class CountingModel(nn.Module):
     """Passes everything on to a model and remembers the shapes of the tokens that it read."""
 
     def __init__(self, model):
+        super().__init__()
         self.model, self.read = model, []
-
-    def __getattr__(self, name):
-        return getattr(self.model, name)
+        self.config, self.new_state, self.head, self.embed = model.config, model.new_state, model.head, model.embed
 
     def hidden(self, tokens, state=None):
         self.read.append(tuple(tokens.shape))
@@ -58,7 +55,7 @@ class ScriptedModel(nn.Module):
     def __init__(self, script):
         super().__init__()
         self.script = nn.Parameter(torch.tensor(list(script.encode()), dtype=torch.float))
-        self.config = type("Config", (), {"vocabulary_size": 256, "context_length": 8})()
+        self.config = LanguageModelConfig(kind="scripted", vocabulary_size=256, context_length=8)
 
     def new_state(self, batch_size):
         return State({"written": torch.full((batch_size, 1), -1)}, batch_size)

@@ -20,11 +20,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wavelet_core import few_rows
-from wavelet_core.computed import frozen
-from wavelet_core.config import ModelConfig
-from wavelet_core.generation.compiled import CompiledSteps
-from wavelet_core.generation.context import Hop, Stream
-from wavelet_core.multinodal import build_model
+from wavelet_core.config import LanguageModelConfig
+from wavelet_core.generation.context import Contexts
+from wavelet_core.generation.session import DecodingSession
+from wavelet_core.language_model import build_model
 from wavelet_core.state import State
 
 READ_BUFFER = 1 << 28
@@ -32,13 +31,14 @@ PREFILL_CHUNK = 256
 MATRIX_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "linear", "matmul"}
 
 
-def random_model(config: ModelConfig, dtype: torch.dtype, seed: int = 0) -> Any:
+def random_model(config: LanguageModelConfig, dtype: torch.dtype, seed: int = 0) -> Any:
     """A freshly initialised model whose weights are made in `dtype` at once, without a wider copy."""
     before = torch.get_default_dtype()
     torch.manual_seed(seed)
     torch.set_default_dtype(dtype)
     try:
-        return build_model(config).eval()
+        model: Any = build_model(config)
+        return model.eval()
     finally:
         torch.set_default_dtype(before)
 
@@ -121,8 +121,8 @@ def matrix_products(model: Any) -> Callable[[], None]:
 
 def _read_one(model: Any) -> None:
     """Decode one token from silence."""
-    device = next(model.parameters()).device
-    model.head(model.hidden(torch.zeros(1, 1, dtype=torch.long, device=device), model.new_state(1)))
+    session = DecodingSession(model)
+    session.head(session.hidden(torch.zeros(1, 1, dtype=torch.long, device=session.device), session.new_state(1)))
 
 
 def _resident_bytes() -> int | None:
@@ -142,29 +142,29 @@ def _growth(before: int | None, after: int | None) -> int | None:
 class _Text:
     """A random text that is read to given positions; the state and resident memory at each of them are kept."""
 
-    def __init__(self, model: Any, positions: Sequence[int], chunk: int):
-        self.model = model
-        self.device = next(model.parameters()).device
+    def __init__(self, session: DecodingSession, positions: Sequence[int], chunk: int):
+        self.session = session
         self.states: dict[int, State] = {}
         self.resident: dict[int, int | None] = {}
-        state = model.new_state(1)
+        state = session.new_state(1)
         read = 0
         for position in sorted(positions):
             while read < position:
                 size = min(chunk, position - read)
-                model.hidden(self.tokens(size), state)
+                session.hidden(self.tokens(size), state)
                 read += size
             self.states[position] = state.clone()
             self.resident[position] = _resident_bytes()
 
     def tokens(self, count: int) -> Tensor:
         """Random token ids, (1, count)."""
-        return torch.randint(self.model.config.vocabulary_size, (1, count), device=self.device)
+        return torch.randint(self.session.config.vocabulary, (1, count), device=self.session.device)
 
-    def stream_at(self, position: int) -> Stream:
-        """A context of the policy `stream` that has read up to a position."""
-        silence = torch.zeros(1, self.model.config.vocabulary_size, device=self.device)
-        return Stream(self.model, self.states[position], silence)
+    def stream_at(self, position: int) -> Contexts:
+        """A row under the policy `stream` that has read up to a position."""
+        stream = Contexts(self.session, 1, PREFILL_CHUNK)
+        stream.state, stream.logits = self.states[position], torch.zeros(1, 1)
+        return stream
 
 
 @torch.inference_mode()
@@ -185,25 +185,11 @@ def decode_benchmark(
     token_by_token: read the text up to the positions token by token, so that memory can be compared between them; in
     chunks, what these allocate for a moment comes and goes by megabytes.
     """
-    with frozen(model):
-        return _decode_benchmark(model, positions, rounds, window_rounds, batches, compiled, token_by_token)
-
-
-def _decode_benchmark(
-    model: Any,
-    positions: Sequence[int],
-    rounds: int,
-    window_rounds: int,
-    batches: Sequence[int],
-    compiled: bool,
-    token_by_token: bool,
-) -> dict[str, Any]:
     device = next(model.parameters()).device
     products = matrix_products(model)
     read = weight_bytes_read(model)
-    if compiled:
-        model = CompiledSteps(model)
-    text = _Text(model, positions, 1 if token_by_token else PREFILL_CHUNK)
+    session = DecodingSession(model, compiled)
+    text = _Text(session, positions, 1 if token_by_token else PREFILL_CHUNK)
     streams = {position: text.stream_at(position) for position in text.states}
     token = text.tokens(1)[0]
     first = streams[min(streams)]
@@ -214,8 +200,8 @@ def _decode_benchmark(
     resident = None
     for warm in (False, *[True] * rounds):
         for position, stream in streams.items():
-            latencies[position].append(seconds(lambda stream=stream: stream.step(token)))  # type: ignore[misc]
-        alone, whole = seconds(products), seconds(lambda: first.step(token))
+            latencies[position].append(seconds(lambda stream=stream: stream.step(token, [0])))  # type: ignore[misc]
+        alone, whole = seconds(products), seconds(lambda: first.step(token, [0]))
         overheads.append(whole / alone)
         bandwidths.append(bandwidth.measure())
         shares.append(read / whole / bandwidths[-1])
@@ -248,25 +234,26 @@ def _decode_benchmark(
         "read_bandwidth": statistics.median(bandwidths),
         "share_of_bandwidth": statistics.median(shares),
         "time_over_matrix_products": statistics.median(overheads),
-        **_against_window(model, first, text, window_rounds),
-        "batches": [_batch(model, size, first, token, rounds) for size in batches],
+        **_against_window(session, first, text, window_rounds),
+        "batches": [_batch(size, first, token, rounds) for size in batches],
     }
 
 
-def _against_window(model: Any, stream: Stream, text: _Text, rounds: int) -> dict[str, float]:
+def _against_window(session: DecodingSession, stream: Contexts, text: _Text, rounds: int) -> dict[str, float]:
     """How much longer the policy `window` takes per token, and a whole forward over the window with all its logits."""
     if not rounds:
         return {}
-    length = model.config.context_length
+    length = session.config.context_length
     prompt = text.tokens(length)
-    window = Hop(model, [prompt[0].tolist()], every=1, chunk_tokens=length)
+    window = Contexts(session, 1, length)
+    window.open([0], [prompt[0].tolist()], ["window"])
     token = prompt[0, :1]
     window_times, window_ratios, forward_ratios = [], [], []
     for _ in range(rounds):
-        step = statistics.median(seconds(lambda: stream.step(token)) for _ in range(8))
-        window_times.append(seconds(lambda: window.step(token)))
+        step = statistics.median(seconds(lambda: stream.step(token, [0])) for _ in range(8))
+        window_times.append(seconds(lambda: window.step(token, [0])))
         window_ratios.append(window_times[-1] / step)
-        forward_ratios.append(seconds(lambda: model.head(model.hidden(prompt))) / step)
+        forward_ratios.append(seconds(lambda: session.head(session.hidden(prompt))) / step)
     return {
         "window_tokens": length,
         "window_seconds_per_token": statistics.median(window_times),
@@ -275,14 +262,14 @@ def _against_window(model: Any, stream: Stream, text: _Text, rounds: int) -> dic
     }
 
 
-def _batch(model: Any, size: int, single: Stream, token: Tensor, rounds: int) -> dict[str, float | int]:
+def _batch(size: int, single: Contexts, token: Tensor, rounds: int) -> dict[str, float | int]:
     """Throughput of `size` streams decoded together, against one."""
     batch = single.select([0] * size)
     tokens = token.repeat(size)
     times, gains = [], []
     for _ in range(max(3, rounds // 4)):
-        alone = seconds(lambda: single.step(token))
-        times.append(seconds(lambda: batch.step(tokens)))
+        alone = seconds(lambda: single.step(token, [0]))
+        times.append(seconds(lambda: batch.step(tokens, range(size))))
         gains.append(size * alone / times[-1])
     return {
         "streams": size,

@@ -1,0 +1,349 @@
+"""A batch of texts that are generated together: requests join and leave between tokens (docs/model.md, section 10)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from wavelet_core.config import ConfigurationError
+from wavelet_core.generation.context import Contexts
+from wavelet_core.generation.drafts import ModelDrafts
+from wavelet_core.generation.lookahead import look_ahead
+from wavelet_core.generation.request import Finish, Request, Token
+from wavelet_core.generation.samplers.temperature import entropy_of
+from wavelet_core.generation.sampling import GenerationError, RowSeed, SamplerChain, draw
+from wavelet_core.generation.session import DecodingSession
+from wavelet_core.generation.settings import LookaheadSettings
+from wavelet_core.generation.speculative import Speculative
+from wavelet_core.generation.stopping import TextStream
+from wavelet_core.language_model import LanguageModel
+from wavelet_core.state import State, map_tree
+from wavelet_core.tokenizers import Tokenizer
+
+
+@dataclass
+class _Samplers:
+    """One configuration of samplers, and what it remembers of every slot."""
+
+    chain: SamplerChain
+    memory: State | None = None
+
+    def open(self, slot: int, slots: int, prompt: Tensor) -> None:
+        """Let a slot's memory begin with a prompt."""
+        start = self.chain.start([prompt])
+        if self.memory is None:
+            tree = map_tree(lambda tensor: tensor.new_zeros(slots, *tensor.shape[1:]), start.tree)
+            self.memory = State(tree, slots)
+        self.memory.write([slot], start)
+
+    def of(self, slots: Sequence[int]) -> State:
+        """The memory of some slots: itself where these are all, in order, else a copy."""
+        assert self.memory is not None
+        return self.memory if list(slots) == list(range(self.memory.batch_size)) else self.memory[slots]
+
+    def keep(self, slots: Sequence[int], memory: State) -> None:
+        """Take back the memory of some slots."""
+        if self.memory is not None and memory is not self.memory:
+            self.memory.write(slots, memory)
+
+
+@dataclass
+class _Row:
+    """One request while it is generated. read: the last token has still to be read."""
+
+    number: int
+    request: Request
+    prompt: list[int]
+    seed: RowSeed
+    samplers: _Samplers
+    text: TextStream | None
+    tokens: int = 0
+    last: int = -1
+    joined: bool = False
+    speculative: Speculative | None = None
+    after: tuple[Contexts, State] | None = field(default=None, repr=False)
+
+    def accept(self, token: int, statistics: tuple[float, float] | None) -> Token:
+        """Take one token in and decide whether the text ends with it."""
+        settings = self.request.settings
+        position, self.tokens, self.last = self.tokens, self.tokens + 1, token
+        finish: Finish | None = None
+        text = ""
+        if token < 0:
+            finish = "failed"
+        elif token in settings.stop_tokens:
+            finish = "stop_token"
+        elif self.text is not None:
+            text = self.text.feed(token)
+            finish = "stop_string" if self.text.stopped else None
+        if finish is None and self.tokens == settings.tokens:
+            finish = "length"
+        if finish is not None and self.text is not None:
+            text += self.text.finish()
+            finish = "stop_string" if self.text.stopped else finish
+        log_probability, entropy = statistics or (None, None)
+        return Token(self.number, position, token, text, log_probability, entropy, finish)
+
+
+class Batch:
+    """A fixed number of slots, each with a request or free. Rows share nothing but the product.
+
+    Position, samplers and their memory, context policy, stops, seed, drafts and lookahead are each row's own, so a
+    request's text does not depend on what else is in the batch: all slots go through every product, whether they are
+    taken or not, which keeps its shape and every row's numbers. Memory is allocated once, for all slots. Speculative
+    rows are verified one by one, on a state of their own.
+
+    model: any language model, or a session of one (compiled, or shared by several batches). It is not changed.
+    tokenizer: turns prompts and tokens from and into text; without one both are token ids. prefill_tokens: tokens of
+    prompts that one forward pass reads, over all rows.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel | DecodingSession,
+        slots: int = 1,
+        *,
+        tokenizer: Tokenizer | None = None,
+        prefill_tokens: int = 512,
+    ):
+        if slots < 1:
+            raise ConfigurationError(f"slots={slots}: a batch needs at least one slot")
+        self.session = model if isinstance(model, DecodingSession) else DecodingSession(model)
+        self.tokenizer = tokenizer
+        self.prefill_tokens = prefill_tokens
+        size = self.session.config.vocabulary
+        if tokenizer is not None and tokenizer.vocabulary_size > size:
+            raise ConfigurationError(
+                f"the tokenizer has {tokenizer.vocabulary_size} tokens, but model.vocabulary_size={size}; "
+                "use the tokenizer that the model was trained with"
+            )
+        self._slots: list[_Row | None] = [None] * slots
+        self._contexts = Contexts(self.session, slots, prefill_tokens)
+        self._samplers: dict[str, _Samplers] = {}
+        self._numbers = count()
+
+    @property
+    def slots(self) -> int:
+        """How many requests fit in."""
+        return len(self._slots)
+
+    @property
+    def free(self) -> int:
+        """How many more requests fit in now."""
+        return self._slots.count(None)
+
+    @property
+    def requests(self) -> dict[int, Request]:
+        """The requests that are being generated, by number."""
+        return {row.number: row.request for row in self._slots if row is not None}
+
+    def add(self, request: Request) -> int:
+        """Give a request a free slot; the next step reads its prompt. Returns its number, which its tokens carry.
+
+        Raises ConfigurationError for what does not fit together, and GenerationError when no slot is free.
+        """
+        prompt = self.check(request)
+        if not self.free:
+            raise GenerationError(f"all {self.slots} slots are taken; wait until a request ends, or cancel one")
+        key = repr([(sampler.kind, sampler.model_dump_json()) for sampler in request.settings.samplers])
+        if key not in self._samplers:
+            size = self.session.config.vocabulary if self.tokenizer is None else self.tokenizer.vocabulary_size
+            self._samplers[key] = _Samplers(SamplerChain(request.settings.samplers, self.session.model, size))
+        text = None if self.tokenizer is None else TextStream(self.tokenizer, request.settings.stop_strings)
+        seed = RowSeed(request.seed, request.stream)
+        row = _Row(next(self._numbers), request, prompt, seed, self._samplers[key], text)
+        self._slots[self._slots.index(None)] = row
+        return row.number
+
+    def cancel(self, number: int) -> bool:
+        """Take a request out of the batch before its end; False when it is not, or no longer, in it."""
+        for slot, row in enumerate(self._slots):
+            if row is not None and row.number == number:
+                self._leave(slot)
+                return True
+        return False
+
+    def _leave(self, slot: int) -> None:
+        self._slots[slot] = None
+        used = [row.samplers for row in self._slots if row is not None]
+        self._samplers = {key: samplers for key, samplers in self._samplers.items() if samplers in used}
+
+    @torch.inference_mode()
+    def step(self) -> list[Token]:
+        """Read each row's last token, or the prompts of those that joined, and give every row its next token.
+
+        Rows whose text ends with it leave. Nothing is read after a text's last token. An empty batch gives nothing.
+        """
+        self._read()
+        self._join()
+        found = {**self._search(), **self._draw(), **self._verify()}
+        events = []
+        for slot in sorted(found):
+            row = self._slots[slot]
+            assert row is not None
+            token, logits = found[slot]
+            events.append(row.accept(token, _statistics(logits, token) if row.request.settings.metrics else None))
+            if events[-1].finish is not None:
+                self._leave(slot)
+        return events
+
+    def _rows(self, *, together: bool = True) -> dict[int, _Row]:
+        """The rows by slot, but for speculative ones where only those that are read together are asked for."""
+        return {
+            slot: row
+            for slot, row in enumerate(self._slots)
+            if row is not None and not (together and row.request.draft is not None)
+        }
+
+    def _read(self) -> None:
+        """Let the rows read the tokens that they were given."""
+        rows = {slot: row for slot, row in self._rows().items() if row.joined}
+        plain = [slot for slot, row in rows.items() if row.after is None]
+        if plain:
+            tokens = torch.tensor([0 if row is None else max(row.last, 0) for row in self._slots])
+            tokens = tokens.to(self.session.device)
+            self._contexts.step(tokens, plain)
+            for samplers, slots in _grouped(plain, rows):
+                memory = samplers.of(slots)
+                samplers.chain.observe(tokens if len(slots) == self.slots else tokens[slots], memory)
+                samplers.keep(slots, memory)
+        for slot, row in rows.items():
+            if row.after is not None:
+                contexts, memory = row.after
+                self._contexts.write([slot], contexts)
+                row.samplers.keep([slot], memory)
+
+    def _join(self) -> None:
+        """Read the prompts of the rows that are new."""
+        new = {slot: row for slot, row in self._rows(together=False).items() if not row.joined}
+        together = {slot: row for slot, row in new.items() if row.request.draft is None}
+        for slot, row in new.items():
+            row.joined = True
+            if row.request.draft is None:
+                row.samplers.open(slot, self.slots, torch.tensor(row.prompt, device=self.session.device))
+        if together:
+            policies = [row.request.settings.context for row in together.values()]
+            self._contexts.open(list(together), [row.prompt for row in together.values()], policies)
+
+    def _draw(self) -> dict[int, tuple[int, Tensor]]:
+        """Tokens that are drawn from the rows' own distributions, with the model's logits, by slot."""
+        rows = {slot: row for slot, row in self._rows().items() if row.request.settings.lookahead is None}
+        found: dict[int, tuple[int, Tensor]] = {}
+        for samplers, slots in _grouped(rows, rows):
+            logits = self._contexts.logits if len(slots) == self.slots else self._contexts.logits[slots]
+            shaped = samplers.chain(logits, samplers.of(slots))
+            tokens = draw(shaped, [rows[slot].seed.uniform(rows[slot].tokens) for slot in slots])
+            found |= {slot: (token, row) for slot, token, row in zip(slots, tokens, logits.split(1), strict=True)}
+        return found
+
+    def _search(self) -> dict[int, tuple[int, Tensor]]:
+        """Tokens that lookahead finds."""
+        rows = {slot: row for slot, row in self._rows().items() if row.request.settings.lookahead is not None}
+        found: dict[int, tuple[int, Tensor]] = {}
+        for samplers, slots in _grouped(rows, rows):
+            searches = {slot: rows[slot].request.settings.lookahead for slot in slots}
+            for search in dict.fromkeys(searches.values()):
+                assert isinstance(search, LookaheadSettings)
+                own = [slot for slot in slots if searches[slot] == search]
+                tokens, contexts, memory = look_ahead(self._contexts, own, samplers.chain, samplers.of(own), search)
+                for place, (slot, token) in enumerate(zip(own, tokens, strict=True)):
+                    found[slot] = token, self._contexts.logits[slot : slot + 1]
+                    rows[slot].after = contexts.select([place]), memory[place]
+        return found
+
+    def _verify(self) -> dict[int, tuple[int, Tensor]]:
+        """Tokens of the speculative rows."""
+        found = {}
+        for slot, row in self._rows(together=False).items():
+            if row.request.draft is None:
+                continue
+            try:
+                if row.speculative is None:
+                    row.speculative = Speculative(
+                        self.session, row.prompt, row.samplers.chain, row.seed, row.request.draft, self.prefill_tokens
+                    )
+                found[slot] = row.speculative.next()
+            except GenerationError:
+                found[slot] = -1, torch.empty(1, 0)
+        return found
+
+    def shrink(self) -> None:
+        """Give the free slots up, so that later steps read the rows that are left and nothing else."""
+        left = [slot for slot, row in enumerate(self._slots) if row is not None]
+        if left and len(left) < self.slots:
+            self._slots = [self._slots[slot] for slot in left]
+            self._contexts = self._contexts.select(left)
+            for samplers in self._samplers.values():
+                samplers.memory = samplers.memory and samplers.memory[left]
+
+    def check(self, request: Request) -> list[int]:
+        """The token ids that a request starts from; never empty.
+
+        Raises ConfigurationError for a prompt that cannot be used and for options that do not fit together.
+        """
+        settings, size = request.settings, self.session.config.vocabulary
+        if settings.best_of > 1:
+            raise ConfigurationError(f"best_of={settings.best_of} compares several requests; `generate` does that")
+        if self.tokenizer is None and settings.stop_strings:
+            raise ConfigurationError(
+                "stop_strings need a tokenizer that turns tokens into text; use stop_tokens instead"
+            )
+        if request.draft is not None:
+            if settings.context != "stream":
+                raise ConfigurationError(
+                    f"speculative decoding needs context=stream, but context={settings.context}; leave out one of the "
+                    "two"
+                )
+            if settings.lookahead is not None:
+                raise ConfigurationError(
+                    "speculative decoding verifies plain decoding, not lookahead; leave out one of the two"
+                )
+            if isinstance(request.draft, ModelDrafts) and request.draft.session.config.vocabulary_size != size:
+                raise ConfigurationError(
+                    f"the draft model has model.vocabulary_size={request.draft.session.config.vocabulary_size}, but "
+                    f"the model has {size}; use a draft that was trained with the same tokenizer"
+                )
+        return encode_prompt(request.prompt, size, self.tokenizer)
+
+
+def encode_prompt(prompt: str | Sequence[int], vocabulary_size: int, tokenizer: Tokenizer | None) -> list[int]:
+    """The token ids that generation starts from; never empty. Raises ConfigurationError for an unusable prompt."""
+    if isinstance(prompt, str):
+        if tokenizer is None:
+            raise ConfigurationError("a prompt that is a text needs a tokenizer; give one, or token ids")
+        prompt = tokenizer.encode(prompt)
+    ids = list(prompt)
+    if not ids:
+        end_of_text = None if tokenizer is None else tokenizer.end_of_text
+        if end_of_text is None:
+            raise ConfigurationError(
+                "the prompt is empty and there is no end-of-text token to start from; give at least one token"
+            )
+        ids = [end_of_text]
+    outside = [token for token in ids if not 0 <= token < vocabulary_size]
+    if outside:
+        raise ConfigurationError(
+            f"the prompt's token {outside[0]} is outside the model's vocabulary (model.vocabulary_size="
+            f"{vocabulary_size}); encode it with the tokenizer that the model was trained with"
+        )
+    return ids
+
+
+def _grouped(slots: Sequence[int] | dict[int, _Row], rows: dict[int, _Row]) -> list[tuple[_Samplers, list[int]]]:
+    """Slots by the samplers that they share."""
+    groups: dict[int, tuple[_Samplers, list[int]]] = {}
+    for slot in slots:
+        groups.setdefault(id(rows[slot].samplers), (rows[slot].samplers, []))[1].append(slot)
+    return list(groups.values())
+
+
+def _statistics(logits: Tensor, token: int) -> tuple[float, float] | None:
+    """Log-probability and entropy in nats of a token under the model's logits (1, V)."""
+    if token < 0:
+        return None
+    logits = logits.float()
+    return float(logits.log_softmax(-1)[0, token]), float(entropy_of(logits))

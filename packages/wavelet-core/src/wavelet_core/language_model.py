@@ -1,0 +1,66 @@
+"""What every model family is: the protocol that generation, training, evaluation and formats are written against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wavelet_core.config import LanguageModelConfig
+from wavelet_core.registry import build
+from wavelet_core.state import State
+
+
+class LanguageModel(Protocol):
+    """A causal language model, a component of kind `model`: an `nn.Module` made as `(config)`.
+
+    `forward(tokens, state)` is `head(hidden(tokens, state))`. With a state the model goes on with the text that the
+    state has read, in any chunking, and moves the state on in place; without one it starts from silence.
+    `wavelet_core.testing.check_model` proves all of it.
+
+    A family whose training windows carry something from one to the next sets `carries_window` and has
+    `begin_window(state)`, which starts the next window of the same text.
+
+    Shapes: tokens and targets (B, T), hidden (B, T, C), logits (B, T, V).
+    """
+
+    @property
+    def config(self) -> LanguageModelConfig:
+        """How the model was made."""
+
+    def new_state(
+        self, batch_size: int = 1, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> State:
+        """A silent state for `batch_size` independent texts, on the model's device and in its type by default."""
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token embeddings (B, T, C)."""
+
+    def hidden(self, tokens: Tensor, state: State | None = None) -> Tensor:
+        """What the head reads, (B, T, C)."""
+
+    @property
+    def head(self) -> Callable[[Tensor], Tensor]:
+        """Hidden vectors (..., C) to logits (..., V)."""
+
+    def loss(self, tokens: Tensor, targets: Tensor, state: State | None = None) -> Tensor:
+        """The training loss in nats per token, a scalar."""
+
+    def __call__(self, tokens: Tensor, state: State | None = None) -> Tensor:
+        """Logits (B, T, V)."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """As of nn.Module."""
+
+
+def build_model(config: LanguageModelConfig) -> Any:
+    """The model that a configuration describes, freshly initialised: a LanguageModel that is an nn.Module."""
+    return build("model", config)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross entropy in nats per token of logits (B, T, V) against targets (B, T), computed in float32."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
