@@ -265,8 +265,8 @@ def _load(directory: Path, options: dict[str, Any], draft: bool = False) -> Any:
     import torch
 
     from wavelet_core import WaveletLM
+    from wavelet_core.devices import resolve_device
     from wavelet_memory import FastWeightProductKeyMemory
-    from wavelet_train.precision import resolve_device
 
     dtype = getattr(torch, options["dtype"]) if options["dtype"] else None
     model = WaveletLM.from_pretrained(directory, dtype, resolve_device(options["device"], "--device"))
