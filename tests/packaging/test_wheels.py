@@ -29,11 +29,7 @@ RUNTIME = {
 }
 EXTRAS = {
     "core": {"text": {"tiktoken"}, "hub": {"huggingface-hub"}},
-    "train": {
-        "sentencepiece": {"sentencepiece"},
-        "tensorboard": {"tensorboard"},
-        "lm-eval": {"lm-eval"},
-    },
+    "train": {"sentencepiece": {"sentencepiece"}},
     "cli": {"matplotlib": {"matplotlib"}},
 }
 ENTRY_POINTS = {

@@ -115,6 +115,7 @@ def test_kill_while_a_checkpoint_is_replaced_loses_nothing(tiny_run: TinyRun, tm
     train(run, directory)
     workspace = directory / ".last.interrupted"
     workspace.mkdir()
+    (workspace / "lock").touch()
     (directory / "last").rename(workspace / "new")
     (workspace / "old").mkdir()
     assert train(run, directory, resume=True).step == 6

@@ -13,10 +13,10 @@ import yaml
 from wavelet_cli.sampler_presets import STRATEGIES, in_order
 from wavelet_core.checkpoint import load_checkpoint, locate_checkpoint
 from wavelet_core.config import ConfigurationError, parse
+from wavelet_core.devices import resolve_device
 from wavelet_core.generation import GenerationSettings, ModelDrafts, NgramDrafts
 from wavelet_memory import learn_while_reading
 from wavelet_quant import quantize_int8
-from wavelet_train.precision import resolve_device
 
 
 def read_prompts(options: dict[str, Any]) -> list[str]:

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from wavelet_core import LanguageModelConfig, build, build_model, load_checkpoint
-from wavelet_core.atomic_files import write_atomically
+from wavelet_core.atomic_files import recover, write_atomically
 from wavelet_core.checkpoint import WEIGHTS_FILE, named_tensors, write_checkpoint
+from wavelet_core.devices import resolve_device
 from wavelet_core.state import leaves
 from wavelet_core.tensor_files import CheckpointError, load_tensors_into
 from wavelet_train.allocator import keep_freed_memory
@@ -29,15 +30,14 @@ from wavelet_train.config import RunConfig, dump
 from wavelet_train.data import PreparedData, prepare
 from wavelet_train.evaluation import Evaluation, evaluate
 from wavelet_train.interruption import StopOnSignal, Stopped
-from wavelet_train.metrics import MetricsFile
-from wavelet_train.precision import autocast, loss_scaler, resolve_device, resolve_precision
+from wavelet_train.metrics_file import MetricsFile
+from wavelet_train.precision import autocast, loss_scaler, resolve_precision
 from wavelet_train.progress import Progress
 from wavelet_train.report import Report, make_report
 from wavelet_train.training_state import (
     Counters,
     optimizer_tensors,
     read_state,
-    recover,
     restore_optimizer,
     write_state,
 )
@@ -103,7 +103,7 @@ class Trainer:
         self.config = config = run.train
         self.directory = directory
         self.stop = StopOnSignal()
-        self.device = resolve_device(config.device)
+        self.device = resolve_device(config.device, "train.device")
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         if self.device.type == "cpu":

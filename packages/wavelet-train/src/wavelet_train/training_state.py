@@ -7,18 +7,15 @@ carried model state) and `state.json` (counters). Nothing is pickled.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from wavelet_core.tensor_files import CheckpointError, load_tensors
+from wavelet_core.tensor_files import CheckpointError, load_tensors, save_tensors
 
 DIRECTORY = "trainer"
 TENSORS_FILE = "state.safetensors"
@@ -46,8 +43,7 @@ def write_state(directory: Path, counters: Counters, tensors: Mapping[str, Tenso
     """Write `trainer/` into a checkpoint directory that is being made."""
     folder = directory / DIRECTORY
     folder.mkdir()
-    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, folder / TENSORS_FILE)
+    save_tensors(tensors, folder / TENSORS_FILE)
     content = {"counters": asdict(counters), "loss_scaler": dict(scaler)}
     (folder / COUNTERS_FILE).write_text(json.dumps(content) + "\n", "utf-8")
 
@@ -91,11 +87,3 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     if not set(state) <= known:
         raise CheckpointError(f"the optimizer state is of {max(state) + 1} tensors, but the model has {len(known)}")
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def recover(checkpoint: Path) -> None:
-    """Finish what a kill in the middle of replacing a checkpoint left: put the new one in place, remove leftovers."""
-    for workspace in checkpoint.parent.glob(f".{checkpoint.name}.*"):
-        if not checkpoint.exists() and (workspace / "old").exists() and (workspace / "new").exists():
-            os.replace(workspace / "new", checkpoint)
-        shutil.rmtree(workspace, ignore_errors=True)

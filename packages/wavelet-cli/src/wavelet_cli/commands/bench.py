@@ -115,8 +115,8 @@ def decode_command(
 
     import torch
 
+    from wavelet_core.devices import resolve_device
     from wavelet_quant.decode_benchmark import decode_benchmark
-    from wavelet_train.precision import resolve_device
 
     if threads is not None:
         torch.set_num_threads(threads)

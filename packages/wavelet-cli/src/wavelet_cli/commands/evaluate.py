@@ -72,9 +72,10 @@ def command(
         raise click.UsageError("--split is for the run's own data; a text given with --data is evaluated whole")
 
     from wavelet_core.checkpoint import load_checkpoint, locate_checkpoint
+    from wavelet_core.devices import resolve_device
     from wavelet_core.tokenizers import checkpoint_tokenizer
     from wavelet_train.evaluation import evaluate
-    from wavelet_train.precision import resolve_device, resolve_precision
+    from wavelet_train.precision import resolve_precision
     from wavelet_train.progress import Progress
 
     directory = locate_checkpoint(checkpoint)
