@@ -116,7 +116,7 @@ def command(checkpoint: str, **options: Any) -> None:
     from wavelet_cli.generation_options import generation_settings, load_draft, load_model, read_prompts
     from wavelet_core.checkpoint import locate_checkpoint
     from wavelet_core.generation import DecodingSession, completion_metrics, generate
-    from wavelet_core.generation.batch import encode_prompt
+    from wavelet_core.generation.request import encode_prompt
     from wavelet_core.tokenizers import checkpoint_tokenizer
 
     # Everything that can be wrong in the options is refused before a model is loaded.
