@@ -19,8 +19,9 @@ from wavelet_cli.main import cli
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-GUIDES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-PAGES = [*sorted(ROOT.glob("*.md")), *GUIDES[1:], *sorted(ROOT.glob("packages/*/README.md")), *sorted(ROOT.glob("examples/*/README.md"))]
+GUIDES = [README, *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *GUIDES[1:]]
+PAGES += [*sorted(ROOT.glob("packages/*/README.md")), *sorted(ROOT.glob("examples/*/README.md"))]
 ORIGINAL = ROOT / "tests" / "parity" / "cases" / "haar"
 
 # What makes the training runs of the README tiny; nothing else of its commands is changed.
