@@ -57,7 +57,6 @@ def random_request(chance, model):
         "context": chance.choice(["stream"] * 4 + ["hop:3", "window"]),
         "stop_tokens": chance.sample(range(29), chance.randint(0, 1)),
         "metrics": chance.random() < 0.3,
-        "prefill_tokens": 512,
     }
     draft = None
     kind = chance.random()

@@ -83,8 +83,8 @@ def test_epochs_are_counted_in_windows(new_trainer: NewTrainer) -> None:
 
 
 def test_accumulation_averages_the_gradients_of_its_batches(new_trainer: NewTrainer) -> None:
-    whole = new_trainer("train.batch_size=4")
-    parts = new_trainer("train.batch_size=2", "train.accumulation=2")
+    whole = new_trainer("train.batch_size=4", "train.precision=float32")
+    parts = new_trainer("train.batch_size=2", "train.accumulation=2", "train.precision=float32")
     batch = next(whole.windows)
     halves = iter([type(batch)(batch.inputs[rows], batch.targets[rows]) for rows in (slice(0, 2), slice(2, 4))])
     whole.windows, parts.windows = iter([batch]), halves

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from wavelet_core import LanguageModel
-from wavelet_core.generation.session import DecodingSession
+from wavelet_core.generation.session import decoding_view
+from wavelet_core.language_model import LanguageModel
 from wavelet_core.tokenizers import Tokenizer
 from wavelet_train.precision import autocast
 from wavelet_train.token_cache import TokenSplit, token_byte_lengths
@@ -99,16 +99,16 @@ def evaluate(
 
     Raises ConfigurationError when there is nothing to predict, ValueError for a stride that leaves gaps.
     """
-    session = DecodingSession(model)
+    device = next(model.parameters()).device
     window = window or model.config.context_length
     tokens = split.tokens if token_limit is None else split.tokens[: token_limit + 1]
+    view = decoding_view(model)
     nats = torch.zeros((), dtype=torch.float64)
     scored_tokens = 0
     for batch in evaluation_windows(tokens, window, stride, batch_size, split.name):
-        with autocast(session.device, dtype):
-            hidden = session.hidden(batch.inputs.to(session.device))[batch.scored.to(session.device)]
-            logits = session.head(hidden)
-        targets = batch.targets[batch.scored].to(session.device)
+        with autocast(device, dtype):
+            logits = view.head(view.hidden(batch.inputs.to(device))[batch.scored.to(device)])
+        targets = batch.targets[batch.scored].to(device)
         nats += F.cross_entropy(logits.float(), targets, reduction="none").sum(dtype=torch.float64).cpu()
         scored_tokens += len(targets)
         if on_batch is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from textwrap import indent
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from wavelet_train.compression import xz_size
 from wavelet_train.config import TrainConfig
 from wavelet_train.data import PreparedData
 from wavelet_train.evaluation import Evaluation, evaluate
+from wavelet_train.tables import table
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Report:
         if score.perplexity_per_word is not None:
             rows.append(("perplexity per word", f"{score.perplexity_per_word:.3f}", f"{score.word_count:,} words"))
         title = f"Validation split, best checkpoint, windows of {score.window} tokens every {score.stride}:"
-        return "\n".join([title, *(f"  {name:<25} {value:>12}   {what}".rstrip() for name, value, what in rows)])
+        return f"{title}\n{indent(table(rows), '  ')}"
 
 
 def make_report(

@@ -53,24 +53,10 @@ class DecodingSession:
         ]
         self._versions: list[int] = []
         self._step = torch.compile(self.model.hidden, fullgraph=True) if compiled else self.model.hidden
-
-    def new_state(self, batch_size: int) -> State:
-        """As the model's own."""
-        state: State = self.model.new_state(batch_size)
-        return state
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        """As the model's own."""
-        embedding: Tensor = self.model.embed(tokens)
-        return embedding
-
-    def head(self, hidden: Tensor) -> Tensor:
-        """As the model's own."""
-        logits: Tensor = self.model.head(hidden)
-        return logits
+        self.new_state, self.head = self.model.new_state, self.model.head
 
     def hidden(self, tokens: Tensor, state: State | None = None) -> Tensor:
-        """As the model's own."""
+        """As the model's own; `new_state` and `head` are the model's."""
         self._compute()
         hidden: Tensor = self._step(tokens, state) if tokens.shape[1] == 1 else self.model.hidden(tokens, state)
         return hidden
