@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wavelet_core.atomic_files import write_atomically
+from wavelet_core.atomic_files import recover, write_atomically
 from wavelet_core.config import LanguageModelConfig, parse, parse_model
 from wavelet_core.first_format import convert_config, convert_tensors
 from wavelet_core.registry import RegistryError, build, registry
@@ -242,6 +242,8 @@ def locate_checkpoint(source: str | Path) -> Path:
     nowhere here and reads `owner/name` is downloaded from the Hugging Face hub.
     """
     path = Path(source)
+    for checkpoint in (path, path / "best", path / "last"):
+        recover(checkpoint)
     if not (path / CONFIG_FILE).exists():
         for name in ("best", "last"):
             if (path / name / CONFIG_FILE).exists():

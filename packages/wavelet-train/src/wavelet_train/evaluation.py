@@ -89,7 +89,7 @@ def evaluate(
     dtype: torch.dtype = torch.float32,
     on_batch: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Score a split in windows that are independent of each other.
+    """Score a split in windows that are independent of each other, without a change to the model or its mode.
 
     stride: tokens between the starts of two windows; the default, a whole window, makes them non-overlapping; half a
     window gives every token but the first window's at least half a window of context. A token is scored once.

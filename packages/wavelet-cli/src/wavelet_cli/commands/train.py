@@ -56,7 +56,8 @@ def command(
         raise click.UsageError("name a CONFIG to train (see `wavelet config list`), or a run with --resume")
 
     from wavelet_cli.run_configuration import load_configuration
-    from wavelet_train.trainer import CONFIG_FILE, train
+    from wavelet_train.run_directory import CONFIG_FILE
+    from wavelet_train.trainer import train
 
     directory = resume or out or Path("runs") / Path(config or "").stem
     run = load_configuration(config or directory / CONFIG_FILE, overrides)
