@@ -6,14 +6,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PACKAGES := $(addprefix packages/wavelet-,core memory quant train cli)
-KERNEL := packages/wavelet-core/hatch_build.py packages/wavelet-core/src/wavelet_core/native/few_rows.cpp
+KERNEL := packages/wavelet-quant/hatch_build.py packages/wavelet-quant/src/wavelet_quant/native/few_rows.cpp
 
 WORKERS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench release clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +37,10 @@ format: $(INSTALLED) ## fix what ruff can fix, and format
 
 bench: $(INSTALLED) ## run the scripts in benchmarks/
 	@for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+release: $(INSTALLED) ## build every wheel and sdist into dist/ and check them; publishes nothing
+	$(BIN)/python -m pip install --quiet --group release -c constraints.txt
+	$(BIN)/python scripts/release.py
 
 clean: ## remove .venv, caches and built files; runs/ stays
 	rm -rf $(VENV) build dist packages/*/build packages/*/dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

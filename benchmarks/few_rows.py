@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from wavelet_core import few_rows
-from wavelet_core.linear import linear
 from wavelet_quant.decode_benchmark import ReadBandwidth, seconds
+from wavelet_quant.few_rows import FewRows
 
 BYTES = 1 << 28
+KERNEL = FewRows(FewRows.Config())
 
 
 def medians(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -47,7 +47,11 @@ def measure(height: int, width: int, dtype: torch.dtype, rows: int, rounds: int,
 
         return work
 
-    works = {"read": bandwidth.buffer.sum, "torch": all_of(F.linear), "kernel": all_of(linear)}
+    works = {
+        "read": bandwidth.buffer.sum,
+        "torch": all_of(F.linear),
+        "kernel": all_of(lambda x, weight: KERNEL.linear(x, weight, None, False)),
+    }
     times = medians(works, rounds)
     limit = len(weights) * size / (bandwidth.buffer.nbytes / times["read"])
     share = {name: limit / times[name] for name in ("torch", "kernel")}
@@ -66,8 +70,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    if not few_rows.available:
-        raise SystemExit("the native kernel is not installed here, or switched off with WAVELET_NATIVE=0")
+    if not KERNEL.available():
+        raise SystemExit("the native kernel is not installed here")
     bandwidth = ReadBandwidth(torch.device("cpu"))
     for dtype in options.dtype:
         for shape in options.shape:

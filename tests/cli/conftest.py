@@ -35,7 +35,7 @@ def wavelet_process() -> WaveletProcess:
     def start(*arguments: object, site: Path | None = None, **keywords: Any) -> subprocess.Popen[str]:
         paths = [str(site) if site else "", os.environ.get("PYTHONPATH", "")]
         return subprocess.Popen(
-            [sys.executable, "-c", "from wavelet_cli.main import main; main()", *map(str, arguments)],
+            [sys.executable, "-m", "wavelet_cli", *map(str, arguments)],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

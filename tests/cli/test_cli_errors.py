@@ -9,7 +9,8 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from wavelet_cli.main import PACKAGES, WaveletGroup
+from wavelet_cli import PACKAGES
+from wavelet_cli.main import WaveletGroup
 from wavelet_core.config import ConfigurationError
 from wavelet_core.registry import RegistryError
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from wavelet_cli.main import cli
-from wavelet_core import WaveletLM
+from wavelet_core import LanguageModelConfig, WaveletLM, hookimpl, registry, save_checkpoint
 from wavelet_core.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 
 WORDS = "the cat sat on a mat and ran to them with joy over old green hills"
@@ -254,6 +257,35 @@ def test_inspect_shows_what_a_checkpoint_holds(wavelet, trained):
     assert report["components"]["memory product_key"].startswith("wavelet-memory ")
     table = wavelet("inspect", trained).stdout
     assert "byte_pair" in table and "memory product_key" in table and WEIGHTS_FILE in table
+
+
+class Unigram(nn.Module):
+    """A model family that has neither width nor layers."""
+
+    class Config(LanguageModelConfig):
+        kind: Literal["unigram"] = "unigram"
+        bins: int = 3
+        smooth: bool = True
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.scores = nn.Parameter(torch.zeros(config.bins, config.vocabulary))
+
+    @staticmethod
+    @hookimpl
+    def register_components(register):
+        register("model", Unigram)
+
+
+def test_inspect_shows_the_fields_that_a_family_has(wavelet, tmp_path):
+    assert registry.add_plugin(Unigram, "unigram").error is None
+    save_checkpoint(Unigram(Unigram.Config(vocabulary_size=7, context_length=16)), tmp_path / "unigram")
+    result = wavelet("inspect", tmp_path / "unigram")
+    assert result.exit_code == 0, result.stderr
+    shown = dict(line.split(maxsplit=1) for line in result.stdout.splitlines() if line)
+    assert shown["total"] == "21"
+    assert re.search("^model +unigram, vocabulary size 7, context length 16, bins 3$", result.stdout, re.M)
 
 
 def test_ctrl_c_in_training_saves_and_says_how_to_resume(wavelet, wavelet_process: Callable, configuration, tmp_path):

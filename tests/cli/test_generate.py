@@ -18,10 +18,10 @@ from wavelet_core.tokenizers import BytesTokenizer
 FAST_WEIGHTS = {"kind": "fast_weight_product_key", "num_keys": 16, "top_k": 2}
 
 
-def save(directory: Path, vocabulary_size: int = 256, width: int = 16) -> Path:
+def save(directory: Path, vocabulary_size: int = 256, width: int = 16, memories: tuple = ("mlp", FAST_WEIGHTS)) -> Path:
     torch.manual_seed(0)
     content = {"vocabulary_size": vocabulary_size, "width": width, "levels": 3, "context_length": 16}
-    model = build_model(parse(ModelConfig, {**content, "layers": 1, "memories": [{"kind": "mlp"}, FAST_WEIGHTS]}))
+    model = build_model(parse(ModelConfig, {**content, "layers": 1, "memories": list(memories)}))
     with torch.no_grad():
         model.head.weight.mul_(3)
     model.save_pretrained(directory, BytesTokenizer())
@@ -79,7 +79,7 @@ def test_json_reports_texts_tokens_and_speed(texts, checkpoint):
 
 def test_the_speed_of_best_of_n_counts_the_time_before_its_text_comes(texts, monkeypatch):
     now = iter(range(10_000))
-    monkeypatch.setattr("wavelet_cli.streaming.time.perf_counter", lambda: float(next(now)))
+    monkeypatch.setattr("wavelet_cli.generated_text.time.perf_counter", lambda: float(next(now)))
     plain = texts("--prompt", "ab", "--num-tokens", 6)
     best = texts("--prompt", "ab", "--num-tokens", 6, "--best-of-n", 2)
     assert (plain["prompt_seconds"], plain["decode_seconds"], plain["tokens_per_second"]) == (1, 5, 1)
@@ -192,6 +192,13 @@ def test_fast_weights_learn_while_generating(texts):
     assert texts(*arguments)["texts"] != texts(*arguments, *updates)["texts"]
 
 
+def test_a_model_without_fast_weights_cannot_learn(wavelet, tmp_path):
+    save(tmp_path / "plain", memories=("mlp",))
+    result = wavelet("generate", tmp_path / "plain", "--prompt", "x", "--fwpkm-inference-updates")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--fwpkm-inference-updates: the model has no fast_weight_product_key memory" in result.stderr
+
+
 def test_weights_in_another_type(texts):
     assert len(texts("--prompt", "ab", "--num-tokens", 4, "--dtype", "bfloat16")["texts"][0]["tokens"]) == 4
 
@@ -221,6 +228,7 @@ def test_weights_in_another_type(texts):
         (["--draft", "ngram", "--context", "window"], "context=window"),
         (["--draft", "ngram", "--lookahead-k", 2], "lookahead"),
         (["--fwpkm-update-lr", 1], "needs --fwpkm-inference-updates"),
+        (["--fwpkm-inference-updates", "--fwpkm-chunk-size", 2**63 - 1], "chunk_size: Input should be less"),
         (["--prompt-file", "nowhere.txt"], "give the prompt in one way"),
         (["--device", "abacus"], "abacus"),
         (["--tempreature", 1], "No such option"),

@@ -125,14 +125,14 @@ OPTIONS = {
     "wavelet.multi_basis.untied_reconstruction": Option(
         bases({}, {}, untied_reconstruction=True), "parameters output", "reconstruction_update", bases({}, {})
     ),
-    "mixer.gated_spectral.rank": Option({}, "parameters output", r"\.(up|down)$", off=mixer(rank=0)),
-    "mixer.gated_spectral.gate": Option({}, "parameters output", r"\.gate$", off=mixer(gate=None)),
+    "mixer.gated_spectral.rank": Option({}, "parameters output", r"\.(up|down)\.weight$", off=mixer(rank=0)),
+    "mixer.gated_spectral.gate": Option({}, "parameters output", r"\.gate\.weight$", off=mixer(gate=None)),
     "mixer.gated_spectral.parametrization": Option(mixer(parametrization="exponential"), "initial output"),
     "mixer.gated_spectral.noise_scaling": Option(mixer(noise_scaling=True), "initial"),
     "mixer.gated_spectral.routing": Option(mixer(routing=True), "parameters output", "routing"),
     "mixer.gated_spectral.widths": Option(mixer(widths=[1, 1, 0.5, 0.5]), "parameters output", "narrow|widen"),
-    "mixer.deep_gated_spectral.rank": Option(deep(), "parameters output", r"\.(up|down)$", off=deep(rank=0)),
-    "mixer.deep_gated_spectral.gate": Option(deep(), "parameters output", r"\.gate$", off=deep(gate=None)),
+    "mixer.deep_gated_spectral.rank": Option(deep(), "parameters output", r"\.(up|down)\.weight$", off=deep(rank=0)),
+    "mixer.deep_gated_spectral.gate": Option(deep(), "parameters output", r"\.gate\.weight$", off=deep(gate=None)),
     "mixer.deep_gated_spectral.parametrization": Option(
         deep(parametrization="exponential"), "initial output", off=deep()
     ),

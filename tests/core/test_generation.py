@@ -118,7 +118,7 @@ def test_nothing_is_read_after_the_last_token(model):
 
 def test_prompts_are_read_in_chunks_and_equal_ones_once(model):
     counting = CountingModel(model)
-    chunked = collect(generate(counting, PROMPTS, settings_of(tokens=1, prefill_tokens=3)))
+    chunked = collect(generate(counting, PROMPTS, settings_of(tokens=1), prefill_tokens=3))
     assert counting.read == [(1, 3), (1, 2), (1, 1), (1, 3), (1, 3), (1, 2), (1, 3)]
     assert chunked == run(model, PROMPTS, tokens=1)
 

@@ -21,13 +21,11 @@ from wavelet_core.generation.samplers.coherence import signature
 from wavelet_core.generation.samplers.temperature import entropy_of
 from wavelet_core.generation.sampling import RowSeed, SamplerChain, draw
 
-ORIGINAL = Path(__file__).parents[3] / "shared" / "parity" / "samplers.json"
+ORIGINAL = Path(__file__).parents[1] / "parity" / "cases" / "samplers.json"
 
 
 @pytest.fixture(scope="session")
 def original():
-    if not ORIGINAL.is_file():
-        pytest.skip("needs the original's numbers in ../shared/parity/samplers.json")
     return json.loads(ORIGINAL.read_text())
 
 

@@ -28,15 +28,15 @@ def mixer_of(component=GatedSpectralMixer, randomize=True, shape=SHAPE, **option
 def mix_one_scale(bank, index, z, gate_input, activation):
     """Section 5 of the specification for one scale, with plain matrix products."""
     if bank.narrow is not None:
-        z, gate_input = z @ bank.narrow[index].T, gate_input @ bank.narrow[index].T
-    out = z @ bank.matrix()[index].T
+        z, gate_input = z @ bank.narrow.weight[index].T, gate_input @ bank.narrow.weight[index].T
+    out = z @ bank.matrix.matrix()[index].T
     if activation is not None:
-        out = out * activation(gate_input @ bank.gate[index].T)
+        out = out * activation(gate_input @ bank.gate.weight[index].T)
     if bank.down is not None:
-        out = out + (z @ bank.down[index].T) @ bank.up[index].T
+        out = out + (z @ bank.down.weight[index].T) @ bank.up.weight[index].T
     if bank.bias is not None:
         out = out + bank.bias[index]
-    return out if bank.widen is None else out @ bank.widen[index].T
+    return out if bank.widen is None else out @ bank.widen.weight[index].T
 
 
 @settings(max_examples=40, deadline=None)
@@ -49,7 +49,7 @@ def mix_one_scale(bank, index, z, gate_input, activation):
 def test_scales_of_equal_width_together_equal_each_scale_alone(widths, rank, gate, routing):
     mixer = mixer_of(widths=widths, rank=rank, gate=gate, routing=routing)
     z = torch.randn(2, 5, 3, 8)
-    gates = torch.einsum("rs,btsp->btrp", mixer.routing.weight, z) if routing else z
+    gates = torch.einsum("rs,btsp->btrp", mixer.routing.mix.weight, z) if routing else z
     expected = torch.empty_like(z)
     for members, bank in zip(mixer.members, mixer.banks, strict=True):
         for index, scale in enumerate(members):
@@ -60,7 +60,7 @@ def test_scales_of_equal_width_together_equal_each_scale_alone(widths, rank, gat
 def test_every_scale_gets_the_width_that_is_asked_for():
     mixer = mixer_of(widths=[1, 0.5, 0.01])
     sizes = {
-        scale: bank.gate.shape[-1]
+        scale: bank.gate.weight.shape[-1]
         for members, bank in zip(mixer.members, mixer.banks, strict=True)
         for scale in members
     }
@@ -70,12 +70,12 @@ def test_every_scale_gets_the_width_that_is_asked_for():
 
 def test_routing_feeds_gates_only_and_starts_at_the_identity():
     plain, routed = mixer_of(randomize=False), mixer_of(randomize=False, routing=True)
-    assert torch.equal(routed.routing.weight, torch.eye(3))
+    assert torch.equal(routed.routing.mix.weight, torch.eye(3))
     z = torch.randn(2, 5, 3, 8)
     torch.testing.assert_close(routed(z), plain(z))
     ungated = mixer_of(routing=True, gate=None)
     before = ungated(z)
-    nn.init.normal_(ungated.routing.weight)
+    nn.init.normal_(ungated.routing.mix.weight)
     assert torch.equal(ungated(z), before)
 
 
@@ -86,11 +86,11 @@ def test_initial_weights_follow_the_specification():
     for bank, width in ((full, 128), (half, 64)):
         noise = bank.matrix.weight - torch.eye(width)
         assert noise.std().item() == pytest.approx(1e-3, rel=0.05)
-        assert bank.gate.std().item() == pytest.approx(0.02, rel=0.05)
-        assert bank.down.std().item() == pytest.approx(0.01, rel=0.1)
-        assert bank.up.std().item() == pytest.approx(0.01, rel=0.1)
-    assert half.narrow.std().item() == pytest.approx(128**-0.5, rel=0.05)
-    assert half.widen.std().item() == pytest.approx(64**-0.5, rel=0.05)
+        assert bank.gate.weight.std().item() == pytest.approx(0.02, rel=0.05)
+        assert bank.down.weight.std().item() == pytest.approx(0.01, rel=0.1)
+        assert bank.up.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    assert half.narrow.weight.std().item() == pytest.approx(128**-0.5, rel=0.05)
+    assert half.widen.weight.std().item() == pytest.approx(64**-0.5, rel=0.05)
     scaled = mixer_of(randomize=False, shape=shape, noise_scaling=True).banks[0].matrix.weight - torch.eye(128)
     assert scaled.std().item() == pytest.approx(1e-3 * 128**-0.5, rel=0.05)
 
@@ -100,15 +100,15 @@ def test_initial_weights_follow_the_specification():
 def test_exponential_matrices_are_invertible_with_positive_determinant(scale, seed):
     torch.manual_seed(seed)
     matrices = ExponentialMatrices(3, 6, noise=1e-3)
-    torch.testing.assert_close(matrices(), torch.eye(6).expand(3, 6, 6), atol=0.01, rtol=0)
+    torch.testing.assert_close(matrices.matrix(), torch.eye(6).expand(3, 6, 6), atol=0.01, rtol=0)
     with torch.no_grad():
         matrices.weight += scale * torch.randn(3, 6, 6)
     exact = matrices.weight.detach().double()
     torch.testing.assert_close(
-        torch.linalg.det(matrices().double()), exact.diagonal(dim1=1, dim2=2).sum(1).exp(), rtol=1e-3, atol=1e-3
+        torch.linalg.det(matrices.matrix().double()), exact.diagonal(dim1=1, dim2=2).sum(1).exp(), rtol=1e-3, atol=1e-3
     )
     torch.testing.assert_close(
-        matrices() @ torch.matrix_exp(-matrices.weight), torch.eye(6).expand(3, 6, 6), atol=1e-3, rtol=0
+        matrices.matrix() @ torch.matrix_exp(-matrices.weight), torch.eye(6).expand(3, 6, 6), atol=1e-3, rtol=0
     )
 
 
@@ -118,24 +118,24 @@ def test_spectral_norm_matrices_have_norm_one_after_enough_training_passes():
     nn.init.normal_(matrices.weight)
     matrices.train()
     for _ in range(300):
-        matrices()
-    norms = torch.linalg.matrix_norm(matrices.eval()(), ord=2)
+        matrices.matrix()
+    norms = torch.linalg.matrix_norm(matrices.eval().matrix(), ord=2)
     torch.testing.assert_close(norms, torch.ones(4), atol=1e-3, rtol=0)
     left = matrices.left.clone()
-    matrices()
+    matrices.matrix()
     assert torch.equal(matrices.left, left), "power iteration must rest in evaluation"
 
 
 def test_spectral_norm_of_a_fresh_mixer_is_close_to_one():
     matrices = SpectralNormMatrices(4, 32, noise=1e-3)
-    torch.testing.assert_close(torch.linalg.matrix_norm(matrices(), ord=2), torch.ones(4), atol=0.02, rtol=0)
+    torch.testing.assert_close(torch.linalg.matrix_norm(matrices.matrix(), ord=2), torch.ones(4), atol=0.02, rtol=0)
 
 
 def test_gradients_of_a_spectral_norm_see_the_division():
     torch.manual_seed(0)
     matrices = SpectralNormMatrices(2, 5, noise=0.5).double().eval()
     matrices.weight.requires_grad_()
-    assert torch.autograd.gradcheck(lambda _: matrices(), matrices.weight)
+    assert torch.autograd.gradcheck(lambda _: matrices.matrix(), matrices.weight)
 
 
 @pytest.mark.parametrize("parametrization", ["spectral_norm", "exponential"])

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from wavelet_cli.main import PACKAGES, cli
+from wavelet_cli import PACKAGES
+from wavelet_cli.main import cli
 from wavelet_cli.reference import SECTIONS, configuration_reference
+from wavelet_cli.seed.configuration import SEED_KEYS
 from wavelet_core import ModelConfig
 from wavelet_core.registry import KINDS, registry
-from wavelet_core.seed import SEED_KEYS
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 CONFIG_UNDER_HEADING = {f"### {title}": section for title, section in SECTIONS} | {

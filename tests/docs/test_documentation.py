@@ -12,14 +12,16 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 
 from wavelet_cli.main import cli
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-GUIDES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-PAGES = [*GUIDES, *sorted(ROOT.glob("packages/*/README.md")), *sorted(ROOT.glob("examples/*/README.md"))]
+GUIDES = [README, *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *GUIDES[1:]]
+PAGES += [*sorted(ROOT.glob("packages/*/README.md")), *sorted(ROOT.glob("examples/*/README.md"))]
 ORIGINAL = ROOT / "tests" / "parity" / "cases" / "haar"
 
 # What makes the training runs of the README tiny; nothing else of its commands is changed.
@@ -167,6 +169,30 @@ def test_commands_and_options_exist(page):
         for word in words:
             if word.startswith("--"):
                 assert word in known, f"{line}: there is no option {word}"
+
+
+def recipe(target: str) -> list[str]:
+    """The commands of a target of the Makefile."""
+    found = re.search(rf"^{target}:.*\n((?:\t.*\n)+)", text_of(ROOT / "Makefile"), re.M)
+    assert found, f"the Makefile has no target {target}"
+    return [line.strip("\t@").replace("$(BIN)", ".venv/bin") for line in found[1].splitlines()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_targets_and_files_of_shell_commands_exist(page):
+    text = text_of(page)
+    for command in [*re.findall(r"^\$ (.*)$", text, re.M), *re.findall(r"`(make [^`]+)`", text)]:
+        program, *words = shlex.split(command)
+        if program == "make":
+            assert recipe(next(word for word in words if "=" not in word))
+        for path in (word for word in words if re.match(r"(tests|benchmarks|docs|packages)/", word)):
+            assert (ROOT / path).exists(), f"{command}: there is no {path}"
+
+
+def test_pre_commit_runs_what_make_lint_runs():
+    [repository] = yaml.safe_load(text_of(ROOT / ".pre-commit-config.yaml"))["repos"]
+    assert [hook["entry"] for hook in repository["hooks"]] == recipe("lint")
+    assert all((hook["language"], hook["pass_filenames"]) == ("system", False) for hook in repository["hooks"])
 
 
 def test_every_benchmark_is_explained():

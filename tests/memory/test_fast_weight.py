@@ -1,5 +1,7 @@
 """Fast-weight product-key memory: its updates, and that chunking, batching and joining do not change them."""
 
+from math import inf
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from torch.nn import functional as F
 from wavelet_core.config import ConfigurationError, ModelConfig, ModelShape, parse
 from wavelet_core.state import State
 from wavelet_core.testing import check_component
-from wavelet_memory import FastWeightProductKeyMemory, ProductKeyMemory
+from wavelet_memory import FastWeightProductKeyMemory, ProductKeyMemory, learn_while_reading
 from wavelet_memory.fast_weight_update import update_deltas
 
 WIDTH = 16
@@ -28,8 +30,8 @@ def memory_of(heads=2, chunk_size=CHUNK, learning_rate=20.0, inference_updates=T
     )
     memory = FastWeightProductKeyMemory(config, ModelShape(width=WIDTH, levels=2))
     with torch.no_grad():
-        memory.keys_a.normal_()
-        memory.keys_b.normal_()
+        memory.keys_a.weight.normal_()
+        memory.keys_b.weight.normal_()
     return memory
 
 
@@ -195,9 +197,42 @@ def test_gradients_flow_through_the_slow_values_with_a_state():
     assert all(parameter.grad is not None for parameter in memory.parameters())
 
 
-@pytest.mark.parametrize("fields", [{"chunk_size": 1}, {"update_learning_rate": -0.1}])
+@pytest.mark.parametrize(
+    "fields",
+    [{"chunk_size": 1}, {"chunk_size": 2**63 - 1}, {"update_learning_rate": -0.1}, {"update_learning_rate": inf}],
+)
 def test_refused_when_the_configuration_is_read(fields):
     (name,) = fields
     memory = {"kind": "fast_weight_product_key", **fields}
     with pytest.raises(ConfigurationError, match=rf"memories\[0\].*{name}"):
         parse(ModelConfig, {"vocabulary_size": 11, "width": 24, "memories": [memory]})
+
+
+def test_a_finished_model_can_be_told_to_learn_while_it_reads():
+    told, made = memory_of(inference_updates=False), memory_of(chunk_size=3, learning_rate=5.0)
+    learn_while_reading(torch.nn.Sequential(told), 5.0, 3)
+    q = torch.randn(1, 3 * CHUNK, WIDTH, generator=torch.Generator().manual_seed(3))
+    reads = [feed(memory, q, state_of(memory)) for memory in (told, made)]
+    assert torch.equal(*reads)
+
+
+def test_learning_keeps_what_it_is_not_told():
+    memory = memory_of(inference_updates=False)
+    learn_while_reading(memory)
+    assert (memory.inference_updates, memory.update_learning_rate, memory.chunk_size) == (True, 20.0, CHUNK)
+
+
+@pytest.mark.parametrize(
+    ("learning_rate", "chunk_size", "named"),
+    [(None, 2**63 - 1, "chunk_size"), (None, 1, "chunk_size"), (-0.1, None, "update_learning_rate")],
+)
+def test_nonsense_to_learn_by_is_refused_and_changes_nothing(learning_rate, chunk_size, named):
+    memory = memory_of(inference_updates=False)
+    with pytest.raises(ConfigurationError, match=named):
+        learn_while_reading(memory, learning_rate, chunk_size)
+    assert (memory.inference_updates, memory.update_learning_rate, memory.chunk_size) == (False, 20.0, CHUNK)
+
+
+def test_a_model_that_cannot_learn_is_refused():
+    with pytest.raises(ConfigurationError, match="no fast_weight_product_key memory"):
+        learn_while_reading(torch.nn.Linear(2, 2))

@@ -26,7 +26,7 @@ def read_by_scoring_every_key(memory, q, top_k):
     out = torch.zeros_like(q)
     for batch, place, head in itertools.product(range(q.shape[0]), range(q.shape[1]), range(memory.heads)):
         half_a, half_b = queries[batch, place, head].chunk(2)
-        scores = (memory.keys_a[head] @ half_a)[:, None] + (memory.keys_b[head] @ half_b)[None, :]
+        scores = (memory.keys_a.weight[head] @ half_a)[:, None] + (memory.keys_b.weight[head] @ half_b)[None, :]
         best, key = scores.flatten().topk(top_k)
         out[batch, place] += best.softmax(0) @ memory.values.weight[head * memory.num_keys + key]
     return out
@@ -35,21 +35,21 @@ def read_by_scoring_every_key(memory, q, top_k):
 @pytest.mark.parametrize(("top_k", "heads"), [(1, 1), (4, 1), (4, 2), (5, 3), (9, 2), (25, 1)])
 def test_reads_the_best_of_all_keys(top_k, heads):
     memory = memory_of(top_k=top_k, heads=heads)
-    nn.init.normal_(memory.keys_a)
-    nn.init.normal_(memory.keys_b)
+    nn.init.normal_(memory.keys_a.weight)
+    nn.init.normal_(memory.keys_b.weight)
     q = torch.randn(2, 3, WIDTH)
     torch.testing.assert_close(memory(q), read_by_scoring_every_key(memory, q, top_k), atol=1e-6, rtol=1e-5)
 
 
 def test_initial_weights_follow_the_specification():
     memory = memory_of(num_keys=1024, width=256)
-    for weights in (memory.keys_a, memory.keys_b, memory.values.weight):
+    for weights in (memory.keys_a.weight, memory.keys_b.weight, memory.values.weight):
         assert abs(weights.mean()) < 0.001
         assert weights.std().item() == pytest.approx(0.02, rel=0.05)
     assert {name: tuple(p.shape) for name, p in memory.named_parameters()} == {
         "query.weight": (256, 256),
-        "keys_a": (2, 32, 64),
-        "keys_b": (2, 32, 64),
+        "keys_a.weight": (2, 32, 64),
+        "keys_b.weight": (2, 32, 64),
         "values.weight": (2048, 256),
     }
 

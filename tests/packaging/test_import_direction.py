@@ -24,7 +24,6 @@ SIBLINGS = {
 }
 DISTRIBUTION_OF = {
     "huggingface_hub": "huggingface-hub",
-    "lm_eval": "lm-eval",
     "pydantic_core": "pydantic",  # of one release with it
     "yaml": "pyyaml",
 }

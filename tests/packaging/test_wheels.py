@@ -29,16 +29,13 @@ RUNTIME = {
 }
 EXTRAS = {
     "core": {"text": {"tiktoken"}, "hub": {"huggingface-hub"}},
-    "train": {
-        "sentencepiece": {"sentencepiece"},
-        "tensorboard": {"tensorboard"},
-        "lm-eval": {"lm-eval"},
-    },
+    "train": {"sentencepiece": {"sentencepiece"}},
     "cli": {"matplotlib": {"matplotlib"}},
 }
 ENTRY_POINTS = {
     "core": "[wavelet]\ncore = wavelet_core.components",
     "memory": "[wavelet]\nmemory = wavelet_memory.plugin",
+    "quant": "[wavelet]\nquant = wavelet_quant.plugin",
     "train": "[wavelet]\ntrain = wavelet_train.plugin",
     "cli": "[console_scripts]\nwavelet = wavelet_cli.main:main",
 }
@@ -108,14 +105,14 @@ def test_wheel_is_for_one_platform_only_if_it_holds_the_native_kernel(built, nam
     tag = email.message_from_bytes(built[name].in_dist_info("WHEEL"))["Tag"]
     assert tag.startswith("py3-none-")
     assert (tag == "py3-none-any") == (not holds_kernel)
-    assert name == "core" or not holds_kernel
+    assert name == "quant" or not holds_kernel
 
 
 @every_package
 def test_sdist_holds_the_sources_readme_and_license(built, name):
     files = {f"src/{path}" for path in source_files(name) if not path.endswith(".so")}
     files |= {"README.md", "LICENSE", "pyproject.toml", "PKG-INFO"}
-    files |= {"hatch_build.py"} if name == "core" else set()
+    files |= {"hatch_build.py"} if name == "quant" else set()
     assert set(built[name].sdist) - {".gitignore"} == files
     assert built[name].sdist["PKG-INFO"] == built[name].in_dist_info("METADATA")
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from wavelet_cli.seed.configuration import model_config_from_seed
+from wavelet_cli.seed.conversion import model_from_seed, read_seed_checkpoint
+from wavelet_cli.seed.names import SeedTensor, seed_layout
 from wavelet_core.checkpoint import named_tensors
-from wavelet_core.seed.configuration import model_config_from_seed
-from wavelet_core.seed.conversion import model_from_seed, read_seed_checkpoint
-from wavelet_core.seed.names import SeedTensor, seed_layout
 from wavelet_core.state import leaves
 
 
@@ -50,8 +50,8 @@ def test_gradient_norms_match_the_original(directory, expected):
     assert compared == len(norms)
 
 
-def test_second_window_carries_the_mean_of_the_first(all_cases):
-    directory = all_cases / "bypass_cross_window"
+def test_second_window_carries_the_mean_of_the_first(named_case):
+    directory = named_case("bypass_cross_window")
     expected = load_file(directory / "expected.safetensors")
     model = load(directory)
     state = model.new_state(2)
@@ -63,9 +63,9 @@ def test_second_window_carries_the_mean_of_the_first(all_cases):
 
 
 @pytest.mark.parametrize("case_name", ["fwpkm_updates", "fwpkm_heads2_updates"])
-def test_fast_weight_updates_match_the_original(all_cases, case_name):
+def test_fast_weight_updates_match_the_original(named_case, case_name):
     """The original shares the deltas among the rows of a batch: the mean of what each row learns by itself."""
-    directory = all_cases / case_name
+    directory = named_case(case_name)
     expected = load_file(directory / "expected.safetensors")
     model = load(directory)
     for block in model.blocks:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from wavelet_cli.seed.configuration import model_config_from_seed, seed_from_model_config
+from wavelet_cli.seed.conversion import export_seed, import_seed
 from wavelet_core import CheckpointError, ConfigurationError, ModelConfig, WaveletLM
-from wavelet_core.seed import export_seed, import_seed, model_config_from_seed, seed_from_model_config
 from wavelet_core.tensor_files import load_tensors
 
 HERE = Path(__file__).parent / "cases"
@@ -117,11 +118,11 @@ def test_everything_that_does_not_fit_is_listed_by_name_and_shape(haar, tmp_path
 
 
 def test_shared_lifting_that_differs_between_blocks_is_refused(haar, tmp_path):
-    case = shutil.copytree(HERE / "linear_lifting", tmp_path / "linear")
+    case = shutil.copytree(HERE / "bypass_ema", tmp_path / "shared")
 
     def damage(content):
         state = dict(content["model_state"])
-        state["layers.1.lifting_wavelet.predict_nets.0.bias"] = torch.ones(32)
+        state["layers.1.lifting_wavelet.predict_nets.0.0.bias"] = torch.ones(32)
         return {**content, "model_state": state}
 
     rewrite(case, damage)
@@ -203,9 +204,8 @@ def test_skip_proj_out_has_no_effect_on_a_padded_width():
     assert not model_config_from_seed(flat | {"C": 32}, 61).block.projection
 
 
-def test_fast_weights_learned_before_saving_are_added_to_the_values(all_cases, tmp_path):
-    case = shutil.copytree(all_cases / "fwpkm", tmp_path / "fwpkm", copy_function=shutil.copyfile)
-    case.chmod(0o755)
+def test_fast_weights_learned_before_saving_are_added_to_the_values(tmp_path):
+    case = shutil.copytree(HERE / "fwpkm_heads2_updates", tmp_path / "fwpkm")
     import_seed(case / "best_model.pt", None, tmp_path / "before")
 
     def learn(content):

@@ -9,9 +9,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from wavelet_core import ModelConfig, WaveletLM
-from wavelet_core.checkpoint import named_tensors
-from wavelet_quant import Int8Matrix, quantize_int8, weight_bytes
+from wavelet_core import (
+    CheckpointError,
+    ConfigurationError,
+    ModelConfig,
+    WaveletLM,
+    load_checkpoint,
+    registry,
+    save_checkpoint,
+)
+from wavelet_core.checkpoint import materialize, named_tensors
+from wavelet_core.computed import Computed
+from wavelet_core.linear import Linear, StackedLinear
+from wavelet_quant import Int8, Int8Matrix, quantize_int8, weight_bytes
 
 HEADLINE = {
     "vocabulary_size": 61,
@@ -76,16 +86,16 @@ def test_each_kind_of_weight_has_a_scale_per_output_channel():
     model = quantize_int8(model_of())
     block = model.blocks[0]
     scales = {
-        "embedding rows": (model.embedding.weight_int8, (61, 1)),
-        "head rows": (model.head.weight_int8, (61, 1)),
-        "projection (C, P)": (block.project.weight_int8, (24, 1)),
-        "stacked mixers (S, out, in)": (block.mixer.banks[0].matrix.weight_int8, (2, 32, 1)),
-        "stacked narrow mixers": (block.mixer.banks[1].narrow_int8, (2, 16, 1)),
-        "low-rank down (S, r, P)": (block.mixer.banks[0].down_int8, (2, 2, 1)),
-        "memory values": (block.memories.memories[1].values.weight_int8, (64, 1)),
-        "memory keys": (block.memories.memories[1].keys_a_int8, (1, 8, 1)),
+        "embedding rows": (model.embedding, (61, 1)),
+        "head rows": (model.head, (61, 1)),
+        "projection (C, P)": (block.project, (24, 1)),
+        "stacked mixers (S, out, in)": (block.mixer.banks[0].matrix, (2, 32, 1)),
+        "stacked narrow mixers": (block.mixer.banks[1].narrow, (2, 16, 1)),
+        "low-rank down (S, r, P)": (block.mixer.banks[0].down, (2, 2, 1)),
+        "memory values": (block.memories.memories[1].values, (64, 1)),
+        "memory keys": (block.memories.memories[1].keys_a, (1, 8, 1)),
     }
-    assert {name: tuple(matrix.scale.shape) for name, (matrix, _) in scales.items()} == {
+    assert {name: tuple(module.weight.scale.shape) for name, (module, _) in scales.items()} == {
         name: shape for name, (_, shape) in scales.items()
     }
 
@@ -111,9 +121,12 @@ def test_logits_are_those_of_the_rounded_weights(config):
     quantized = quantize_int8(copy.deepcopy(model))
     rounded = copy.deepcopy(model)
     with torch.no_grad():
-        for name, parameter in rounded.named_parameters():
-            path, _, leaf = name.rpartition(".")
-            parameter.copy_(getattr(quantized.get_submodule(path), leaf))
+        for path, module in rounded.named_modules():
+            drop_in = quantized.get_submodule(path)
+            if type(drop_in) is not type(module):
+                module.weight.copy_(drop_in.matrix())
+                if isinstance(module, Computed):
+                    module._frozen = drop_in.matrix()
         expected, out = rounded(tokens_of()), quantized(tokens_of())
         original = model(tokens_of())
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
@@ -122,12 +135,12 @@ def test_logits_are_those_of_the_rounded_weights(config):
 
 def test_tied_and_shared_weights_are_quantized_once_and_stay_shared():
     model = quantize_int8(model_of(HEADLINE | {"tied_embedding": True}))
-    assert model.head.weight_int8 is model.embedding.weight_int8
+    assert model.head.weight is model.embedding.weight
     assert model.blocks[0].wavelet.predict[0].first is model.blocks[1].wavelet.predict[0].first
     model.to(torch.bfloat16).to("cpu")
-    assert model.head.weight_int8.values is model.embedding.weight_int8.values
-    names = [name for name in named_tensors(model) if name.endswith("weight_int8.values")]
-    assert "embedding.weight_int8.values" in names and "head.weight_int8.values" not in names
+    assert model.head.weight.values is model.embedding.weight.values
+    names = [name for name in named_tensors(model) if name.endswith("weight.values")]
+    assert "embedding.weight.values" in names and "head.weight.values" not in names
 
 
 def test_memory_shrinks():
@@ -145,13 +158,15 @@ def test_state_dict_round_trip():
         assert torch.equal(other(tokens_of()), model(tokens_of()))
 
 
-def test_a_model_without_weights_yet_can_be_quantized_and_loaded():
-    model = quantize_int8(model_of())
+@pytest.mark.parametrize("config", [HEADLINE, *OTHERS.values()], ids=["headline", *OTHERS])
+def test_a_model_without_weights_yet_can_be_quantized_and_loaded(config):
+    model = quantize_int8(model_of(config))
     with torch.device("meta"):
-        empty = quantize_int8(model_of())
-    assert empty.head.weight_int8.values.is_meta
-    empty.load_state_dict(model.state_dict(), assign=True)
-    assert torch.equal(empty.head.weight, model.head.weight)
+        empty = quantize_int8(model_of(config))
+    assert empty.head.weight.values.is_meta
+    materialize(empty, named_tensors(model.bfloat16()))
+    with torch.no_grad():
+        assert torch.equal(empty.eval()(tokens_of()), model(tokens_of()))
 
 
 def test_quantizing_twice_changes_nothing():
@@ -164,10 +179,12 @@ def test_quantizing_twice_changes_nothing():
 
 def test_changing_the_type_keeps_the_scales_precise():
     model = quantize_int8(model_of())
-    scale = model.head.weight_int8.scale.clone()
+    scale = model.head.weight.scale.clone()
     model.bfloat16()
-    assert torch.equal(model.head.weight_int8.scale, scale)
-    assert model.head.weight.dtype == torch.bfloat16
+    assert torch.equal(model.head.weight.scale, scale)
+    assert (
+        model.head.matrix().dtype == model.new_state().tree["blocks"]["0"]["wavelet"]["level0"].dtype == torch.bfloat16
+    )
     with torch.no_grad():
         assert model(tokens_of()).dtype == torch.bfloat16
 
@@ -193,22 +210,19 @@ def test_compiles_without_graph_breaks():
 
 
 class ForeignMixer(nn.Module):
-    """What a plugin might bring: raw matrices, a list of them, gains that are no matrix, and its own norms."""
-
-    float_parameters = ("gains",)
+    """What a plugin might bring: both kinds of linear maps, also in a list, raw parameters, and its own norms."""
 
     def __init__(self):
         super().__init__()
-        self.matrices = nn.Parameter(torch.randn(4, 8, 8))
-        self.more = nn.ParameterList([nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.randn(8))])
+        self.stack = StackedLinear(4, 8, 8)
+        self.more = nn.ModuleList([nn.Linear(8, 8), Linear(8, 8, bias=False)])
         self.gains = nn.Parameter(torch.randn(4, 8))
-        self.offsets = nn.Parameter(torch.randn(4, 1, 8))
         self.norm = nn.LayerNorm((4, 8))
         self.norm.weight.data.normal_()
 
     def forward(self, z):
-        z = torch.einsum("soi,btsi->btso", self.matrices, self.norm(z)) * self.gains
-        return (z + self.offsets.squeeze(1)) @ self.more[0].T + self.more[1]
+        z = self.norm(z) * self.gains
+        return self.more[1](self.more[0](self.stack(z.flatten(0, 1).transpose(0, 1))))
 
 
 def test_modules_it_never_heard_of():
@@ -217,17 +231,9 @@ def test_modules_it_never_heard_of():
     z = torch.randn(2, 3, 4, 8)
     expected = mixer(z)
     quantize_int8(mixer)
-    assert isinstance(mixer, ForeignMixer)
-    assert sorted(name for name, _ in mixer.named_parameters()) == [
-        "gains",
-        "more.1",
-        "norm.bias",
-        "norm.weight",
-        "offsets",
-    ]
-    assert mixer.matrices_int8.scale.shape == (4, 8, 1)
-    assert len(mixer.more) == 2
-    torch.testing.assert_close(mixer(z), expected, atol=0.5, rtol=0)
+    assert sorted(name for name, _ in mixer.named_parameters()) == ["gains", "more.0.bias", "norm.bias", "norm.weight"]
+    assert mixer.stack.weight.scale.shape == (4, 8, 1)
+    torch.testing.assert_close(mixer(z), expected, atol=0.1, rtol=0)
     assert not torch.equal(mixer(z), expected)
 
 
@@ -236,11 +242,27 @@ class ScaledEmbedding(nn.Embedding):
         return 2 * super().forward(input)
 
 
-@pytest.mark.parametrize("kind", [nn.Embedding, ScaledEmbedding])
-def test_embeddings_give_floating_point_only_to_the_rows_asked_for(kind, monkeypatch):
-    embedding = quantize_int8(kind(50, 8))
+def test_what_no_drop_in_can_stand_for_is_left_in_floating_point():
+    modules = nn.ModuleList(
+        [ScaledEmbedding(5, 4), nn.Embedding(5, 4, max_norm=1.0), nn.MultiheadAttention(4, 2, batch_first=True)]
+    )
+    x = torch.randn(1, 3, 4)
+    before = dict(modules.named_parameters())
+    quantize_int8(modules)
+    assert dict(modules.named_parameters()).keys() == before.keys()
+    assert modules[2](x, x, x)[0].isfinite().all()
+
+
+def test_the_model_knows_its_format():
+    model = quantize_int8(model_of())
+    assert model.weight_format == Int8.Config()
+    assert model.weight_format.model_dump() == {"kind": "int8"}
+
+
+def test_embeddings_give_floating_point_only_to_the_rows_asked_for(monkeypatch):
+    embedding = quantize_int8(nn.Embedding(50, 8))
     index = torch.tensor([[3, 3, 49], [0, 1, 2]])
-    expected = (2 if kind is ScaledEmbedding else 1) * F.embedding(index, embedding.weight)
+    expected = F.embedding(index, embedding.matrix())
     monkeypatch.setattr(Int8Matrix, "forward", lambda self: pytest.fail("the whole table became floating point"))
     torch.testing.assert_close(embedding(index), expected)
 
@@ -251,10 +273,10 @@ def test_bags_of_rows_equal_the_floating_point_ones(mode, rows):
     bag = quantize_int8(nn.EmbeddingBag(rows, 8, mode=mode))
     index = torch.randint(rows, (3, 5))
     weights = torch.rand(3, 5) if mode == "sum" else None
-    expected = F.embedding_bag(index, bag.weight, mode=mode, per_sample_weights=weights)
+    expected = F.embedding_bag(index, bag.matrix(), mode=mode, per_sample_weights=weights)
     torch.testing.assert_close(bag(index, per_sample_weights=weights), expected)
     offsets = torch.tensor([0, 4])
-    expected = F.embedding_bag(index.flatten(), bag.weight, offsets, mode=mode)
+    expected = F.embedding_bag(index.flatten(), bag.matrix(), offsets, mode=mode)
     torch.testing.assert_close(bag(index.flatten(), offsets), expected)
 
 
@@ -280,3 +302,34 @@ def test_int8_costs_a_trained_model_next_to_nothing():
     assert trained < 4, "the model must have learned something"
     quantize_int8(model)
     assert abs(bits_per_byte() - trained) < 0.01
+
+
+@pytest.mark.parametrize("config", [HEADLINE, *OTHERS.values()], ids=["headline", *OTHERS])
+def test_a_quantized_model_is_saved_and_loaded_as_it_is(config, tmp_path):
+    model, tokens = quantize_int8(model_of(config)), tokens_of()
+    save_checkpoint(model, tmp_path / "model")
+    loaded = load_checkpoint(tmp_path / "model")
+    assert loaded.weight_format == Int8.Config()
+    with torch.no_grad():
+        assert torch.equal(loaded(tokens), model(tokens))
+        narrow = load_checkpoint(tmp_path / "model", torch.bfloat16)
+        assert narrow(tokens).dtype == torch.bfloat16
+    assert all(matrix.scale.dtype == torch.float32 for matrix in narrow.modules() if isinstance(matrix, Int8Matrix))
+
+
+def test_a_quantized_checkpoint_names_the_package_that_it_needs(tmp_path, monkeypatch):
+    save_checkpoint(quantize_int8(model_of()), tmp_path / "model")
+    components = registry._components
+    monkeypatch.setattr(
+        registry, "_components", {key: value for key, value in components.items() if key[0] != "format"}
+    )
+    with pytest.raises(CheckpointError, match=r"'format int8' of wavelet-quant .*, which is not installed"):
+        load_checkpoint(tmp_path / "model")
+
+
+def test_a_format_that_is_not_understood_is_refused(tmp_path):
+    save_checkpoint(quantize_int8(model_of()), tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    file.write_text(file.read_text().replace('"kind": "int8"', '"kind": "int8", "bits": 8'))
+    with pytest.raises(ConfigurationError, match=r"config\.json: format: bits: unknown field"):
+        load_checkpoint(tmp_path / "model")

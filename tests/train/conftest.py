@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 
 from wavelet_train.config import RunConfig, load_run_config
+from wavelet_train.run_directory import RunDirectory
+from wavelet_train.trainer import Trainer
 
 TinyRun = Callable[..., RunConfig]
+NewTrainer = Callable[..., Trainer]
 
 TINY = """
 model:
@@ -26,6 +29,7 @@ data:
   cache_directory: cache
 train:
   device: cpu
+  precision: float32
   steps: 6
   batch_size: 2
   lr: 0.01
@@ -43,6 +47,12 @@ def tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyRun:
     (tmp_path / "validation.txt").write_text("".join(sentences[:4]))
     (tmp_path / "tiny.yaml").write_text(TINY)
     return lambda *overrides: load_run_config(tmp_path / "tiny.yaml", overrides)
+
+
+@pytest.fixture
+def new_trainer(tiny_run: TinyRun, tmp_path: Path) -> NewTrainer:
+    """Make a trainer of a tiny run with overrides, ready for its first step."""
+    return lambda *overrides: Trainer(tiny_run(*overrides), RunDirectory(tmp_path / "run"))
 
 
 @pytest.fixture(scope="session")

@@ -140,7 +140,7 @@ def test_xz_size_is_that_of_the_xz_command(tmp_path: Path) -> None:
 
 def test_report_says_who_needs_less() -> None:
     evaluation = Evaluation(nats=300 * math.log(2), tokens=100, byte_count=200, word_count=30, window=16, stride=8)
-    assert "2.0000   for the same text: the model needs 25.0% less" in str(Report(evaluation, 2.0))
+    assert "2.0000  for the same text: the model needs 25.0% less" in str(Report(evaluation, 2.0))
     assert "the model needs 50.0% more" in str(Report(evaluation, 1.0))
     assert "xz" not in str(Report(evaluation))
     assert Report(evaluation, 2.0).as_dict()["xz_bits_per_byte"] == 2.0

@@ -1,13 +1,12 @@
-"""Devices and the type that products are computed in."""
+"""The type that products are computed in."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from wavelet_core import ConfigurationError
 from wavelet_train import precision
-from wavelet_train.precision import autocast, has_native_bfloat16, loss_scaler, resolve_device, resolve_precision
+from wavelet_train.precision import autocast, has_native_bfloat16, loss_scaler, resolve_precision
 
 CPU = torch.device("cpu")
 
@@ -38,14 +37,3 @@ def test_loss_is_scaled_for_float16_only() -> None:
     assert loss_scaler(CPU, torch.float16).is_enabled()
     assert not loss_scaler(CPU, torch.bfloat16).is_enabled()
     assert not loss_scaler(CPU, torch.float32).is_enabled()
-
-
-def test_device_is_resolved_or_refused() -> None:
-    assert resolve_device("cpu") == CPU
-    found = torch.accelerator.current_accelerator(check_available=True)
-    assert resolve_device("auto") == (found or CPU)
-    with pytest.raises(ConfigurationError, match=r"train\.device='gpu' is not a device that torch knows"):
-        resolve_device("gpu")
-    missing = "mps" if found is None or found.type != "mps" else "cuda"
-    with pytest.raises(ConfigurationError, match="not available on this machine"):
-        resolve_device(missing)

@@ -66,7 +66,7 @@ def test_counts_describe_the_text(config: dict[str, Any]) -> None:
     train = data.train
     assert train.byte_count == sum(len(text.encode()) for text in TEXTS["train"])
     assert train.word_count == sum(len(text.split()) for text in TEXTS["train"])
-    assert (train.token_count, train.document_count) == (len(train.tokens), 2)
+    assert (train.token_count, len(train.document_starts)) == (len(train.tokens), 2)
     assert token_byte_lengths(data.tokenizer)[train.tokens].sum() == train.byte_count
 
 
@@ -273,7 +273,7 @@ def test_third_party_data_sets_and_tokenizers_are_prepared(tmp_path: Path) -> No
     data = prepared(config | {"cache_directory": str(tmp_path)})
     assert data.tokenizer.vocabulary_size == 3
     assert data.train.tokens.tolist() == [0, 1, 2] * 50
-    assert data.train.document_count == 150
+    assert len(data.train.document_starts) == 150
     again = prepared(config | {"cache_directory": str(tmp_path)})
     assert isinstance(again.tokenizer, LetterTokenizer)
     with pytest.raises(ConfigurationError, match=r"data\.dataset: the test split has no text"):

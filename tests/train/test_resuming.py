@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,7 +59,9 @@ def test_two_runs_are_identical(tiny_run: TinyRun, tmp_path: Path, read_metrics:
     for name in ("one", "two"):
         random.seed(name)
         torch.manual_seed(len(name) * 7)
+        before = random.getstate()
         train(run, tmp_path / name)
+        assert random.getstate() == before, "Python's own generator decides nothing"
     assert_same_run(tmp_path / "one", tmp_path / "two", read_metrics)
 
 
@@ -66,6 +70,7 @@ def test_two_runs_are_identical(tiny_run: TinyRun, tmp_path: Path, read_metrics:
     [
         (2, ["model.embedding_dropout=0.2", "train.log_every=4"]),
         (3, ["model.layers=2", "model.stochastic_depth=0.5", "train.optimizer=adagrad", "train.accumulation=2"]),
+        (1, ["model.layers=2", "model.stochastic_depth=0.999", "train.precision=bfloat16"]),
         (4, ["model.cross_window_state=true", "train.checkpoint_every=1"]),
         (1, ["train.precision=float16", "train.schedule.warmup=0.5"]),
     ],
@@ -110,15 +115,37 @@ def test_run_killed_after_its_last_checkpoint_resumes_exactly(
     assert_same_run(tmp_path / "whole", tmp_path / "killed", read_metrics)
 
 
-def test_kill_while_a_checkpoint_is_replaced_loses_nothing(tiny_run: TinyRun, tmp_path: Path) -> None:
-    run, directory = tiny_run(), tmp_path / "run"
-    train(run, directory)
-    workspace = directory / ".last.interrupted"
-    workspace.mkdir()
-    (directory / "last").rename(workspace / "new")
-    (workspace / "old").mkdir()
-    assert train(run, directory, resume=True).step == 6
-    assert not list(directory.glob(".last.*"))
+KILLED_BETWEEN_TWO_RENAMES = """
+import os, signal, sys
+from pathlib import Path
+from wavelet_core import atomic_files
+from wavelet_train.config import load_run_config
+from wavelet_train.trainer import train
+
+def replace_or_die(source, target):
+    if Path(target).name == "last" and (Path(source).parent / "old").exists():
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+
+replace = os.replace
+os.replace = replace_or_die
+atomic_files._exchange = lambda first, second: False
+train(load_run_config("tiny.yaml"), sys.argv[1])
+"""
+
+
+def test_kill_while_a_checkpoint_is_replaced_loses_nothing(
+    tiny_run: TinyRun, tmp_path: Path, read_metrics: Metrics
+) -> None:
+    """On a system that cannot exchange two directories in one step."""
+    run, directory = tiny_run(), tmp_path / "killed"
+    train(run, tmp_path / "whole")
+    killed = subprocess.run([sys.executable, "-c", KILLED_BETWEEN_TWO_RENAMES, directory], cwd=tmp_path)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (directory / "last").exists()
+    train(run, directory, resume=True)
+    assert not list(directory.glob(".*"))
+    assert_same_run(tmp_path / "whole", directory, read_metrics)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

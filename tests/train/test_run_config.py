@@ -155,6 +155,12 @@ def test_file_that_is_no_text_is_named(tmp_path: Path) -> None:
         load_run_config(tmp_path)
 
 
+def test_a_flat_file_of_the_original_is_refused_naming_what_translates_it(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"C": 24, "layers": 3, "levels": 4}')
+    with pytest.raises(ConfigurationError, match=r"config\.json is a flat .*`wavelet train`.*`wavelet import`"):
+        load_run_config(tmp_path / "config.json")
+
+
 def test_empty_file_is_the_default_configuration(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("")
     assert load_run_config(tmp_path / "run.yaml") == RunConfig()

@@ -10,22 +10,26 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.modules.module import register_module_forward_hook
 
 from wavelet_core import ConfigurationError, WaveletLM
 from wavelet_core.tokenizers import load_tokenizer
 from wavelet_train import trainer
 from wavelet_train.config import RunConfig, load_run_config
+from wavelet_train.optimizers import Adagrad, AdamW
 from wavelet_train.trainer import DivergenceError, Trainer, train
 from wavelet_train.training_state import read_state
 
 TinyRun = Callable[..., RunConfig]
 Metrics = Callable[..., list[dict[str, Any]]]
+NewTrainer = Callable[..., Trainer]
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_run_leaves_configuration_metrics_and_loadable_checkpoints(
-    tiny_run: TinyRun, tmp_path: Path, read_metrics: Metrics
+    precision: str, tiny_run: TinyRun, tmp_path: Path, read_metrics: Metrics
 ) -> None:
-    run = tiny_run()
+    run = tiny_run(f"train.precision={precision}")
     result = train(run, tmp_path / "run")
     assert (result.step, result.steps, result.stopped_by) == (6, 6, None)
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "metrics.jsonl", "best", "last"}
@@ -44,15 +48,17 @@ def test_run_leaves_configuration_metrics_and_loadable_checkpoints(
     assert len(read_metrics(tmp_path / "run", "report")) == 1
 
 
-def test_training_lowers_the_loss(tiny_run: TinyRun, tmp_path: Path, read_metrics: Metrics) -> None:
-    train(tiny_run("train.steps=40", "train.validate_every=40", "train.lr=0.02"), tmp_path / "run")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_training_lowers_the_loss(precision: str, tiny_run: TinyRun, tmp_path: Path, read_metrics: Metrics) -> None:
+    run = tiny_run("train.steps=40", "train.validate_every=40", "train.lr=0.02", f"train.precision={precision}")
+    train(run, tmp_path / "run")
     losses = [line["loss"] for line in read_metrics(tmp_path / "run", "train")]
     assert losses[-1] < losses[0] - 2
 
 
-def test_seed_decides_weights_and_windows(tiny_run: TinyRun, tmp_path: Path) -> None:
-    one = Trainer(tiny_run(), tmp_path / "one")
-    other = Trainer(tiny_run("train.seed=1"), tmp_path / "other")
+def test_seed_decides_weights_and_windows(new_trainer: NewTrainer) -> None:
+    one = new_trainer()
+    other = new_trainer("train.seed=1")
     assert not torch.equal(one.model.embedding.weight, other.model.embedding.weight)
     assert not torch.equal(next(one.windows).inputs, next(other.windows).inputs)
 
@@ -67,18 +73,18 @@ def test_divergence_stops_with_advice(tiny_run: TinyRun, tmp_path: Path, monkeyp
     assert read_state(tmp_path / "run" / "last")[0].step == 3
 
 
-def test_epochs_are_counted_in_windows(tiny_run: TinyRun, tmp_path: Path) -> None:
-    one = Trainer(tiny_run("train.steps=null"), tmp_path)
+def test_epochs_are_counted_in_windows(new_trainer: NewTrainer) -> None:
+    one = new_trainer("train.steps=null")
     per_epoch = one.data.train.token_count // (16 * 2)
     assert one.steps == per_epoch
-    assert Trainer(tiny_run("train.steps=null", "train.epochs=2.5"), tmp_path).steps == round(2.5 * per_epoch)
-    assert Trainer(tiny_run("train.steps=null", "train.accumulation=2"), tmp_path).steps == per_epoch // 2
-    assert Trainer(tiny_run("train.steps=7", "train.epochs=2"), tmp_path).steps == 7
+    assert new_trainer("train.steps=null", "train.epochs=2.5").steps == round(2.5 * per_epoch)
+    assert new_trainer("train.steps=null", "train.accumulation=2").steps == per_epoch // 2
+    assert new_trainer("train.steps=7", "train.epochs=2").steps == 7
 
 
-def test_accumulation_averages_the_gradients_of_its_batches(tiny_run: TinyRun, tmp_path: Path) -> None:
-    whole = Trainer(tiny_run("train.batch_size=4"), tmp_path)
-    parts = Trainer(tiny_run("train.batch_size=2", "train.accumulation=2"), tmp_path)
+def test_accumulation_averages_the_gradients_of_its_batches(new_trainer: NewTrainer) -> None:
+    whole = new_trainer("train.batch_size=4", "train.precision=float32")
+    parts = new_trainer("train.batch_size=2", "train.accumulation=2", "train.precision=float32")
     batch = next(whole.windows)
     halves = iter([type(batch)(batch.inputs[rows], batch.targets[rows]) for rows in (slice(0, 2), slice(2, 4))])
     whole.windows, parts.windows = iter([batch]), halves
@@ -87,9 +93,9 @@ def test_accumulation_averages_the_gradients_of_its_batches(tiny_run: TinyRun, t
     assert whole.tokens_per_step == parts.tokens_per_step == 64
 
 
-def test_gradient_clipping_bounds_the_update(tiny_run: TinyRun, tmp_path: Path) -> None:
+def test_gradient_clipping_bounds_the_update(new_trainer: NewTrainer) -> None:
     def change(*overrides: str) -> float:
-        run = Trainer(tiny_run("train.optimizer={kind: adagrad, eps: 1.0e+6}", *overrides), tmp_path)
+        run = new_trainer("train.optimizer={kind: adagrad, eps: 1.0e+6}", *overrides)
         before = run.model.head.weight.detach().clone()
         run._step(1e6)
         return (run.model.head.weight.detach() - before).norm().item()
@@ -118,16 +124,16 @@ def test_log_every_averages_the_loss_between_lines(tiny_run: TinyRun, tmp_path: 
 def test_checkpoint_every_saves_between_validations(
     tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    saved: list[tuple[str, int]] = []
-    original = Trainer._save
+    saved: list[int] = []
+    original = Trainer._save_last
 
-    def save(self: Trainer, name: str) -> None:
-        saved.append((name, self.counters.step))
-        original(self, name)
+    def save(self: Trainer) -> None:
+        saved.append(self.counters.step)
+        original(self)
 
-    monkeypatch.setattr(Trainer, "_save", save)
+    monkeypatch.setattr(Trainer, "_save_last", save)
     train(tiny_run("train.checkpoint_every=2", "train.validate_every=5"), tmp_path / "run")
-    assert [step for name, step in saved if name == "last"] == [2, 4, 5, 6]
+    assert saved == [2, 4, 5, 6]
 
 
 def test_best_checkpoint_has_the_lowest_validation_loss(
@@ -171,50 +177,79 @@ def test_compare_with_xz_adds_its_size(tiny_run: TinyRun, tmp_path: Path) -> Non
     assert compared.xz_bits_per_byte is not None and "bits per byte of `xz -9e`" in str(compared)
 
 
-def test_compile_compiles_the_loss(tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled: list[Any] = []
-    monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
-    assert Trainer(tiny_run(), tmp_path).model.loss not in compiled
-    run = Trainer(tiny_run("train.compile=true"), tmp_path)
-    assert compiled == [run.model.loss]
+def test_compile_compiles_the_loss_into_one_graph(new_trainer: NewTrainer) -> None:
+    """With a backend that takes no time; what the real one computes is a slow test."""
+    graphs: list[Any] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    with torch.compiler.set_stance("default", force_backend=backend):
+        plain = new_trainer()
+        expected = [plain._step(0.01) for _ in range(3)]
+        assert graphs == []
+        compiled = new_trainer("train.compile=true")
+        found = [compiled._step(0.01) for _ in range(3)]
+    assert len(graphs) == 1, "one graph, compiled once"
+    assert sum(node.op != "placeholder" for node in graphs[0].graph.nodes) > 50
+    for step, other in zip(found, expected, strict=True):
+        assert step == pytest.approx(other, rel=1e-5)
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("bfloat16", torch.bfloat16), ("float32", torch.float32)])
-def test_precision_is_that_of_the_products(name: str, dtype: torch.dtype, tiny_run: TinyRun, tmp_path: Path) -> None:
-    run = Trainer(tiny_run(f"train.precision={name}"), tmp_path)
-    seen: list[torch.dtype] = []
-    run.model.head.register_forward_hook(lambda module, arguments, output: seen.append(output.dtype))
-    run._step(0.01)
-    assert seen == [dtype]
-    assert run.model.head.weight.dtype == torch.float32
+def test_optimizer_is_the_one_asked_for(new_trainer: NewTrainer) -> None:
+    assert isinstance(new_trainer().optimizer, AdamW)
+    adagrad = new_trainer("train.optimizer={kind: adagrad, initial_accumulator: 0.5}").optimizer
+    assert isinstance(adagrad, Adagrad)
+    assert {group["initial_accumulator_value"] for group in adagrad.param_groups} == {0.5}
 
 
-def test_device_is_where_the_weights_are(tiny_run: TinyRun, tmp_path: Path) -> None:
-    assert Trainer(tiny_run("train.device=cpu"), tmp_path).model.embedding.weight.device.type == "cpu"
+@pytest.mark.parametrize("name", ["bfloat16", "float16", "float32"])
+def test_precision_is_that_of_the_products_from_the_first_step_to_the_report(
+    name: str, tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    seen: set[tuple[bool, torch.dtype, torch.dtype]] = set()
+
+    def see(module: Any, arguments: Any, output: Any) -> None:
+        if getattr(module, "out_features", None) == 256:
+            seen.add((torch.is_grad_enabled(), output.dtype, module.weight.dtype))
+
+    hook = register_module_forward_hook(see)
+    try:
+        train(tiny_run(f"train.precision={name}"), tmp_path / "run")
+    finally:
+        hook.remove()
+    dtype = getattr(torch, name)
+    assert seen == {(True, dtype, torch.float32), (False, dtype, torch.float32)}
+
+
+def test_device_is_where_the_weights_are(new_trainer: NewTrainer) -> None:
+    assert new_trainer("train.device=cpu").model.embedding.weight.device.type == "cpu"
     with pytest.raises(ConfigurationError, match=r"train\.device='gpu'"):
-        Trainer(tiny_run("train.device=gpu"), tmp_path)
+        new_trainer("train.device=gpu")
 
 
-def test_threads_are_as_many_as_asked(tiny_run: TinyRun, tmp_path: Path) -> None:
+def test_threads_are_as_many_as_asked(new_trainer: NewTrainer) -> None:
     before = torch.get_num_threads()
     try:
         for threads in (2, 1):
-            Trainer(tiny_run(f"train.threads={threads}"), tmp_path)
+            new_trainer(f"train.threads={threads}")
             assert torch.get_num_threads() == threads
-        Trainer(tiny_run(), tmp_path)
+        new_trainer()
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
 
 
-def test_vocabulary_may_be_padded_but_not_cut(tiny_run: TinyRun, tmp_path: Path) -> None:
-    assert Trainer(tiny_run("model.vocabulary_size=300"), tmp_path).model.head.out_features == 300
+def test_vocabulary_may_be_padded_but_not_cut(new_trainer: NewTrainer) -> None:
+    assert new_trainer("model.vocabulary_size=300").model.head.out_features == 300
     with pytest.raises(ConfigurationError, match=r"model\.vocabulary_size=100 is smaller than the tokenizer's 256"):
-        Trainer(tiny_run("model.vocabulary_size=100"), tmp_path)
+        new_trainer("model.vocabulary_size=100")
 
 
-def test_carried_state_is_used_within_documents_only(tiny_run: TinyRun, tmp_path: Path) -> None:
-    run = Trainer(tiny_run("model.cross_window_state=true", "train.batch_size=1"), tmp_path)
+def test_carried_state_is_used_within_documents_only(new_trainer: NewTrainer) -> None:
+    run = new_trainer("model.cross_window_state=true", "train.batch_size=1")
     carried = run.carried
     assert carried is not None
     seen = []

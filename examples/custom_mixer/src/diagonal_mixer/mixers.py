@@ -20,8 +20,6 @@ class DiagonalMixer(nn.Module):
     Shapes: z (B, T, S, P) -> (B, T, S, P). Parameters: gain (S, P), or (1, P) with `shared_scales`.
     """
 
-    float_parameters = ("gain",)  # not a matrix: quantization leaves it alone
-
     class Config(ComponentConfig):
         kind: Literal["diagonal"] = "diagonal"
         initial_gain: float = Field(1.0, gt=0, description="value of every gain before training")

@@ -2,4 +2,5 @@
 
 from importlib.metadata import version
 
+PACKAGES = ("wavelet-core", "wavelet-memory", "wavelet-quant", "wavelet-train", "wavelet-cli")
 __version__ = version("wavelet-cli")

@@ -11,10 +11,9 @@ from typing import Any
 
 import click
 
-from wavelet_cli import commands
-from wavelet_cli.errors import failure
+from wavelet_cli import PACKAGES, commands
+from wavelet_cli.failures import failure
 
-PACKAGES = ("wavelet-core", "wavelet-memory", "wavelet-quant", "wavelet-train", "wavelet-cli")
 DEBUG = "wavelet_cli.debug"
 
 

@@ -1,10 +1,9 @@
-"""How results are printed: tables for people, JSON for programs."""
+"""How values are printed: JSON for programs, sizes for people."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -21,25 +20,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def table(rows: Sequence[Sequence[object]], header: Sequence[str] = ()) -> str:
-    """Left-aligned columns, two spaces apart; columns of numbers (and gaps) are aligned right."""
-    texts = [[_text(cell) for cell in row] for row in rows]
-    lines = [list(header), *texts] if header else texts
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))] if lines else []
-    right = [all(row[column] == "" or isinstance(row[column], int) for row in rows) for column in range(len(widths))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if number else cell.ljust(width)
-            for cell, width, number in zip(line, widths, right, strict=True)
-        ).rstrip()
-        for line in lines
-    )
-
-
-def _text(cell: object) -> str:
-    return f"{cell:,}" if isinstance(cell, int) else str(cell)
 
 
 def byte_size(size: float) -> str:

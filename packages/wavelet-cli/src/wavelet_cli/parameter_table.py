@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from wavelet_cli.output import table
+from wavelet_train.tables import table
 
 if TYPE_CHECKING:
     from wavelet_core.config import LanguageModelConfig

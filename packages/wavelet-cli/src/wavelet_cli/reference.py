@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from wavelet_cli.main import PACKAGES
+from wavelet_cli import PACKAGES
+from wavelet_cli.seed.configuration import REQUIRED, SEED_KEYS, SeedKey
 from wavelet_core.config import ComponentConfig, ComponentOf, ModelConfig
 from wavelet_core.generation.settings import GenerationSettings, LookaheadSettings
 from wavelet_core.registry import KINDS, registry
-from wavelet_core.seed.configuration import REQUIRED, SEED_KEYS, SeedKey
 from wavelet_train.config import RunConfig, TrainConfig
 from wavelet_train.data import DataConfig
 

@@ -8,39 +8,96 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary sibling of `path` (a file, or a directory that it makes), then rename it there.
 
-    An existing directory changes places with the new one and is removed last.
+    An existing directory changes places with the new one and is removed last. Files get the mode that the umask gives,
+    whoever wrote them. What an earlier, killed call left is cleaned up first.
     """
+    changed = [path.parent, *(folder.parent for folder in path.parents if not folder.exists())]
     path.parent.mkdir(parents=True, exist_ok=True)
+    recover(path)
     workspace = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    fresh, old = workspace / "new", workspace / "old"
     try:
-        fresh = workspace / "new"
-        write(fresh)
-        for file in [fresh] if fresh.is_file() else sorted(p for p in fresh.rglob("*") if p.is_file()):
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
-        if not path.is_dir():
-            os.replace(fresh, path)
-        elif not _exchange(fresh, path):
-            old = workspace / "old"
-            os.replace(path, old)
-            try:
+        with open(workspace / "unlocked", "wb") as lock:
+            _lock(lock)
+            # Under this name `recover` looks for it, and so never finds one that is not locked yet.
+            os.rename(lock.name, workspace / "lock")
+            write(fresh)
+            _flush(fresh, os.fstat(lock.fileno()).st_mode & 0o666)
+            if not path.is_dir():
                 os.replace(fresh, path)
-            except BaseException:
-                os.replace(old, path)
-                raise
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            elif not _exchange(fresh, path):
+                os.replace(path, old)
+                try:
+                    os.replace(fresh, path)
+                except BaseException:
+                    os.replace(old, path)
+                    raise
+            for folder in changed:
+                _fsync(folder)
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
+
+
+def recover(path: Path) -> None:
+    """Clean up what killed calls of `write_atomically` left of `path`; call this before opening it.
+
+    A kill between the two renames that replace a directory leaves its place empty: the new one, which is whole, goes
+    there. Everything else that is temporary is removed, except what a living process is writing, what cannot be
+    changed, and what lies on a file system without locks.
+    """
+    prefix = f".{path.name}."
+    with suppress(OSError):
+        for workspace in [p for p in path.parent.iterdir() if p.name.startswith(prefix)]:
+            if "." not in workspace.name.removeprefix(prefix):
+                _recover_from(workspace, path)
+
+
+def _recover_from(workspace: Path, path: Path) -> None:
+    with suppress(OSError):
+        with open(workspace / "lock", "r+b") as lock:
+            if not _lock(lock):
+                return
+            if not path.exists() and (workspace / "old").exists() and (workspace / "new").exists():
+                os.replace(workspace / "new", path)
+                _fsync(path.parent)
+        shutil.rmtree(workspace, ignore_errors=True)
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Lock an open file until it is closed or its process ends; False where it is locked or there are no locks."""
+    if sys.platform == "win32":
+        return False
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _flush(fresh: Path, mode: int) -> None:
+    """Give the file, or every file of the directory, its mode, and bring all of it to disk."""
+    for path in [*fresh.rglob("*"), fresh]:
+        if path.is_file():
+            path.chmod(mode)
+        _fsync(path)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _exchange(first: Path, second: Path) -> bool:

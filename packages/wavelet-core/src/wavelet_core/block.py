@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from wavelet_core.config import ComponentConfig, ModelConfig, ModelShape
 from wavelet_core.linear import Linear
-from wavelet_core.mixers import ScaleNorm
+from wavelet_core.norms import ScaleNorm
 from wavelet_core.state import Tree, call, new_state_of
 
 

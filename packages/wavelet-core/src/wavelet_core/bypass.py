@@ -20,8 +20,6 @@ class Bypass(nn.Module, ABC):
     None; returns the bias (B, T, S, C) and the mean m (B, T, C). Subclasses say which mean.
     """
 
-    float_parameters = ("gains",)  # not a matrix: quantization leaves it alone
-
     def __init__(self, shape: ModelShape):
         super().__init__()
         self.width = shape.width

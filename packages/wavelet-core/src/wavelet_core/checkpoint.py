@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from wavelet_core.atomic_files import write_atomically
+from wavelet_core.atomic_files import recover, write_atomically
 from wavelet_core.config import LanguageModelConfig, parse, parse_model
 from wavelet_core.first_format import convert_config, convert_tensors
 from wavelet_core.registry import RegistryError, build, registry
-from wavelet_core.tensor_files import CheckpointError, check_names, open_tensors
+from wavelet_core.tensor_files import CheckpointError, check_names, open_tensors, save_tensors
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -157,8 +156,7 @@ def write_checkpoint(
         components.append(("format", weight_format.kind))
     content |= {"components": _owners(components), **(extra or {})}
     (directory / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-    tensors = {name: tensor.detach().contiguous() for name, tensor in named_tensors(model).items()}
-    save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_tensors(named_tensors(model), directory / WEIGHTS_FILE, metadata={"format": "pt"})
     if tokenizer is not None:
         tokenizer.save(directory / TOKENIZER_DIRECTORY)
 
@@ -244,6 +242,8 @@ def locate_checkpoint(source: str | Path) -> Path:
     nowhere here and reads `owner/name` is downloaded from the Hugging Face hub.
     """
     path = Path(source)
+    for checkpoint in (path, path / "best", path / "last"):
+        recover(checkpoint)
     if not (path / CONFIG_FILE).exists():
         for name in ("best", "last"):
             if (path / name / CONFIG_FILE).exists():

@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 # What the tensors of version 1 are called since.
-RENAMED: tuple[tuple[str, str], ...] = ((r"\.embedding\.embedding\.weight$", ".embedding.weight"),)
+RENAMED: tuple[tuple[str, str], ...] = (
+    (r"\.embedding\.embedding\.weight$", ".embedding.weight"),
+    (r"(\.banks\.\d+\.(?:gate|down|up|narrow|widen))$", r"\1.weight"),
+    (r"\.mixer\.routing\.weight$", ".mixer.routing.mix.weight"),
+    (r"(\.keys_[ab])$", r"\1.weight"),
+)
 
 
 def convert_config(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from wavelet_core.config import ComponentConfig, ModelShape
-from wavelet_core.lifting import SQRT_HALF, FixedDelay
+from wavelet_core.lifting import SQRT_HALF, FixedDelay, silent_history
 from wavelet_core.state import Tree
 
 
@@ -30,11 +30,7 @@ class HaarWavelet(nn.Module):
 
     def new_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Tree:
         """The last 2^k rows of level k's input."""
-        width = self.shape.padded_width
-        return {
-            f"level{level}": torch.zeros(batch_size, self.delay.reach(level), width, device=device, dtype=dtype)
-            for level in range(self.shape.levels)
-        }
+        return silent_history(self.delay, self.shape, batch_size, device, dtype)
 
     def decompose(self, rows: Tensor, state: Tree | None = None) -> Tensor:
         """Wavelet coefficients (B, T, S, P) of (B, T, P), coarse to fine."""

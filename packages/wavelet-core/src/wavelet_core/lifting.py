@@ -50,8 +50,6 @@ class WaveletCrawl(Computed):
     that every level starts close to its dyadic delay. Shapes: (B, T, P) -> (B, T, P).
     """
 
-    float_parameters = ("theta",)  # not a matrix: quantization leaves it alone
-
     def __init__(self, levels: int, size: int):
         super().__init__()
         self.size = size
@@ -81,6 +79,16 @@ class WaveletCrawl(Computed):
         for start in range(1, self.size):
             past = past + weights[start] * extended[:, start : start + length]
         return past
+
+
+def silent_history(
+    delay: FixedDelay | WaveletCrawl, shape: ModelShape, batch_size: int, device: torch.device, dtype: torch.dtype
+) -> Tree:
+    """Zeros for the last rows of every level's input: level k keeps as many as its delay reaches back."""
+    return {
+        f"level{level}": torch.zeros(batch_size, delay.reach(level), shape.padded_width, device=device, dtype=dtype)
+        for level in range(shape.levels)
+    }
 
 
 class LiftingNetwork(nn.Module):
@@ -204,12 +212,8 @@ class LiftingWavelet(nn.Module):
         return wavelet
 
     def new_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Tree:
-        """The last rows of every level's input: level k keeps as many as its delay reaches back."""
-        width = self.shape.padded_width
-        return {
-            f"level{level}": torch.zeros(batch_size, self.delay.reach(level), width, device=device, dtype=dtype)
-            for level in range(self.levels)
-        }
+        """The last rows of every level's input."""
+        return silent_history(self.delay, self.shape, batch_size, device, dtype)
 
     def decompose(self, rows: Tensor, state: Tree | None = None) -> Tensor:
         """Wavelet coefficients (B, T, S, P) of (B, T, P), coarse to fine."""

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wavelet_core.config import ComponentConfig, ModelConfig, ModelShape
-from wavelet_core.linear import stacked_linear
+from wavelet_core.linear import Linear, StackedLinear
+from wavelet_core.norms import ScaleNorm
 from wavelet_core.parametrizations import PARAMETRIZATIONS, Parametrization
 
 NOISE = 1e-3
@@ -52,36 +53,31 @@ class MixerBank(nn.Module):
         self.activation = None if options.gate is None else ACTIVATIONS[options.gate]
         noise = noise * width**-0.5 if options.noise_scaling else noise
         self.matrix = PARAMETRIZATIONS[options.parametrization](count, width, noise)
-        self.gate = None if options.gate is None else _normal(count, width, width, std=0.02)
+        self.gate = None if options.gate is None else StackedLinear(count, width, width, std=0.02)
         self.down = self.up = self.bias = self.narrow = self.widen = None
         if options.rank:
-            self.down = _normal(count, options.rank, width, std=0.01)
-            self.up = _normal(count, width, options.rank, std=0.01)
+            self.down = StackedLinear(count, width, options.rank, std=0.01)
+            self.up = StackedLinear(count, options.rank, width, std=0.01)
         if bias:
             self.bias = nn.Parameter(torch.zeros(count, 1, width))
         if width != padded_width:
-            self.narrow = _normal(count, width, padded_width, std=padded_width**-0.5)
-            self.widen = _normal(count, padded_width, width, std=width**-0.5)
+            self.narrow = StackedLinear(count, padded_width, width)
+            self.widen = StackedLinear(count, width, padded_width)
 
     def forward(self, z: Tensor, gate_input: Tensor) -> Tensor:
-        # Each matrix is read from its attribute once: a quantized one is turned into floating point there.
         narrow, widen, gate, down, up = self.narrow, self.widen, self.gate, self.down, self.up
         if narrow is not None:
             own_input = gate_input is z
-            z = stacked_linear(z, narrow)
-            gate_input = z if own_input else stacked_linear(gate_input, narrow)
-        out = stacked_linear(z, self.matrix())
+            z = narrow(z)
+            gate_input = z if own_input else narrow(gate_input)
+        out = self.matrix(z)
         if gate is not None and self.activation is not None:
-            out = out * self.activation(stacked_linear(gate_input, gate))
+            out = out * self.activation(gate(gate_input))
         if down is not None and up is not None:
-            out = out + stacked_linear(stacked_linear(z, down), up)
+            out = out + up(down(z))
         if self.bias is not None:
             out = out + self.bias
-        return out if widen is None else stacked_linear(out, widen)
-
-
-def _normal(*size: int, std: float) -> nn.Parameter:
-    return nn.Parameter(std * torch.randn(*size))
+        return out if widen is None else widen(out)
 
 
 def scales_first(z: Tensor) -> Tensor:
@@ -102,10 +98,12 @@ class ScaleRouting(nn.Module):
 
     def __init__(self, scales: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.eye(scales))
+        with torch.device("meta"):  # draws no random numbers
+            self.mix = Linear(scales, scales, bias=False)
+        self.mix.weight = nn.Parameter(torch.eye(scales))
 
     def forward(self, z: Tensor) -> Tensor:
-        return torch.tensordot(self.weight.to(z.dtype), z, dims=1)
+        return torch.tensordot(self.mix.matrix().to(z.dtype), z, dims=1)
 
 
 class GatedSpectralMixer(nn.Module):
@@ -219,17 +217,3 @@ class DeepGatedSpectralMixer(nn.Module):
                 mixed = self.alpha[step] * mixed
             z = z + mixed if self.residuals else mixed
         return z
-
-
-class ScaleNorm(nn.Module):
-    """A LayerNorm over channels with its own gain and bias for every scale. Shapes: (B, T, S, P) -> (B, T, S, P)."""
-
-    float_parameters = ("weight", "bias")  # not a matrix: quantization leaves it alone
-
-    def __init__(self, scales: int, width: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(scales, width))
-        self.bias = nn.Parameter(torch.zeros(scales, width))
-
-    def forward(self, z: Tensor) -> Tensor:
-        return F.layer_norm(z, z.shape[-1:]) * self.weight + self.bias

@@ -25,8 +25,6 @@ class MultiBasisWavelet(nn.Module):
     approximation's weights. Shapes: decompose (B, T, P) -> (B, T, S, P), coarse to fine.
     """
 
-    float_parameters = ("blend",)  # not a matrix: quantization leaves it alone
-
     class Config(ComponentConfig):
         kind: Literal["multi_basis"] = "multi_basis"
         bases: list[LiftingWavelet.Config] = Field(

@@ -24,6 +24,7 @@ KINDS = (
     "dataset",
     "optimizer",
     "schedule",
+    "format",
     "kernel",
 )
 

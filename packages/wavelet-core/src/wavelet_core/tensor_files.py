@@ -58,11 +58,17 @@ def check_names(
         raise CheckpointError(f"{path} does not fit its configuration:\n  {shown}{more}")
 
 
-def load_tensors_into(targets: Mapping[str, Tensor], path: Path) -> None:
-    """Copy a safetensors file into existing tensors of the same names, shapes and dtypes."""
-    tensors = load_tensors(path)
+def check_fit(path: Path, targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError unless the tensors of a file have the names, shapes and dtypes of the targets."""
     check_names(path, {n: tuple(t.shape) for n, t in targets.items()}, {n: tuple(t.shape) for n, t in tensors.items()})
     for name, target in targets.items():
         if tensors[name].dtype != target.dtype:
             raise CheckpointError(f"{path}: {name} is {tensors[name].dtype}, but {target.dtype} is needed")
+
+
+def load_tensors_into(targets: Mapping[str, Tensor], path: Path) -> None:
+    """Copy a safetensors file into existing tensors of the same names, shapes and dtypes."""
+    tensors = load_tensors(path)
+    check_fit(path, targets, tensors)
+    for name, target in targets.items():
         target.copy_(tensors[name])

@@ -167,8 +167,6 @@ class LearnedButterfly(nn.Module):
     the opposite order. Shapes: (..., P) -> (..., P), P a power of two; angles (log2 P, P / 2).
     """
 
-    float_parameters = ("angles",)  # not a matrix: quantization leaves it alone
-
     class Config(ComponentConfig):
         kind: Literal["learned_butterfly"] = "learned_butterfly"
 

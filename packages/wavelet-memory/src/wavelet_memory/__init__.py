@@ -7,7 +7,7 @@ try:
 except PackageNotFoundError:
     __version__ = "0+unknown"
 
-from wavelet_memory.fast_weight import FastWeightProductKeyMemory
+from wavelet_memory.fast_weight import FastWeightProductKeyMemory, learn_while_reading
 from wavelet_memory.product_key import ProductKeyMemory
 
-__all__ = ["FastWeightProductKeyMemory", "ProductKeyMemory"]
+__all__ = ["FastWeightProductKeyMemory", "ProductKeyMemory", "learn_while_reading"]

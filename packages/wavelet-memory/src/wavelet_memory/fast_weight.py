@@ -6,9 +6,9 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from wavelet_core.config import ModelShape
+from wavelet_core.config import ConfigurationError, ModelShape, parse
 from wavelet_core.state import Tree
 from wavelet_memory.fast_weight_update import read_and_update
 from wavelet_memory.product_key import ProductKeyConfig, ProductKeyTable
@@ -34,8 +34,8 @@ class FastWeightProductKeyMemory(ProductKeyTable):
     class Config(ProductKeyConfig):
         kind: Literal["fast_weight_product_key"] = "fast_weight_product_key"
         inference_updates: bool = Field(False, description="update the value deltas while a text is read with a state")
-        update_learning_rate: float = Field(0.01, ge=0, description="lr, size of an update step")
-        chunk_size: int = Field(64, ge=2, description="positions that make one update step")
+        update_learning_rate: float = Field(0.01, ge=0, allow_inf_nan=False, description="lr, size of an update step")
+        chunk_size: int = Field(64, ge=2, le=65536, description="positions that make one update step")
 
     def __init__(self, config: Config, shape: ModelShape):
         super().__init__(config, shape)
@@ -68,3 +68,21 @@ class FastWeightProductKeyMemory(ProductKeyTable):
             return read
         learned = read_and_update(q, read, row, weight, state, self.update_learning_rate)
         return (read + learned).to(read.dtype)
+
+
+def learn_while_reading(model: nn.Module, learning_rate: float | None = None, chunk_size: int | None = None) -> None:
+    """Let a model's fast-weight memories learn from what they read, whatever its configuration says.
+
+    learning_rate, chunk_size: take the place of `update_learning_rate` and `chunk_size` in the configuration.
+    Raises ConfigurationError for a model without such memories, and naming the field for what `Config` refuses.
+    """
+    memories = [module for module in model.modules() if isinstance(module, FastWeightProductKeyMemory)]
+    if not memories:
+        raise ConfigurationError("the model has no fast_weight_product_key memory")
+    given = (("update_learning_rate", learning_rate), ("chunk_size", chunk_size))
+    changes = {name: value for name, value in given if value is not None}
+    parse(FastWeightProductKeyMemory.Config, changes, "fast_weight_product_key")
+    for memory in memories:
+        memory.inference_updates = True
+        for name, value in changes.items():
+            setattr(memory, name, value)

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from wavelet_core.config import ComponentConfig, ModelConfig, ModelShape
-from wavelet_core.linear import Linear
+from wavelet_core.linear import Linear, StackedLinear
 
 
 class ProductKeyConfig(ComponentConfig):
@@ -50,6 +50,14 @@ class ProductKeyConfig(ComponentConfig):
             )
 
 
+class ValueTable(nn.EmbeddingBag):
+    """The values, in rows. A drop-in for another weight format has a `dtype`, too: that of what is read."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weight.dtype
+
+
 class ProductKeyTable(nn.Module):
     """Keys, values and the read that the product-key memories share (Lample et al. 2019, "Large Memory Layers").
 
@@ -57,7 +65,7 @@ class ProductKeyTable(nn.Module):
     sqrt(N) keys. Key (i, j) scores the sum of its halves, so that the best of N keys are found among the pairs of the
     best halves: the cost grows with sqrt(N). The values of the top k keys are summed with their softmax as weights.
 
-    Parameters: query.weight (C, C); keys_a, keys_b (h, sqrt(N), C / 2h); values.weight (h N, C).
+    Parameters: query.weight (C, C); keys_a.weight, keys_b.weight (h, sqrt(N), C / 2h); values.weight (h N, C).
     """
 
     def __init__(self, config: ProductKeyConfig, shape: ModelShape):
@@ -69,9 +77,9 @@ class ProductKeyTable(nn.Module):
         self.half_reads = min(config.top_k, self.side)
         self.head_reads = min(config.top_k, self.half_reads**2)
         self.query = Linear(shape.width, shape.width, bias=False)
-        self.keys_a = nn.Parameter(0.02 * torch.randn(self.heads, self.side, self.half_width))
-        self.keys_b = nn.Parameter(0.02 * torch.randn(self.heads, self.side, self.half_width))
-        self.values = nn.EmbeddingBag(self.heads * self.num_keys, shape.width, mode="sum")
+        self.keys_a = StackedLinear(self.heads, self.half_width, self.side, std=0.02)
+        self.keys_b = StackedLinear(self.heads, self.half_width, self.side, std=0.02)
+        self.values = ValueTable(self.heads * self.num_keys, shape.width, mode="sum")
         nn.init.normal_(self.values.weight, std=0.02)
 
     @property
@@ -84,15 +92,14 @@ class ProductKeyTable(nn.Module):
 
         The softmax runs in float32 at least; the weights are in the table's type, which autocast leaves alone.
         """
-        keys_a, keys_b = self.keys_a, self.keys_b
         queries = self.query(q).view(-1, self.heads, 2, self.half_width)
         half_a, half_b = queries.permute(2, 1, 0, 3)  # (h, B T, C / 2h) each
-        scores_a, best_a = torch.bmm(half_a, keys_a.mT).topk(self.half_reads)
-        scores_b, best_b = torch.bmm(half_b, keys_b.mT).topk(self.half_reads)
+        scores_a, best_a = self.keys_a(half_a).topk(self.half_reads)
+        scores_b, best_b = self.keys_b(half_b).topk(self.half_reads)
         pair_scores = scores_a.unsqueeze(-1) + scores_b.unsqueeze(-2)
         scores, pair = pair_scores.flatten(-2).topk(self.head_reads)
         key = best_a.gather(-1, pair // self.half_reads) * self.side + best_b.gather(-1, pair % self.half_reads)
-        weight = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(keys_a.dtype)
+        weight = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(self.values.dtype)
         places = (*q.shape[:2], self.reads)
         if self.heads > 1:
             first_row = torch.arange(0, self.heads * self.num_keys, self.num_keys, device=q.device)

@@ -1,4 +1,4 @@
-"""Post-training quantization for WaveletLM."""
+"""Weight formats for WaveletLM and the kernels that multiply with them."""
 
 from importlib.metadata import PackageNotFoundError, version
 
@@ -7,6 +7,6 @@ try:
 except PackageNotFoundError:
     __version__ = "0+unknown"
 
-from wavelet_quant.int8 import Int8Matrix, quantize_int8, weight_bytes
+from wavelet_quant.int8 import Int8, Int8Matrix, quantize_int8, weight_bytes
 
-__all__ = ["Int8Matrix", "quantize_int8", "weight_bytes"]
+__all__ = ["Int8", "Int8Matrix", "quantize_int8", "weight_bytes"]

@@ -10,25 +10,23 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from wavelet_core import few_rows
 from wavelet_core.config import LanguageModelConfig
 from wavelet_core.generation.context import Contexts
 from wavelet_core.generation.session import DecodingSession
+from wavelet_core.kernels import active_kernel
 from wavelet_core.language_model import build_model
 from wavelet_core.state import State
 
 READ_BUFFER = 1 << 28
 PREFILL_CHUNK = 256
-MATRIX_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "linear", "matmul"}
+MATRIX_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "linear", "matmul", "stacked_linear"}
 
 
 def random_model(config: LanguageModelConfig, dtype: torch.dtype, seed: int = 0) -> Any:
@@ -71,14 +69,15 @@ def weight_bytes_read(model: Any) -> int:
 
     def count(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         nonlocal total
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-            total += inputs[0].numel() * module.embedding_dim * module.weight.element_size()
-        elif not any(part in tables for part in (module, *owners.get(module, ()))):
+        if module in tables:
+            whole = sum(tensor.nbytes for tensor in module.state_dict().values())
+            total += whole * inputs[0].numel() // module.num_embeddings
+        elif module not in inside:
             own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
             total += sum(tensor.nbytes for tensor in own)
 
-    tables = [module for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]
-    owners = {part: [table] for table in tables for part in table.modules() if part is not table}
+    tables = {module for module in model.modules() if hasattr(module, "num_embeddings")}
+    inside = {part for table in tables for part in table.modules()}
     hooks = [module.register_forward_pre_hook(count) for module in model.modules()]
     try:
         _read_one(model)
@@ -95,21 +94,16 @@ class _RecordMatrixProducts(TorchDispatchMode):
         super().__init__()
         self.calls: list[Callable[[], Any]] = []
 
-    def run(self, product: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Run a product and remember it."""
-        self.calls.append(lambda: product(*args, **kwargs))
-        return product(*args, **kwargs)
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         if func.overloadpacket.__name__ in MATRIX_PRODUCTS:
-            return self.run(func, *args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+            self.calls.append(lambda: func(*args, **kwargs))
+        return func(*args, **kwargs)
 
 
 def matrix_products(model: Any) -> Callable[[], None]:
     """A function that runs just the matrix products of one decoded token, on the inputs that they had."""
-    kernel = few_rows.few_rows  # no operator of torch's, which the mode would see
-    with _RecordMatrixProducts() as record, patch.object(few_rows, "few_rows", partial(record.run, kernel)):
+    with _RecordMatrixProducts() as record:
         _read_one(model)
 
     def run() -> None:
@@ -217,7 +211,7 @@ def decode_benchmark(
         "device": str(device),
         "threads": torch.get_num_threads(),
         "compiled": compiled,
-        "native_kernel": few_rows.available and not compiled and device.type == "cpu",
+        "native_kernel": active_kernel() is not None and device.type == "cpu",
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "seconds_per_token": latency,

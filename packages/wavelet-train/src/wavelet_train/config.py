@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +13,6 @@ from pydantic import Field
 
 from wavelet_core.config import ComponentOf, ConfigurationError, Section, parse
 from wavelet_core.registry import nearest
-from wavelet_core.seed import is_seed_config, model_config_from_seed
 from wavelet_train.data import DataConfig
 from wavelet_train.precision import Precision
 
@@ -97,15 +96,26 @@ def list_presets() -> dict[str, str]:
 def load_run_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The run configuration of a preset or a YAML or JSON file, with overrides like `train.lr=0.02` applied.
 
-    A checkpoint's config.json is a configuration file too, and so is a flat config.json of the original WaveletLM, of
-    which the model is translated.
+    A checkpoint's config.json is a configuration file too.
 
     Raises ConfigurationError for an unknown preset, a missing or unreadable file, bad YAML or JSON (with the line), and
     fields that are unknown or do not fit.
     """
-    data = read_file(locate(source))
+    return run_config(read_file(locate(source)), overrides, str(source))
+
+
+def is_seed_config(data: Mapping[str, Any]) -> bool:
+    """Whether the content of a file is a flat configuration of the original WaveletLM."""
+    return "model" not in data and {"C", "layers", "levels"} <= data.keys()
+
+
+def run_config(data: dict[str, Any], overrides: Sequence[str], source: str) -> RunConfig:
+    """The run configuration for a file's content, which is used up; see `load_run_config` for what it raises."""
     if is_seed_config(data):
-        data = {"model": model_config_from_seed(data, source=str(source)).model_dump(mode="json")}
+        raise ConfigurationError(
+            f"{source} is a flat configuration of the original WaveletLM, which wavelet-cli translates: use "
+            "`wavelet train` or `wavelet config show` with it, and `wavelet import` for a checkpoint"
+        )
     for bookkeeping in CHECKPOINT_KEYS:
         data.pop(bookkeeping, None)
     for override in overrides:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from wavelet_core import MultinodalLM, WaveletLM
+from wavelet_core.generation.session import decoding_view
+from wavelet_core.language_model import LanguageModel
 from wavelet_core.tokenizers import Tokenizer
 from wavelet_train.precision import autocast
 from wavelet_train.token_cache import TokenSplit, token_byte_lengths
@@ -78,7 +79,7 @@ def exponential(nats: float) -> float:
 
 @torch.no_grad()
 def evaluate(
-    model: WaveletLM | MultinodalLM,
+    model: LanguageModel,
     split: TokenSplit,
     tokenizer: Tokenizer,
     stride: int | None = None,
@@ -88,7 +89,7 @@ def evaluate(
     dtype: torch.dtype = torch.float32,
     on_batch: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Score a split in windows that are independent of each other.
+    """Score a split in windows that are independent of each other, without a change to the model or its mode.
 
     stride: tokens between the starts of two windows; the default, a whole window, makes them non-overlapping; half a
     window gives every token but the first window's at least half a window of context. A token is scored once.
@@ -101,22 +102,17 @@ def evaluate(
     device = next(model.parameters()).device
     window = window or model.config.context_length
     tokens = split.tokens if token_limit is None else split.tokens[: token_limit + 1]
-    was_training = model.training
-    model.eval()
+    view = decoding_view(model)
     nats = torch.zeros((), dtype=torch.float64)
     scored_tokens = 0
-    try:
-        for batch in evaluation_windows(tokens, window, stride, batch_size, split.name):
-            with autocast(device, dtype):
-                hidden = model.hidden(batch.inputs.to(device))[batch.scored.to(device)]
-                logits = model.head(hidden)
-            targets = batch.targets[batch.scored].to(device)
-            nats += F.cross_entropy(logits.float(), targets, reduction="none").sum(dtype=torch.float64).cpu()
-            scored_tokens += len(targets)
-            if on_batch is not None:
-                on_batch(len(targets))
-    finally:
-        model.train(was_training)
+    for batch in evaluation_windows(tokens, window, stride, batch_size, split.name):
+        with autocast(device, dtype):
+            logits = view.head(view.hidden(batch.inputs.to(device))[batch.scored.to(device)])
+        targets = batch.targets[batch.scored].to(device)
+        nats += F.cross_entropy(logits.float(), targets, reduction="none").sum(dtype=torch.float64).cpu()
+        scored_tokens += len(targets)
+        if on_batch is not None:
+            on_batch(len(targets))
 
     lengths = token_byte_lengths(tokenizer)
     whole = len(tokens) == len(split.tokens)

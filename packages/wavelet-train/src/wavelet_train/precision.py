@@ -7,8 +7,6 @@ from typing import Any, Literal
 
 import torch
 
-from wavelet_core.config import ConfigurationError
-
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 # Names that torch.cpu.get_capabilities() uses for bfloat16 arithmetic: AVX-512, AMX, Arm.
@@ -41,22 +39,3 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 def loss_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
     """A gradient scaler, switched on for float16 only, whose small gradients would vanish without it."""
     return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-
-
-def resolve_device(name: str, field: str = "train.device") -> torch.device:
-    """`auto` is the accelerator that torch finds, or else the processor. Errors name the field that it came from.
-
-    Raises ConfigurationError for a device that torch does not know or that this machine does not have.
-    """
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if name == "auto":
-        return accelerator or torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigurationError(
-            f"{field}={name!r} is not a device that torch knows; use auto, cpu, cuda or mps"
-        ) from error
-    if device.type != "cpu" and (accelerator is None or device.type != accelerator.type):
-        raise ConfigurationError(f"{field}={name!r} is not available on this machine; use auto or cpu")
-    return device

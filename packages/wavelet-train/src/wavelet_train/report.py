@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from textwrap import indent
 from typing import Any
 
 import torch
 
-from wavelet_core import MultinodalLM, WaveletLM
+from wavelet_core import LanguageModel
 from wavelet_train.compression import xz_size
+from wavelet_train.config import TrainConfig
 from wavelet_train.data import PreparedData
 from wavelet_train.evaluation import Evaluation, evaluate
+from wavelet_train.tables import table
 
 
 @dataclass(frozen=True)
@@ -42,23 +45,23 @@ class Report:
         if score.perplexity_per_word is not None:
             rows.append(("perplexity per word", f"{score.perplexity_per_word:.3f}", f"{score.word_count:,} words"))
         title = f"Validation split, best checkpoint, windows of {score.window} tokens every {score.stride}:"
-        return "\n".join([title, *(f"  {name:<25} {value:>12}   {what}".rstrip() for name, value, what in rows)])
+        return f"{title}\n{indent(table(rows), '  ')}"
 
 
 def make_report(
-    model: WaveletLM | MultinodalLM,
+    model: LanguageModel,
     data: PreparedData,
-    stride: int | None,
-    batch_size: int,
-    compare_with_xz: bool,
-    dtype: torch.dtype = torch.float32,
-    on_batch: Callable[[int], None] | None = None,
+    config: TrainConfig,
+    dtype: torch.dtype,
+    on_batch: Callable[[int], None],
 ) -> Report:
     """Evaluate a model on the whole validation split with sliding windows (half a window apart by default)."""
-    stride = stride or max(1, model.config.context_length // 2)
-    evaluation = evaluate(model, data.validation, data.tokenizer, stride, batch_size, dtype=dtype, on_batch=on_batch)
+    stride = config.final_stride or max(1, model.config.context_length // 2)
+    evaluation = evaluate(
+        model, data.validation, data.tokenizer, stride, config.batch_size, dtype=dtype, on_batch=on_batch
+    )
     xz_bits_per_byte = None
-    if compare_with_xz:
+    if config.compare_with_xz:
         compressed, original = xz_size(data.dataset.documents("validation"))
         xz_bits_per_byte = 8 * compressed / original
     return Report(evaluation, xz_bits_per_byte)

@@ -60,10 +60,6 @@ class TokenSplit:
     def token_count(self) -> int:
         return len(self.tokens)
 
-    @property
-    def document_count(self) -> int:
-        return len(self.document_starts)
-
     def with_words(self, word_count: int | None) -> TokenSplit:
         """The same split with another word count, unless that is None."""
         return self if word_count is None else replace(self, word_count=word_count)

@@ -1,17 +1,10 @@
-"""Training: steps, validations, checkpoints, and going on where a run was stopped.
-
-A run's directory holds `config.yaml` (the resolved configuration), `metrics.jsonl`, and the checkpoints `best/` (lowest
-validation loss) and `last/` (with `trainer/`, from which the run resumes exactly).
-"""
+"""Training: steps, validations, checkpoints, and going on where a run was stopped."""
 
 from __future__ import annotations
 
 import math
-import random
-import shutil
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,34 +12,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wavelet_core import LanguageModelConfig, build, build_model, load_checkpoint
-from wavelet_core.atomic_files import write_atomically
-from wavelet_core.checkpoint import WEIGHTS_FILE, named_tensors, write_checkpoint
+from wavelet_core import build, build_model, load_checkpoint
+from wavelet_core.checkpoint import WEIGHTS_FILE, named_tensors
+from wavelet_core.devices import resolve_device
 from wavelet_core.state import leaves
-from wavelet_core.tensor_files import CheckpointError, load_tensors_into
+from wavelet_core.tensor_files import CheckpointError, check_fit, load_tensors_into
 from wavelet_train.allocator import keep_freed_memory
-from wavelet_train.config import RunConfig, dump
+from wavelet_train.config import RunConfig
 from wavelet_train.data import PreparedData, prepare
-from wavelet_train.evaluation import Evaluation, evaluate
+from wavelet_train.evaluation import evaluate
 from wavelet_train.interruption import StopOnSignal, Stopped
-from wavelet_train.metrics import MetricsFile
-from wavelet_train.precision import autocast, loss_scaler, resolve_device, resolve_precision
+from wavelet_train.precision import autocast, loss_scaler, resolve_precision
 from wavelet_train.progress import Progress
 from wavelet_train.report import Report, make_report
+from wavelet_train.run_directory import RunDirectory
+from wavelet_train.run_log import RunLog, announce
+from wavelet_train.training_loss import TrainingLoss
 from wavelet_train.training_state import (
+    DIRECTORY,
+    TENSORS_FILE,
     Counters,
+    make_optimizer_state,
     optimizer_tensors,
     read_state,
-    recover,
     restore_optimizer,
     write_state,
 )
 from wavelet_train.windows import ConsecutiveWindows, RandomWindows
-
-CONFIG_FILE = "config.yaml"
-METRICS_FILE = "metrics.jsonl"
-BEST = "best"
-LAST = "last"
 
 
 class DivergenceError(ValueError):
@@ -67,7 +59,7 @@ class TrainingResult:
 def train(
     run: RunConfig, output_directory: str | Path, resume: bool = False, overwrite: bool = False
 ) -> TrainingResult:
-    """Train the model of a run configuration into a directory.
+    """Train the model of a run configuration into a directory (`run_directory.py` says what it then holds).
 
     resume: go on from the directory's `last/`, bit for bit as the run would have gone on. overwrite: start anew even
     if the directory holds a run, whose checkpoints and metrics are then replaced.
@@ -76,34 +68,27 @@ def train(
     Raises ConfigurationError for what cannot be trained as configured, CheckpointError when there is nothing to resume
     or it is damaged, FileExistsError when the directory holds another run, DivergenceError when the loss is not finite.
     """
-    directory = Path(output_directory)
-    if directory.exists() and not directory.is_dir():
-        raise FileExistsError(f"{directory} is a file; name a directory for the run")
-    for name in (BEST, LAST):
-        recover(directory / name)
-    if resume and not (directory / LAST).is_dir():
-        raise CheckpointError(f"{directory} holds no run that can be resumed: it has no {LAST}/")
-    if not resume and not overwrite and (directory / LAST).exists():
-        raise FileExistsError(
-            f"{directory} holds a run already: resume that one, name another directory, or ask to overwrite it"
-        )
+    directory = RunDirectory(output_directory)
+    if resume:
+        directory.require_run()
+    elif not overwrite:
+        directory.require_no_run()
     trainer = Trainer(run, directory)
     if resume:
         trainer.load()
     else:
-        for name in (BEST, LAST):
-            shutil.rmtree(directory / name, ignore_errors=True)
+        directory.clear()
     return trainer.run_to_the_end()
 
 
 class Trainer:
     """One run in one process: the model and everything that changes while it is trained."""
 
-    def __init__(self, run: RunConfig, directory: Path):
+    def __init__(self, run: RunConfig, directory: RunDirectory):
         self.config = config = run.train
         self.directory = directory
         self.stop = StopOnSignal()
-        self.device = resolve_device(config.device)
+        self.device = resolve_device(config.device, "train.device")
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         if self.device.type == "cpu":
@@ -113,78 +98,60 @@ class Trainer:
         model_config = run.model.with_vocabulary(self.data.tokenizer.vocabulary_size)
         self.run = run.model_copy(update={"model": model_config})
 
-        random.seed(config.seed)
         torch.manual_seed(config.seed)
         self.model: Any = build_model(model_config).to(self.device)
-        self.loss: Callable[..., Tensor] = torch.compile(self.model.loss) if config.compile else self.model.loss
-        self.carried = (
-            self.model.new_state(config.batch_size, self.device)
-            if getattr(self.model, "carries_window", False)
-            else None
-        )
-        self.windows = self._windows(model_config)
+        self.parameters: dict[str, nn.Parameter] = dict(self.model.named_parameters())
+        self.loss: nn.Module = TrainingLoss(self.model)
+        if config.compile:
+            self.loss.compile()
+        carries = getattr(self.model, "carries_window", False)
+        self.carried = self.model.new_state(config.batch_size, self.device) if carries else None
+        self.windows = self._windows(model_config.context_length)
         steps_per_epoch = max(1, self.windows.batches_per_epoch // config.accumulation)
         self.steps = config.steps or max(1, round(config.epochs * steps_per_epoch))
         self.tokens_per_step = model_config.context_length * config.batch_size * config.accumulation
 
-        self.optimizer = build("optimizer", config.optimizer, list(self.model.named_parameters()), config.lr)
+        self.optimizer = build("optimizer", config.optimizer, list(self.parameters.items()), config.lr)
         self.schedule = build("schedule", config.schedule, config.lr, self.steps)
         self.scaler = loss_scaler(self.device, self.dtype)
         self.counters = Counters()
-        self.metrics: MetricsFile | None = None
 
-    def _windows(self, model: LanguageModelConfig) -> RandomWindows | ConsecutiveWindows:
+    def _windows(self, context_length: int) -> RandomWindows | ConsecutiveWindows:
         """Consecutive text for a model that carries state from window to window, random windows for any other."""
         train, config = self.data.train, self.config
         if self.carried is None:
-            return RandomWindows(train.tokens, model.context_length, config.batch_size, config.seed)
-        return ConsecutiveWindows(train.tokens, train.document_starts, model.context_length, config.batch_size)
+            return RandomWindows(train.tokens, context_length, config.batch_size, config.seed)
+        return ConsecutiveWindows(train.tokens, train.document_starts, context_length, config.batch_size)
 
     def run_to_the_end(self) -> TrainingResult:
         """Train until all steps are done or a signal stops the run."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        text = dump(self.run)
-        write_atomically(self.directory / CONFIG_FILE, lambda file: file.write_text(text, "utf-8") and None)
-        self.metrics = MetricsFile(self.directory / METRICS_FILE, self.counters.metrics_size)
-        self._announce()
+        path, counters, steps = self.directory.path, self.counters, self.steps
+        self.directory.begin(self.run, counters.metrics_size)
+        announce(self.model, self.data, steps, self.tokens_per_step, self.device, self.dtype)
+        log = RunLog(self.directory.metrics, counters, steps, self.tokens_per_step)
         try:
             with self.stop:
-                done = self.counters.step * self.tokens_per_step
-                with Progress("training", self.steps * self.tokens_per_step, " tokens", done) as progress:
-                    self._train(progress)
-                report = self._report()
+                with log:
+                    self._train(log)
+                return TrainingResult(path, counters.step, steps, report=self._report())
         except Stopped as stopped:
-            self._save(LAST)
+            self._save_last()
             print(
-                f"Stopped by {stopped} at step {self.counters.step:,} of {self.steps:,} and saved. "
-                f"Go on with: wavelet train --resume {self.directory}",
+                f"Stopped by {stopped} at step {counters.step:,} of {steps:,} and saved. "
+                f"Go on with: wavelet train --resume {path}",
                 file=sys.stderr,
             )
-            return TrainingResult(self.directory, self.counters.step, self.steps, stopped_by=str(stopped))
-        return TrainingResult(self.directory, self.counters.step, self.steps, report=report)
+            return TrainingResult(path, counters.step, steps, stopped_by=str(stopped))
 
-    def _announce(self) -> None:
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        # Reading the validation split here refuses a run that would fail at its first validation.
-        train, validation = self.data.train, self.data.validation
-        print(
-            f"{parameters:,} parameters, {train.token_count:,} training tokens ({train.byte_count:,} bytes), "
-            f"{validation.token_count:,} validation tokens, vocabulary {self.run.model.vocabulary_size:,}; "
-            f"{self.steps:,} steps of {self.tokens_per_step:,} tokens on {self.device} in "
-            f"{str(self.dtype).removeprefix('torch.')}",
-            file=sys.stderr,
-        )
-
-    def _train(self, progress: Progress) -> None:
+    def _train(self, log: RunLog) -> None:
         config, counters = self.config, self.counters
-        self.model.train()
-        since_step, since = counters.step, time.monotonic()
+        self.loss.train()
         while True:
             if counters.step > counters.validated_step and self._due(config.validate_every):
-                self._validate(progress)
-                since_step, since = counters.step, time.monotonic()
+                self._validate(log)
+                log.restart_clock()
             elif config.checkpoint_every and counters.step and self._due(config.checkpoint_every):
-                self._save(LAST)
+                self._save_last()
             self.stop.check()
             if counters.step >= self.steps:
                 return
@@ -193,12 +160,9 @@ class Trainer:
             counters.step += 1
             counters.loss_sum += loss
             counters.loss_steps += 1
-            progress.advance(self.tokens_per_step, f"loss {loss:.3f}")
+            log.advance(self.tokens_per_step, f"loss {loss:.3f}")
             if self._due(config.log_every):
-                now = time.monotonic()
-                rate = (counters.step - since_step) * self.tokens_per_step / (now - since)
-                since_step, since = counters.step, now
-                self._log_step(lr, gradient_norm, rate)
+                log.step(lr, gradient_norm)
 
     def _due(self, every: int) -> bool:
         return self.counters.step % every == 0 or self.counters.step == self.steps
@@ -215,8 +179,7 @@ class Trainer:
             total += loss.detach()
         self._require_finite(total.item(), "loss", lr)
         self.scaler.unscale_(self.optimizer)
-        limit = self.config.gradient_clipping or math.inf
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.gradient_clipping or math.inf)
         if not self.scaler.is_enabled():
             self._require_finite(norm.item(), "norm of the gradient", lr)
         self.scaler.step(self.optimizer)
@@ -227,56 +190,25 @@ class Trainer:
     def _next_loss(self) -> Tensor:
         batch: Any = next(self.windows)
         inputs, targets = batch.inputs.to(self.device), batch.targets.to(self.device)
-        if self.carried is None:
-            return self.loss(inputs, targets)
-        self.model.begin_window(self.carried)
-        self.carried.reset((~batch.continues).nonzero().flatten())
-        return self.loss(inputs, targets, self.carried)
+        if self.carried is not None:
+            self.model.begin_window(self.carried)
+            self.carried.reset((~batch.continues).nonzero().flatten())
+        loss: Tensor = self.loss(inputs, targets, self.carried)
+        return loss
 
     def _require_finite(self, value: float, what: str, lr: float) -> None:
         if not math.isfinite(value):
-            last = self.directory / LAST
+            last = self.directory.last
             saved = f"The checkpoint before it is {last}" if last.exists() else "No checkpoint had been saved yet"
             raise DivergenceError(
                 f"the {what} became {value} after {self.counters.step:,} steps (learning rate {lr:g}): training has "
                 f"diverged. {saved}. Lower train.lr, lengthen train.schedule.warmup or lower train.gradient_clipping"
             )
 
-    def _log_step(self, lr: float, gradient_norm: float, rate: float) -> None:
-        counters = self.counters
-        assert self.metrics is not None
-        self.metrics.write(
-            event="train",
-            step=counters.step,
-            tokens=counters.step * self.tokens_per_step,
-            loss=counters.loss_sum / counters.loss_steps,
-            lr=lr,
-            gradient_norm=gradient_norm,
-            tokens_per_second=rate,
-        )
-        counters.loss_sum, counters.loss_steps = 0.0, 0
-
-    def _validate(self, progress: Progress) -> None:
+    def _validate(self, log: RunLog) -> None:
         """Evaluate, write a line of metrics, save `last/`, and `best/` if it is."""
-        started = time.monotonic()
-        result = self._evaluate()
-        self._require_finite(result.nats, "validation loss", self.optimizer.param_groups[0]["lr"])
-        assert self.metrics is not None
-        seconds = time.monotonic() - started
-        self.metrics.write(event="validation", step=self.counters.step, **result.as_dict(), seconds=seconds)
-        self.counters.validated_step = self.counters.step
-        best = self.counters.best_nats is None or result.nats_per_token < self.counters.best_nats
-        if best:
-            self.counters.best_nats = result.nats_per_token
-            self._save(BEST)
-        self._save(LAST)
-        progress.message(
-            f"step {self.counters.step:,}: validation {result.bits_per_byte:.4f} bits per byte, "
-            f"perplexity per token {result.perplexity_per_token:.2f}{' (best so far)' if best else ''}"
-        )
-
-    def _evaluate(self) -> Evaluation:
-        return evaluate(
+        counters, started = self.counters, time.monotonic()
+        result = evaluate(
             self.model,
             self.data.validation,
             self.data.tokenizer,
@@ -285,87 +217,70 @@ class Trainer:
             dtype=self.dtype,
             on_batch=lambda scored: self.stop.check(),
         )
+        self._require_finite(result.nats, "validation loss", self.optimizer.param_groups[0]["lr"])
+        seconds = time.monotonic() - started
+        counters.validated_step = counters.step
+        best = counters.best_nats is None or result.nats_per_token < counters.best_nats
+        if best:
+            counters.best_nats = result.nats_per_token
+            self.directory.save(self.directory.best, self.model, self.data.tokenizer, self.run)
+        log.validation(result, seconds, best)
+        self._save_last()
 
     def _report(self) -> Report:
         """Evaluate the best checkpoint on the whole validation split."""
-        model = load_checkpoint(self.directory / BEST, device=self.device)
+        model = load_checkpoint(self.directory.best, device=self.device)
         with Progress("evaluating the best checkpoint", self.data.validation.token_count - 1, " tokens") as progress:
 
             def on_batch(scored: int) -> None:
                 progress.advance(scored)
                 self.stop.check()
 
-            report = make_report(
-                model,
-                self.data,
-                self.config.final_stride,
-                self.config.batch_size,
-                self.config.compare_with_xz,
-                self.dtype,
-                on_batch,
-            )
-        assert self.metrics is not None
-        self.metrics.write(event="report", step=self.counters.step, **report.as_dict())
+            report = make_report(model, self.data, self.config, self.dtype, on_batch)
+        self.directory.metrics.write(event="report", step=self.counters.step, **report.as_dict())
         return report
 
-    def _save(self, name: str) -> None:
-        """Write the checkpoint `best/` or `last/`."""
-        sections: dict[str, Any] = {
-            section: getattr(self.run, section).model_dump(mode="json") for section in ("data", "train")
-        }
-        if name == BEST:
-            self.model.save_pretrained(self.directory / BEST, self.data.tokenizer, sections)
-            return
-        assert self.metrics is not None
-        self.counters.metrics_size = self.metrics.size
+    def _save_last(self) -> None:
+        self.counters.metrics_size = self.directory.metrics.size
+        tensors, device = self._tensors(), self.device
+        if device.type != "cpu":
+            tensors[f"random.{device.type}"] = torch.get_device_module(device).get_rng_state(device)
 
-        def write(fresh: Path) -> None:
-            fresh.mkdir()
-            write_checkpoint(self.model, fresh, self.data.tokenizer, sections)
-            write_state(fresh, self.counters, self._tensors(), self.scaler.state_dict())
+        def write(directory: Path) -> None:
+            write_state(directory, self.counters, tensors, self.scaler.state_dict())
 
-        write_atomically(self.directory / LAST, write)
+        self.directory.save(self.directory.last, self.model, self.data.tokenizer, self.run, write)
 
     def _tensors(self) -> dict[str, Tensor]:
-        """All tensors besides the weights that decide how the run goes on, by name."""
-        groups: dict[str, dict[str, Tensor]] = {
-            "optimizer": optimizer_tensors(self.optimizer),
-            "windows": self.windows.state_dict(),
-            "random": {"cpu": torch.get_rng_state(), "python": torch.tensor(random.getstate()[1])},
-            "carried": {} if self.carried is None else dict(leaves(self.carried.tree)),
+        """All tensors besides the weights that decide how the run goes on, by name, on any device."""
+        return {
+            **optimizer_tensors(self.optimizer, self.parameters),
+            **{f"windows.{name}": tensor for name, tensor in self.windows.state_dict().items()},
+            **{f"carried.{name}": tensor for name, tensor in self._carried_tensors().items()},
+            "random.cpu": torch.get_rng_state(),
         }
-        if self.device.type != "cpu":
-            groups["random"]["device"] = torch.get_device_module(self.device).get_rng_state(self.device)
-        return {f"{group}.{name}": value for group, tensors in groups.items() for name, value in tensors.items()}
+
+    def _carried_tensors(self) -> dict[str, Tensor]:
+        return {} if self.carried is None else dict(leaves(self.carried.tree))
 
     def load(self) -> None:
-        """Take everything from `last/`."""
-        last = self.directory / LAST
+        """Take everything from `last/`. Raises CheckpointError that lists by name what does not fit."""
+        last, device = self.directory.last, self.device
         with torch.no_grad():
             load_tensors_into(named_tensors(self.model), last / WEIGHTS_FILE)
-        self.counters, tensors, scaler = read_state(last)
+        self.counters, saved, scaler = read_state(last)
+        generators = {name: saved.pop(name) for name in [*saved] if name.startswith("random.") and name != "random.cpu"}
+        make_optimizer_state(self.optimizer, self.parameters, saved, self.counters.step)
+        try:
+            check_fit(last / DIRECTORY / TENSORS_FILE, self._tensors(), saved)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}\nResume with the configuration that lies beside {last}") from None
+        restore_optimizer(self.optimizer, self.parameters, saved)
+        self.windows.load_state_dict({name: saved[f"windows.{name}"] for name in self.windows.state_dict()})
+        for name, tensor in self._carried_tensors().items():
+            tensor.copy_(saved[f"carried.{name}"])
+        torch.set_rng_state(saved["random.cpu"])
+        if f"random.{device.type}" in generators:
+            torch.get_device_module(device).set_rng_state(generators[f"random.{device.type}"], device)
         if self.scaler.is_enabled() and scaler:
             self.scaler.load_state_dict(scaler)
-
-        def part(group: str) -> dict[str, Tensor]:
-            prefix = f"{group}."
-            return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
-        try:
-            restore_optimizer(self.optimizer, part("optimizer"))
-            self.windows.load_state_dict(part("windows"))
-            generators = part("random")
-            torch.set_rng_state(generators["cpu"])
-            random.setstate((random.getstate()[0], tuple(generators["python"].tolist()), None))
-            if self.device.type != "cpu" and "device" in generators:
-                torch.get_device_module(self.device).set_rng_state(generators["device"], self.device)
-            if self.carried is not None:
-                carried = part("carried")
-                for name, tensor in leaves(self.carried.tree):
-                    tensor.copy_(carried[name])
-        except (KeyError, RuntimeError, ValueError) as error:
-            if isinstance(error, CheckpointError):
-                raise
-            raise CheckpointError(
-                f"{last}/trainer does not fit the configuration ({error}); resume with the configuration of the run"
-            ) from error

@@ -1,28 +1,26 @@
 """The resumable half of a checkpoint: what training needs to go on as if it had never stopped.
 
-A checkpoint directory's `trainer/` holds `state.safetensors` (optimizer state, random generators, window positions,
-carried model state) and `state.json` (counters). Nothing is pickled.
+A checkpoint directory's `trainer/` holds `state.safetensors` (optimizer state by parameter name, random generators,
+window positions, carried model state) and `state.json` (counters). Nothing is pickled.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from wavelet_core.tensor_files import CheckpointError, load_tensors
+from wavelet_core.tensor_files import CheckpointError, load_tensors, save_tensors
 
 DIRECTORY = "trainer"
 TENSORS_FILE = "state.safetensors"
 COUNTERS_FILE = "state.json"
+FORMAT_VERSION = 2
 
 
 @dataclass
@@ -46,56 +44,72 @@ def write_state(directory: Path, counters: Counters, tensors: Mapping[str, Tenso
     """Write `trainer/` into a checkpoint directory that is being made."""
     folder = directory / DIRECTORY
     folder.mkdir()
-    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, folder / TENSORS_FILE)
-    content = {"counters": asdict(counters), "loss_scaler": dict(scaler)}
+    save_tensors(tensors, folder / TENSORS_FILE)
+    content = {"format_version": FORMAT_VERSION, "counters": asdict(counters), "loss_scaler": dict(scaler)}
     (folder / COUNTERS_FILE).write_text(json.dumps(content) + "\n", "utf-8")
 
 
 def read_state(directory: Path) -> tuple[Counters, dict[str, Tensor], dict[str, Any]]:
     """Counters, tensors and loss-scaler state of a checkpoint.
 
-    Raises CheckpointError when they are missing or damaged.
+    Raises CheckpointError when they are missing, damaged or of another format.
     """
     path = directory / DIRECTORY / COUNTERS_FILE
     tensors = load_tensors(directory / DIRECTORY / TENSORS_FILE)
     try:
         content = json.loads(path.read_text("utf-8"))
-        return Counters(**content["counters"]), tensors, content["loss_scaler"]
+        version = content.get("format_version", 1)
+        if version == FORMAT_VERSION:
+            return Counters(**content["counters"]), tensors, content["loss_scaler"]
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; this checkpoint cannot be resumed") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}") from error
+    raise CheckpointError(
+        f"{path}: this wavelet-train resumes format_version={FORMAT_VERSION}, not {version!r}: finish the run with the "
+        f"version that began it, or start anew with --overwrite; {directory} itself can be evaluated and generate text"
+    )
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as flat tensors: "<parameter's number>.<name>". Numbers in it become float64 scalars."""
+def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The optimizer's state: "optimizer.<parameter's name>.<state's name>". Numbers in it become float64 scalars."""
     return {
-        f"{number}.{name}": value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
-        for number, state in optimizer.state_dict()["state"].items()
-        for name, value in state.items()
+        f"optimizer.{name}.{key}": value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Give an optimizer the state that `optimizer_tensors` made. Its options stay those of the configuration.
+def make_optimizer_state(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], saved: Mapping[str, Tensor], step: int
+) -> None:
+    """Let a new optimizer make all the state that it keeps, as it would in its first step; no parameter changes.
 
-    Raises CheckpointError when the state is another model's.
+    saved, step: of a checkpoint. Parameters that it has no state of because they never had a gradient get none.
     """
-    state: dict[int, dict[str, Tensor]] = {}
-    for place, value in tensors.items():
-        number, _, name = place.partition(".")
-        state.setdefault(int(number), {})[name] = value.clone()
-    groups = optimizer.state_dict()["param_groups"]
-    known = {number for group in groups for number in group["params"]}
-    if not set(state) <= known:
-        raise CheckpointError(f"the optimizer state is of {max(state) + 1} tensors, but the model has {len(known)}")
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    made_at_once = set(optimizer_tensors(optimizer, parameters))
+    values = {parameter: parameter.data for parameter in parameters.values() if parameter.requires_grad}
+    for parameter in values:
+        parameter.data, parameter.grad = torch.zeros_like(parameter), torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    for parameter, value in values.items():
+        parameter.data = value
+    some_saved = step == 0 or any(name.startswith("optimizer.") for name in saved)
+    for name, parameter in parameters.items():
+        own = set(optimizer_tensors(optimizer, {name: parameter}))
+        if some_saved and not own & (made_at_once | set(saved)):
+            optimizer.state.pop(parameter, None)
 
 
-def recover(checkpoint: Path) -> None:
-    """Finish what a kill in the middle of replacing a checkpoint left: put the new one in place, remove leftovers."""
-    for workspace in checkpoint.parent.glob(f".{checkpoint.name}.*"):
-        if not checkpoint.exists() and (workspace / "old").exists() and (workspace / "new").exists():
-            os.replace(workspace / "new", checkpoint)
-        shutil.rmtree(workspace, ignore_errors=True)
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], saved: Mapping[str, Tensor]
+) -> None:
+    """Overwrite the optimizer's state, which fits, by a saved one. Its options stay those of the configuration."""
+    for name, parameter in parameters.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            new = saved[f"optimizer.{name}.{key}"]
+            if isinstance(value, Tensor):
+                value.copy_(new)
+            else:
+                optimizer.state[parameter][key] = type(value)(new.item())

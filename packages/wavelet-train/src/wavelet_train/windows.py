@@ -26,14 +26,12 @@ class Windows(NamedTuple):
 class StreamWindows(NamedTuple):
     """A batch of consecutive windows, one text stream a row.
 
-    inputs, targets: (B, T). document_starts: (B, T) bool, True where an input token is the first of its document.
-    continues: (B,) bool, True where what the model carried out of the row's previous window may be used in this one:
-    the two windows together hold text of a single document, and nothing before it.
+    inputs, targets: (B, T). continues: (B,) bool, True where what the model carried out of the row's previous window
+    may be used in this one: the two windows together hold text of a single document, and nothing before it.
     """
 
     inputs: Tensor
     targets: Tensor
-    document_starts: Tensor
     continues: Tensor
 
 
@@ -72,10 +70,8 @@ class RandomWindows(Iterator[Windows]):
     Raises ConfigurationError when the text is shorter than one window.
     """
 
-    def __init__(
-        self, tokens: np.ndarray, context_length: int, batch_size: int, seed: int = 0, split: str = "train"
-    ) -> None:
-        _require(len(tokens), context_length + 1, split, f"a window of model.context_length={context_length} tokens")
+    def __init__(self, tokens: np.ndarray, context_length: int, batch_size: int, seed: int = 0) -> None:
+        _require(len(tokens), context_length + 1, "train", f"a window of model.context_length={context_length} tokens")
         self.tokens = tokens
         self.context_length = context_length
         self.batch_size = batch_size
@@ -117,11 +113,10 @@ class ConsecutiveWindows(Iterator[StreamWindows]):
         document_starts: np.ndarray,
         context_length: int,
         batch_size: int,
-        split: str = "train",
     ) -> None:
         needed = batch_size * (context_length + 1)
         why = f"a batch of {batch_size} consecutive windows of model.context_length={context_length} tokens"
-        _require(len(tokens), needed, split, why)
+        _require(len(tokens), needed, "train", why)
         self.tokens = tokens
         self.document_starts = np.asarray(document_starts, dtype=np.int64)
         self.context_length = context_length
@@ -134,26 +129,15 @@ class ConsecutiveWindows(Iterator[StreamWindows]):
         """Whole windows in a stream."""
         return (self.stream_length - 1) // self.context_length
 
-    def _starts_mask(self, starts: Tensor) -> Tensor:
-        """(B, T) bool: which input positions begin a document."""
-        mask = torch.zeros(self.batch_size, self.context_length, dtype=torch.bool)
-        for row, start in enumerate(starts.tolist()):
-            first, last = np.searchsorted(self.document_starts, (start, start + self.context_length))
-            mask[row, torch.from_numpy(self.document_starts[first:last] - start)] = True
-        return mask
-
     def __next__(self) -> StreamWindows:
         starts = torch.arange(self.batch_size) * self.stream_length + self.window * self.context_length
         window = _gather(self.tokens, starts, self.context_length + 1)
-        document_starts = self._starts_mask(starts)
-        if self.window == 0:
-            continues = torch.zeros(self.batch_size, dtype=torch.bool)
-        else:
-            # A document may begin with the previous window, but nowhere after that.
-            before = self._starts_mask(starts - self.context_length)[:, 1:]
-            continues = ~(document_starts.any(1) | before.any(1))
+        # A document may begin with the previous window, but nowhere after that.
+        first = np.searchsorted(self.document_starts, starts.numpy() - self.context_length + 1)
+        last = np.searchsorted(self.document_starts, starts.numpy() + self.context_length)
+        continues = torch.from_numpy(first == last) & (self.window > 0)
         self.window = (self.window + 1) % self.batches_per_epoch
-        return StreamWindows(window[:, :-1], window[:, 1:], document_starts, continues)
+        return StreamWindows(window[:, :-1], window[:, 1:], continues)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Which window comes next, as a tensor that any checkpoint format can hold."""

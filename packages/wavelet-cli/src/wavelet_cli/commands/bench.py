@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from wavelet_cli.options import json_option, set_option
-from wavelet_cli.output import byte_size, print_json, table
+from wavelet_cli.output import byte_size, print_json
+from wavelet_cli.shared_options import json_option, set_option
+from wavelet_train.tables import table
 
 
 class Numbers(click.ParamType):
@@ -114,24 +115,23 @@ def decode_command(
 
     import torch
 
+    from wavelet_core.devices import resolve_device
     from wavelet_quant.decode_benchmark import decode_benchmark
-    from wavelet_train.precision import resolve_device
 
     if threads is not None:
         torch.set_num_threads(threads)
     place = resolve_device(device, "--device")
     weight_type = None if dtype is None else getattr(torch, dtype)
     if checkpoint is not None:
-        from wavelet_core import WaveletLM
-        from wavelet_core.checkpoint import locate_checkpoint
+        from wavelet_core import load_checkpoint
 
-        model = WaveletLM.from_pretrained(locate_checkpoint(checkpoint), weight_type, place)
+        model = load_checkpoint(checkpoint, weight_type, place)
     else:
         from wavelet_cli.parameter_table import vocabulary_resolved
+        from wavelet_cli.run_configuration import load_configuration
         from wavelet_quant.decode_benchmark import random_model
-        from wavelet_train.config import load_run_config
 
-        config = vocabulary_resolved(load_run_config(str(preset), overrides))
+        config = vocabulary_resolved(load_configuration(str(preset), overrides))
         model = random_model(config, weight_type or torch.float32).to(place)
     report = decode_benchmark(model, positions, rounds, window_rounds, batches or (), compiled, token_by_token)
     report = {"model": checkpoint or f"{preset} (random weights)", **report}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from wavelet_cli.options import json_option, set_option
-from wavelet_cli.output import print_json, table
+from wavelet_cli.output import print_json
+from wavelet_cli.shared_options import json_option, set_option
+from wavelet_train.tables import table
 
 
 @click.group("config")
@@ -48,9 +49,10 @@ def show_command(config: str, overrides: tuple[str, ...], parameters: bool, as_j
       wavelet config show demo --set model.width=128 > my.yaml
       wavelet config show wikitext-103 --parameters
     """
-    from wavelet_train.config import dump, load_run_config
+    from wavelet_cli.run_configuration import load_configuration
+    from wavelet_train.config import dump
 
-    run = load_run_config(config, overrides)
+    run = load_configuration(config, overrides)
     if parameters:
         from wavelet_cli.parameter_table import parameter_report, parameter_table, vocabulary_resolved
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wavelet_cli.options import json_option
-from wavelet_cli.output import print_json, table
+from wavelet_cli.output import print_json
+from wavelet_cli.shared_options import json_option
+from wavelet_train.tables import table
 
 if TYPE_CHECKING:
     from wavelet_core.tokenizers import Tokenizer
@@ -70,16 +71,16 @@ def command(
     if path is not None and split is not None:
         raise click.UsageError("--split is for the run's own data; a text given with --data is evaluated whole")
 
-    from wavelet_core import WaveletLM
-    from wavelet_core.checkpoint import locate_checkpoint
+    from wavelet_core.checkpoint import load_checkpoint, locate_checkpoint
+    from wavelet_core.devices import resolve_device
     from wavelet_core.tokenizers import checkpoint_tokenizer
     from wavelet_train.evaluation import evaluate
-    from wavelet_train.precision import resolve_device, resolve_precision
+    from wavelet_train.precision import resolve_precision
     from wavelet_train.progress import Progress
 
     directory = locate_checkpoint(checkpoint)
     place = resolve_device(device, "--device")
-    model = WaveletLM.from_pretrained(directory, device=place)
+    model = load_checkpoint(directory, device=place)
     tokenizer = checkpoint_tokenizer(directory, model.config.vocabulary_size or 0)
     text = _text(directory, tokenizer, path, split or "test")
     stride = max(1, model.config.context_length // 2) if windows == "sliding" else None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from wavelet_cli.options import new_directory_argument
+from wavelet_cli.shared_options import new_directory_argument
 
 
 @click.command("export", short_help="Write a checkpoint in another program's format.")
@@ -26,8 +26,8 @@ def command(checkpoint: str, out: Path, output_format: str) -> None:
     Examples:
       wavelet export runs/demo exported --format seed
     """
+    from wavelet_cli.seed.conversion import export_seed
     from wavelet_core.checkpoint import locate_checkpoint
-    from wavelet_core.seed import export_seed
 
     directory = locate_checkpoint(checkpoint)
     export_seed(directory, out)

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import math
 import secrets
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from wavelet_cli.options import json_option
-from wavelet_cli.output import print_json, table
-from wavelet_cli.streaming import Clock, Printer
-
-if TYPE_CHECKING:
-    from wavelet_core.generation import Completion, GenerationSettings
+from wavelet_cli.output import print_json
+from wavelet_cli.shared_options import json_option
 
 
 class Finite(click.FloatRange):
@@ -51,8 +45,7 @@ class Finite(click.FloatRange):
     default="stream",
     show_default=True,
     metavar="stream|hop:N|window",
-    help="What is "
-    "remembered: everything; the last window, rebuilt every N tokens; the last window, rebuilt for every token.",
+    help="What is remembered: everything; the last window, rebuilt every N tokens; or rebuilt for every token.",
 )
 @click.option("--temperature", type=Finite(min=0), help="Divide logits by this; 0 is greedy. Default: 1.")
 @click.option("--top-k", type=click.IntRange(min=0), help="Keep the k most probable tokens; 0 keeps all.")
@@ -119,192 +112,37 @@ def command(checkpoint: str, **options: Any) -> None:
       wavelet generate runs/demo --prompt "The" -n 4 --temperature 0.8 --top-p 0.9 --json
       echo "import os" | wavelet generate runs/demo - --temperature 0 --draft ngram
     """
-    texts = _prompts(options)
-    settings = _settings(options)
-    # Everything that can be wrong in the options has been refused before a model is loaded.
+    from wavelet_cli.generated_text import Clock, Printer, metrics_table
+    from wavelet_cli.generation_options import generation_settings, load_draft, load_model, read_prompts
     from wavelet_core.checkpoint import locate_checkpoint
-    from wavelet_core.generation import DecodingSession, ModelDrafts, NgramDrafts, generate
-    from wavelet_core.generation.batch import encode_prompt
+    from wavelet_core.generation import DecodingSession, completion_metrics, generate
+    from wavelet_core.generation.request import encode_prompt
     from wavelet_core.tokenizers import checkpoint_tokenizer
 
+    # Everything that can be wrong in the options is refused before a model is loaded.
+    texts = [text for text in read_prompts(options) for _ in range(options["count"])]
+    settings = generation_settings(options)
     directory = locate_checkpoint(checkpoint)
-    model = _load(directory, options)
-    tokenizer = checkpoint_tokenizer(directory, model.config.vocabulary_size or 0)
-    draft: ModelDrafts | NgramDrafts | None = None
-    if options["draft"] is not None:
-        named = options["draft"]
-        draft = NgramDrafts() if named == "ngram" else ModelDrafts(_load(locate_checkpoint(named), options, draft=True))
+    model = load_model(directory, options)
+    tokenizer = checkpoint_tokenizer(directory, model.config.vocabulary)
+    draft = load_draft(options)
     seed = secrets.randbelow(2**32) if options["seed"] is None else options["seed"]
-    size = model.config.vocabulary
-    prompts = [encode_prompt(text, size, tokenizer) for text in texts for _ in range(options["count"])]
-    shown = [text and tokenizer.decode(ids) for text, ids in zip(_repeated(texts, options), prompts, strict=True)]
+    prompts = [encode_prompt(text, model.config.vocabulary, tokenizer) for text in texts]
     seeds = range(seed, seed + len(prompts))
     session = DecodingSession(model, options["compiled"])
     tokens = generate(session, prompts, settings, tokenizer=tokenizer, seeds=seeds, draft=draft, slots=options["batch"])
 
     clock = Clock(at_once=settings.best_of > 1)
-    printer = Printer(shown, options["clean_spacing"], silent=options["as_json"])
+    shown = [text and tokenizer.decode(ids) for text, ids in zip(texts, prompts, strict=True)]
+    printer = Printer(shown, options["clean_spacing"] or options["strategies"], silent=options["as_json"])
     for token in tokens:
         clock.tick()
         printer.add(token.row, token)
-    measured = [
-        _metrics(model, prompt, completion) if settings.metrics else None
-        for prompt, completion in zip(prompts, printer.completions, strict=True)
-    ]
+    finished = list(zip(prompts, printer.completions, strict=True))
+    metrics = [completion_metrics(model, *pair) for pair in finished] if settings.metrics else []
     if options["as_json"]:
-        print_json(
-            {
-                "checkpoint": str(directory),
-                "texts": [
-                    {
-                        "prompt": prompt,
-                        "text": text,
-                        "tokens": completion.tokens,
-                        "finish": completion.finish,
-                        "seed": seed + row,
-                        **({} if values is None else {"metrics": values}),
-                    }
-                    for row, (prompt, text, completion, values) in enumerate(
-                        zip(_repeated(texts, options), printer.texts, printer.completions, measured, strict=True)
-                    )
-                ],
-                **clock.report(),
-            }
-        )
+        print_json({"checkpoint": str(directory), "texts": printer.report(texts, seeds, metrics), **clock.report()})
         return
-    if settings.metrics:
-        click.echo(_metrics_table([values for values in measured if values is not None]))
+    if metrics:
+        click.echo(metrics_table(metrics))
     click.echo(clock, err=True)
-
-
-def _repeated(texts: list[str], options: dict[str, Any]) -> list[str]:
-    return [text for text in texts for _ in range(options["count"])]
-
-
-def _prompts(options: dict[str, Any]) -> list[str]:
-    """The prompts from wherever they are given; one empty prompt when there is none."""
-    sources = [options["prompts"] or None, options["prompt_file"], options["stdin"]]
-    if sum(source is not None for source in sources) > 1:
-        raise click.UsageError("give the prompt in one way: --prompt, --prompt-file or - (standard input)")
-    file = options["prompt_file"] or options["stdin"]
-    if file is None:
-        return list(options["prompts"]) or [""]
-    name = "standard input" if file == "-" else file
-    try:
-        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-        text = data.decode("utf-8")
-    except OSError as error:
-        raise click.UsageError(f"cannot read the prompt from {name}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise click.UsageError(
-            f"the prompt in {name} is not UTF-8 text: byte {error.start} is {error.reason}"
-        ) from error
-    return [text.removesuffix("\n")]
-
-
-def _settings(options: dict[str, Any]) -> GenerationSettings:
-    """The settings that the options ask for."""
-    from wavelet_cli.sampler_presets import STRATEGIES, in_order
-    from wavelet_core.config import parse
-    from wavelet_core.generation import GenerationSettings
-
-    chosen = {name: dict(fields) for name, fields in STRATEGIES.items()} if options["strategies"] else {}
-    if options["strategies"]:
-        options["clean_spacing"] = options["metrics"] = True
-    if options["entropy_adaptive"]:
-        chosen.setdefault("entropy_adaptive", {})
-    if options["temperature"] is not None:
-        if options["entropy_adaptive"]:
-            raise click.UsageError(
-                "--entropy-adaptive chooses the temperature itself: leave out --temperature, or set --entropy-t-max"
-            )
-        chosen.pop("entropy_adaptive", None)
-        chosen["temperature"] = {"temperature": options["temperature"]}
-    for option, field in (("entropy_t_min", "minimum"), ("entropy_t_max", "maximum")):
-        if options[option] is not None:
-            if "entropy_adaptive" not in chosen:
-                raise click.UsageError(f"--{option.replace('_', '-')} needs --entropy-adaptive")
-            chosen["entropy_adaptive"][field] = options[option]
-    if options["wavelet_coherence"]:
-        chosen["wavelet_coherence"] = {}
-    for name, field in (("repetition_penalty", "penalty"), ("top_k", "k"), ("top_p", "p"), ("min_p", "p")):
-        if options[name] is not None:
-            chosen[name] = {field: options[name]}
-    if options["top_k"] == 0:
-        del chosen["top_k"]
-    if not options["fwpkm_inference_updates"]:
-        for name in ("fwpkm_update_lr", "fwpkm_chunk_size"):
-            if options[name] is not None:
-                raise click.UsageError(f"--{name.replace('_', '-')} needs --fwpkm-inference-updates")
-    lookahead = {"candidates": options["lookahead_k"], "depth": options["lookahead_depth"]}
-    lookahead = {name: value for name, value in lookahead.items() if value is not None}
-    content = {
-        "tokens": options["num_tokens"],
-        "samplers": [*in_order(chosen), *map(_sampler, options["samplers"])],
-        "context": options["context"],
-        "stop_strings": list(options["stops"]),
-        "lookahead": lookahead or None,
-        "best_of": options["best_of_n"],
-        "metrics": options["metrics"],
-    }
-    return parse(GenerationSettings, content, "generate")
-
-
-def _sampler(text: str) -> Any:
-    """A sampler given as YAML."""
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise click.UsageError(f"--sampler {text!r} is not YAML: {' '.join(str(error).split())}") from error
-
-
-def _load(directory: Path, options: dict[str, Any], draft: bool = False) -> Any:
-    """The model in a checkpoint directory, as the options want it."""
-    import torch
-
-    from wavelet_core import WaveletLM
-    from wavelet_memory import FastWeightProductKeyMemory
-    from wavelet_train.precision import resolve_device
-
-    dtype = getattr(torch, options["dtype"]) if options["dtype"] else None
-    model = WaveletLM.from_pretrained(directory, dtype, resolve_device(options["device"], "--device"))
-    if options["fwpkm_inference_updates"] and not draft:
-        memories = [module for module in model.modules() if isinstance(module, FastWeightProductKeyMemory)]
-        if not memories:
-            raise click.UsageError("--fwpkm-inference-updates: the model has no fast_weight_product_key memory")
-        for memory in memories:
-            memory.inference_updates = True
-            if options["fwpkm_update_lr"] is not None:
-                memory.update_learning_rate = options["fwpkm_update_lr"]
-            if options["fwpkm_chunk_size"] is not None:
-                memory.chunk_size = options["fwpkm_chunk_size"]
-    if options["ptq8"]:
-        from wavelet_quant import quantize_int8
-
-        quantize_int8(model)
-    return model
-
-
-def _metrics(model: Any, prompt: list[int], completion: Completion) -> dict[str, Any]:
-    """All metrics of one text."""
-    import torch
-
-    from wavelet_core.generation import text_drift, text_metrics
-
-    values = text_metrics(completion.tokens, completion.log_probabilities, completion.entropies)
-    device = next(model.parameters()).device
-    with torch.inference_mode():
-        embeddings = [model.embed(torch.tensor([ids], device=device))[0] for ids in (prompt, completion.tokens)]
-        return {**values, "drift": text_drift(embeddings[0], embeddings[1])}
-
-
-def _metrics_table(measured: list[dict[str, Any]]) -> str:
-    """The metrics of all texts side by side."""
-    names = list(measured[0])
-    rows = [
-        [name.replace("_", " "), *(v if isinstance(v := values[name], int) else f"{v:.4f}" for values in measured)]
-        for name in names
-    ]
-    return table(rows, ["metric", *(str(number + 1) for number in range(len(measured)))])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from wavelet_cli.options import new_directory_argument
+from wavelet_cli.shared_options import new_directory_argument
 
 
 @click.command("import", short_help="Convert a checkpoint of the original research code.")
@@ -29,7 +29,7 @@ def command(seed_checkpoint: Path, out: Path, config_json: Path | None) -> None:
       wavelet import best_model.pt imported --config runs/7/config.json
       wavelet generate imported --prompt "The"
     """
-    from wavelet_core.seed import import_seed
+    from wavelet_cli.seed.conversion import import_seed
 
     report = import_seed(seed_checkpoint, config_json, out)
     click.echo(f"{out}: {report.parameters:,} parameters from {report.tensors:,} tensors of {seed_checkpoint}")

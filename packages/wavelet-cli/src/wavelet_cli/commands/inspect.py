@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
-from wavelet_cli.options import json_option
-from wavelet_cli.output import byte_size, print_json, table
+from wavelet_cli.output import byte_size, print_json
+from wavelet_cli.shared_options import json_option
+from wavelet_train.tables import table
 
 
 @click.command("inspect", short_help="Show what a checkpoint holds.")
@@ -62,14 +63,14 @@ def _describe(report: dict[str, Any]) -> str:
     from wavelet_cli.parameter_table import parameter_table
 
     model = report["model"]
-    sizes = [f"{name.replace('_', ' ')} {model[name]}" for name in ("vocabulary_size", "width", "layers", "levels")]
+    sizes = [f"{name.replace('_', ' ')} {value}" for name, value in model.items() if type(value) is int]
     types = ", ".join(f"{name} ({count} tensors)" for name, count in report["tensor_types"].items())
     return "\n\n".join(
         [
             table(
                 [
                     ("checkpoint", report["checkpoint"]),
-                    ("model", ", ".join(sizes)),
+                    ("model", ", ".join([model["kind"], *sizes])),
                     ("types", types),
                     ("tokenizer", report["tokenizer"] or "none"),
                 ]

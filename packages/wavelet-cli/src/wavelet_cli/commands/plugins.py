@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from wavelet_cli.options import json_option
-from wavelet_cli.output import print_json, table
+from wavelet_cli.output import print_json
+from wavelet_cli.shared_options import json_option
+from wavelet_train.tables import table
 
 
 @click.command("plugins", short_help="List plugins and the components they bring.")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from wavelet_cli.options import json_option, set_option
 from wavelet_cli.output import print_json
+from wavelet_cli.shared_options import json_option, set_option
 
 
 @click.command("train", short_help="Train a model, or go on with a run that was stopped.")
@@ -55,11 +55,12 @@ def command(
     if resume is None and config is None:
         raise click.UsageError("name a CONFIG to train (see `wavelet config list`), or a run with --resume")
 
-    from wavelet_train.config import load_run_config
-    from wavelet_train.trainer import CONFIG_FILE, train
+    from wavelet_cli.run_configuration import load_configuration
+    from wavelet_train.run_directory import CONFIG_FILE
+    from wavelet_train.trainer import train
 
     directory = resume or out or Path("runs") / Path(config or "").stem
-    run = load_run_config(config or directory / CONFIG_FILE, overrides)
+    run = load_configuration(config or directory / CONFIG_FILE, overrides)
     try:
         result = train(run, directory, resume is not None, overwrite)
     except FileExistsError:

@@ -13,7 +13,7 @@ from wavelet_core.generation.sampling import GenerationError
 from wavelet_core.generation.session import DecodingSession
 from wavelet_core.generation.settings import GenerationSettings, LookaheadSettings
 from wavelet_core.generation.spacing import SpacingStream, clean_spacing
-from wavelet_core.generation.text_metrics import text_drift, text_metrics
+from wavelet_core.generation.text_metrics import completion_metrics, text_drift, text_metrics
 
 __all__ = [
     "Batch",
@@ -30,6 +30,7 @@ __all__ = [
     "Token",
     "clean_spacing",
     "collect",
+    "completion_metrics",
     "generate",
     "text_drift",
     "text_metrics",

@@ -13,7 +13,7 @@ from wavelet_core.config import ConfigurationError
 from wavelet_core.generation.context import Contexts
 from wavelet_core.generation.drafts import ModelDrafts
 from wavelet_core.generation.lookahead import look_ahead
-from wavelet_core.generation.request import Finish, Request, Token
+from wavelet_core.generation.request import Finish, Request, Token, encode_prompt
 from wavelet_core.generation.samplers.temperature import entropy_of
 from wavelet_core.generation.sampling import GenerationError, RowSeed, SamplerChain, draw
 from wavelet_core.generation.session import DecodingSession
@@ -308,29 +308,6 @@ class Batch:
                     f"the model has {size}; use a draft that was trained with the same tokenizer"
                 )
         return encode_prompt(request.prompt, size, self.tokenizer)
-
-
-def encode_prompt(prompt: str | Sequence[int], vocabulary_size: int, tokenizer: Tokenizer | None) -> list[int]:
-    """The token ids that generation starts from; never empty. Raises ConfigurationError for an unusable prompt."""
-    if isinstance(prompt, str):
-        if tokenizer is None:
-            raise ConfigurationError("a prompt that is a text needs a tokenizer; give one, or token ids")
-        prompt = tokenizer.encode(prompt)
-    ids = list(prompt)
-    if not ids:
-        end_of_text = None if tokenizer is None else tokenizer.end_of_text
-        if end_of_text is None:
-            raise ConfigurationError(
-                "the prompt is empty and there is no end-of-text token to start from; give at least one token"
-            )
-        ids = [end_of_text]
-    outside = [token for token in ids if not 0 <= token < vocabulary_size]
-    if outside:
-        raise ConfigurationError(
-            f"the prompt's token {outside[0]} is outside the model's vocabulary (model.vocabulary_size="
-            f"{vocabulary_size}); encode it with the tokenizer that the model was trained with"
-        )
-    return ids
 
 
 def _grouped(slots: Sequence[int] | dict[int, _Row], rows: dict[int, _Row]) -> list[tuple[_Samplers, list[int]]]:

@@ -26,6 +26,7 @@ def generate(
     seeds: Sequence[int] | None = None,
     draft: DraftSource | None = None,
     slots: int | None = None,
+    prefill_tokens: int = 512,
 ) -> Iterator[Token]:
     """Continue prompts, yielding every token of every row as soon as it is known.
 
@@ -33,7 +34,7 @@ def generate(
     may have different lengths and end at different times. seeds: one per row, by default 0, 1, 2, ...; a row's text
     depends on its prompt and seed alone, not on the other rows (up to rounding in the model). draft: guesses for
     speculative decoding, which decodes row by row. slots: texts decoded together, all by default; the next one begins
-    when one has ended.
+    when one has ended. prefill_tokens: tokens of prompts that one forward pass reads, over all rows.
 
     With `best_of` the tokens of a prompt's best text come when all of them are finished.
 
@@ -52,9 +53,8 @@ def generate(
         for prompt, seed in zip(prompts, seeds, strict=True)
         for stream in range(settings.best_of)
     ]
-    batch = Batch(
-        model, min(slots or len(requests), len(requests)), tokenizer=tokenizer, prefill_tokens=settings.prefill_tokens
-    )
+    slots = min(slots or len(requests), len(requests))
+    batch = Batch(model, slots, tokenizer=tokenizer, prefill_tokens=prefill_tokens)
     for request in requests[:: settings.best_of]:
         batch.check(request)
     tokens = _run(batch, requests)

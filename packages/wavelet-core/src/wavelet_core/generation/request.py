@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from wavelet_core.config import ConfigurationError
 from wavelet_core.generation.drafts import DraftSource
 from wavelet_core.generation.settings import GenerationSettings
+from wavelet_core.tokenizers import Tokenizer
 
 Finish = Literal["length", "stop_token", "stop_string", "failed"]
 
@@ -45,3 +47,26 @@ class Token:
     log_probability: float | None = None
     entropy: float | None = None
     finish: Finish | None = None
+
+
+def encode_prompt(prompt: str | Sequence[int], vocabulary_size: int, tokenizer: Tokenizer | None) -> list[int]:
+    """The token ids that generation starts from; never empty. Raises ConfigurationError for an unusable prompt."""
+    if isinstance(prompt, str):
+        if tokenizer is None:
+            raise ConfigurationError("a prompt that is a text needs a tokenizer; give one, or token ids")
+        prompt = tokenizer.encode(prompt)
+    ids = list(prompt)
+    if not ids:
+        end_of_text = None if tokenizer is None else tokenizer.end_of_text
+        if end_of_text is None:
+            raise ConfigurationError(
+                "the prompt is empty and there is no end-of-text token to start from; give at least one token"
+            )
+        ids = [end_of_text]
+    outside = [token for token in ids if not 0 <= token < vocabulary_size]
+    if outside:
+        raise ConfigurationError(
+            f"the prompt's token {outside[0]} is outside the model's vocabulary (model.vocabulary_size="
+            f"{vocabulary_size}); encode it with the tokenizer that the model was trained with"
+        )
+    return ids

@@ -34,7 +34,6 @@ class GenerationSettings(Section):
     lookahead: LookaheadSettings | None = Field(None, description="search among the continuations of every token")
     best_of: int = Field(1, ge=1, description="texts drawn per prompt, of which the most probable one is kept")
     metrics: bool = Field(False, description="report the log-probability and the entropy of every token")
-    prefill_tokens: int = Field(512, ge=1, description="tokens of prompts that one forward pass reads, over all rows")
 
     @field_validator("context")
     @classmethod

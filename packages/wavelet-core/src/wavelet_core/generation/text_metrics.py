@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
+from wavelet_core.generation.generate import Completion
 from wavelet_core.generation.samplers.coherence import drift, signature
+from wavelet_core.language_model import LanguageModel
 
 
 def distinct(tokens: Sequence[int], size: int) -> float:
@@ -53,3 +56,12 @@ def text_drift(prompt: Tensor, text: Tensor, levels: int = 4) -> float:
         signature(rows.unsqueeze(0), lengths=rows.new_tensor([len(rows)]), levels=levels) for rows in (text, prompt)
     ]
     return float(drift(*signatures))
+
+
+@torch.inference_mode()
+def completion_metrics(model: LanguageModel, prompt: Sequence[int], completion: Completion) -> dict[str, float | int]:
+    """The metrics of a text generated with `metrics`, and its drift from the prompt in the model's embeddings."""
+    device = next(model.parameters()).device
+    start, text = (model.embed(torch.tensor([ids], device=device))[0] for ids in (prompt, completion.tokens))
+    metrics = text_metrics(completion.tokens, completion.log_probabilities, completion.entropies)
+    return {**metrics, "drift": text_drift(start, text)}

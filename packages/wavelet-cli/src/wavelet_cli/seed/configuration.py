@@ -115,11 +115,6 @@ SEED_KEYS = (
 REQUIRED = ("C", "layers", "levels")
 
 
-def is_seed_config(data: Any) -> bool:
-    """Whether parsed JSON is a flat configuration of the original."""
-    return isinstance(data, Mapping) and "model" not in data and all(key in data for key in REQUIRED)
-
-
 def model_config_from_seed(
     flat: Mapping[str, Any], vocabulary_size: int | None = None, source: str = "config.json"
 ) -> Any:

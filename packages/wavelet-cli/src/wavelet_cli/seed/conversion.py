@@ -12,20 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wavelet_cli.seed.configuration import model_config_from_seed, reads_routing, seed_from_model_config
+from wavelet_cli.seed.names import LearnedDeltas, SeedTensor, UnreadTensor, place, seed_layout
+from wavelet_cli.seed.tokenizer import seed_tokenizer, tokenizer_files
 from wavelet_core.atomic_files import write_atomically
-from wavelet_core.checkpoint import (
-    TOKENIZER_DIRECTORY,
-    load_checkpoint,
-    materialize,
-    named_tensors,
-    save_checkpoint,
-)
+from wavelet_core.checkpoint import TOKENIZER_DIRECTORY, load_checkpoint, materialize, named_tensors, save_checkpoint
 from wavelet_core.config import LanguageModelConfig
 from wavelet_core.language_model import build_model
-from wavelet_core.seed.configuration import model_config_from_seed, reads_routing, seed_from_model_config
-from wavelet_core.seed.names import LearnedDeltas, SeedTensor, UnreadTensor, place, seed_layout
-from wavelet_core.seed.tokenizer import seed_tokenizer, tokenizer_files
 from wavelet_core.tensor_files import CheckpointError
+from wavelet_train.config import read_file
 
 COMPILE_PREFIX = "_orig_mod."
 
@@ -89,13 +84,7 @@ def import_seed(checkpoint: Path, config: Path | None, out: Path) -> ImportRepor
 def _read_flat(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; give the original's config.json with --config")
-    try:
-        flat = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(flat, dict):
-        raise CheckpointError(f"{path}: holds a {type(flat).__name__}, not the original's flat configuration")
-    return flat
+    return read_file(path)
 
 
 def _options_seen(flat: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:

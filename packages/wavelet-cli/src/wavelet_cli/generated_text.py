@@ -1,24 +1,23 @@
-"""Printing generated texts while they are decoded, and how fast they came."""
+"""Printing generated texts while they are decoded, what is measured of them, and how fast they came."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Any
 
 import click
 
-if TYPE_CHECKING:
-    from wavelet_core.generation import Completion, Token
+from wavelet_core.generation import Completion, SpacingStream, Token, clean_spacing
+from wavelet_train.tables import table
 
 
 class Printer:
     """Prints texts in their order: the first unfinished one as it comes, the others when it is their turn."""
 
     def __init__(self, prompts: list[str], clean: bool, silent: bool):
-        from wavelet_core.generation import Completion, SpacingStream
-
         self.prompts, self.clean, self.silent = prompts, clean, silent
-        self.completions: list[Completion] = [Completion() for _ in prompts]
+        self.completions = [Completion() for _ in prompts]
         self.texts = ["" for _ in prompts]
         self.spacing = [SpacingStream() for _ in prompts]
         self.current = -1
@@ -36,6 +35,20 @@ class Printer:
             self._print("\n")
             self._next()
 
+    def report(self, prompts: Sequence[str], seeds: Sequence[int], metrics: Sequence[dict[str, Any]]) -> list[Any]:
+        """The finished texts for JSON; metrics: one entry a text, or none at all."""
+        return [
+            {
+                "prompt": prompts[row],
+                "text": self.texts[row],
+                "tokens": completion.tokens,
+                "finish": completion.finish,
+                "seed": seeds[row],
+                **({"metrics": metrics[row]} if metrics else {}),
+            }
+            for row, completion in enumerate(self.completions)
+        ]
+
     def _cleaned(self, row: int, text: str, last: bool) -> str:
         if not self.clean:
             return text
@@ -49,11 +62,7 @@ class Printer:
         if len(self.prompts) > 1:
             self._print(f"--- {self.current + 1} ---\n")
         prompt = self.prompts[self.current]
-        if self.clean:
-            from wavelet_core.generation import clean_spacing
-
-            prompt = clean_spacing(prompt)
-        self._print(prompt + self.texts[self.current])
+        self._print((clean_spacing(prompt) if self.clean else prompt) + self.texts[self.current])
 
     def _print(self, text: str) -> None:
         if text and not self.silent:
@@ -94,3 +103,13 @@ class Clock:
         report = self.report()
         rate = f"{self.tokens} tokens, {report['tokens_per_second']:.1f} tokens/s"
         return rate if self.at_once else f"{rate} (first token after {report['prompt_seconds']:.2f} s)"
+
+
+def metrics_table(measured: list[dict[str, Any]]) -> str:
+    """The metrics of all texts side by side."""
+    names = list(measured[0])
+    rows = [
+        [name.replace("_", " "), *(v if isinstance(v := values[name], int) else f"{v:.4f}" for values in measured)]
+        for name in names
+    ]
+    return table(rows, ["metric", *(str(number + 1) for number in range(len(measured)))])

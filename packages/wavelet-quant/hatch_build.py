@@ -16,19 +16,19 @@ FLAGS = ["-O3", "-fno-trapping-math", "-std=c++17", "-mavx2", "-mfma", "-mf16c",
 
 
 class NativeKernel(BuildHookInterface):
-    """Compiles src/wavelet_core/native/few_rows.cpp into a library beside it."""
+    """Compiles src/wavelet_quant/native/few_rows.cpp into a library beside it."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if self.target_name != "wheel" or platform.machine() != "x86_64" or os.name != "posix":
             return
-        folder = Path(self.root, "src", "wavelet_core", "native")
+        folder = Path(self.root, "src", "wavelet_quant", "native")
         library = folder / "libfew_rows.so"
         problem = self.compile(folder / "few_rows.cpp", library)
         if problem:
             library.unlink(missing_ok=True)
-            self.app.display_warning(f"wavelet-core: no native kernel, so decoding will be slower: {problem}")
+            self.app.display_warning(f"wavelet-quant: no native kernel, so decoding will be slower: {problem}")
             return
-        build_data["artifacts"].append("src/wavelet_core/native/libfew_rows.so")
+        build_data["artifacts"].append("src/wavelet_quant/native/libfew_rows.so")
         build_data["pure_python"] = False
         system = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["tag"] = f"py3-none-{system}"

@@ -158,7 +158,7 @@ def _mixers(config: ModelConfig, ours: str, seed: str) -> Iterator[SeedEntry]:
                 yield SeedTensor(f"{ours}.mixer.beta", (f"{seed}.mixer_depth_betas.{step}",), step)
         return
     if config.mixer.routing:
-        yield SeedTensor(f"{ours}.mixer.routing.weight", (f"{seed}.scale_routing",))
+        yield SeedTensor(f"{ours}.mixer.routing.mix.weight", (f"{seed}.scale_routing",))
     shape = config.shape
     widths = config.mixer.resolved_widths(shape)
     banks = list(dict.fromkeys(widths))
@@ -171,8 +171,8 @@ def _mixers(config: ModelConfig, ours: str, seed: str) -> Iterator[SeedEntry]:
             continue
         yield from _mixer(config, bank, f"{names}.mixer", position)
         if width != shape.padded_width:
-            yield SeedTensor(f"{bank}.narrow", (f"{names}.proj_in.weight",), position)
-            yield SeedTensor(f"{bank}.widen", (f"{names}.proj_out.weight",), position)
+            yield SeedTensor(f"{bank}.narrow.weight", (f"{names}.proj_in.weight",), position)
+            yield SeedTensor(f"{bank}.widen.weight", (f"{names}.proj_out.weight",), position)
 
 
 def _mixer(config: ModelConfig, ours: str, seed: str, index: int, bias: bool = False) -> Iterator[SeedTensor]:
@@ -183,10 +183,10 @@ def _mixer(config: ModelConfig, ours: str, seed: str, index: int, bias: bool = F
     else:
         yield SeedTensor(f"{ours}.matrix.weight", (f"{seed}.mixer.weight",), index)
     if config.mixer.gate is not None:
-        yield SeedTensor(f"{ours}.gate", (f"{seed}.gate.weight",), index)
+        yield SeedTensor(f"{ours}.gate.weight", (f"{seed}.gate.weight",), index)
     if config.mixer.rank:
-        yield SeedTensor(f"{ours}.up", (f"{seed}.U",), index)
-        yield SeedTensor(f"{ours}.down", (f"{seed}.V",), index, transposed=True)
+        yield SeedTensor(f"{ours}.up.weight", (f"{seed}.U",), index)
+        yield SeedTensor(f"{ours}.down.weight", (f"{seed}.V",), index, transposed=True)
     if bias:
         yield SeedTensor(f"{ours}.bias", (f"{seed}.bias",), index, flat=True)
 
@@ -203,8 +203,9 @@ def _memories(config: ModelConfig, ours: str, seed: str) -> Iterator[SeedEntry]:
                 yield from _affine(f"{inner}.layers.{layer}", f"{seed}.ffwd.net.{layer}")
             continue
         yield SeedTensor(f"{inner}.query.weight", (f"{seed}.{name}.query_proj.weight",))
-        for part, theirs in (("keys_a", "keys_a"), ("keys_b", "keys_b"), ("values.weight", "values.weight")):
-            yield SeedTensor(f"{inner}.{part}", (f"{seed}.{name}.{theirs}",))
+        yield SeedTensor(f"{inner}.keys_a.weight", (f"{seed}.{name}.keys_a",))
+        yield SeedTensor(f"{inner}.keys_b.weight", (f"{seed}.{name}.keys_b",))
+        yield SeedTensor(f"{inner}.values.weight", (f"{seed}.{name}.values.weight",))
         if memory.kind == "fast_weight_product_key":
             rows = memory.num_keys * memory.heads
             yield LearnedDeltas((f"{seed}.{name}.value_deltas",), f"{inner}.values.weight", (rows, config.width))

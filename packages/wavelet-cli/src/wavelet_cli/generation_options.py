@@ -1,0 +1,108 @@
+"""What the options of `wavelet generate` mean: prompts, settings, and the model made ready."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+import yaml
+
+from wavelet_cli.sampler_presets import STRATEGIES, in_order
+from wavelet_core.checkpoint import load_checkpoint, locate_checkpoint
+from wavelet_core.config import ConfigurationError, parse
+from wavelet_core.devices import resolve_device
+from wavelet_core.generation import GenerationSettings, ModelDrafts, NgramDrafts
+from wavelet_memory import learn_while_reading
+from wavelet_quant import quantize_int8
+
+
+def read_prompts(options: dict[str, Any]) -> list[str]:
+    """The prompts from wherever they are given; one empty prompt when there is none."""
+    sources = [options["prompts"] or None, options["prompt_file"], options["stdin"]]
+    if sum(source is not None for source in sources) > 1:
+        raise click.UsageError("give the prompt in one way: --prompt, --prompt-file or - (standard input)")
+    file = options["prompt_file"] or options["stdin"]
+    if file is None:
+        return list(options["prompts"]) or [""]
+    name = "standard input" if file == "-" else file
+    try:
+        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        text = data.decode("utf-8")
+    except OSError as error:
+        raise click.UsageError(f"cannot read the prompt from {name}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise click.UsageError(
+            f"the prompt in {name} is not UTF-8 text: byte {error.start} is {error.reason}"
+        ) from error
+    return [text.removesuffix("\n")]
+
+
+def generation_settings(options: dict[str, Any]) -> GenerationSettings:
+    """The settings that the options ask for."""
+    chosen = {name: dict(fields) for name, fields in STRATEGIES.items()} if options["strategies"] else {}
+    if options["entropy_adaptive"]:
+        chosen.setdefault("entropy_adaptive", {})
+    if options["temperature"] is not None:
+        if options["entropy_adaptive"]:
+            raise click.UsageError(
+                "--entropy-adaptive chooses the temperature itself: leave out --temperature, or set --entropy-t-max"
+            )
+        chosen.pop("entropy_adaptive", None)
+        chosen["temperature"] = {"temperature": options["temperature"]}
+    for option, field in (("entropy_t_min", "minimum"), ("entropy_t_max", "maximum")):
+        if options[option] is not None:
+            if "entropy_adaptive" not in chosen:
+                raise click.UsageError(f"--{option.replace('_', '-')} needs --entropy-adaptive")
+            chosen["entropy_adaptive"][field] = options[option]
+    if options["wavelet_coherence"]:
+        chosen["wavelet_coherence"] = {}
+    for name, field in (("repetition_penalty", "penalty"), ("top_k", "k"), ("top_p", "p"), ("min_p", "p")):
+        if options[name] is not None:
+            chosen[name] = {field: options[name]}
+    if options["top_k"] == 0:
+        del chosen["top_k"]
+    if not options["fwpkm_inference_updates"]:
+        for name in ("fwpkm_update_lr", "fwpkm_chunk_size"):
+            if options[name] is not None:
+                raise click.UsageError(f"--{name.replace('_', '-')} needs --fwpkm-inference-updates")
+    search = (("candidates", options["lookahead_k"]), ("depth", options["lookahead_depth"]))
+    content = {
+        "tokens": options["num_tokens"],
+        "samplers": [*in_order(chosen), *map(_sampler, options["samplers"])],
+        "context": options["context"],
+        "stop_strings": list(options["stops"]),
+        "lookahead": {name: value for name, value in search if value is not None} or None,
+        "best_of": options["best_of_n"],
+        "metrics": options["metrics"] or options["strategies"],
+    }
+    return parse(GenerationSettings, content, "generate")
+
+
+def _sampler(text: str) -> Any:
+    """A sampler given as YAML."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise click.UsageError(f"--sampler {text!r} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def load_model(directory: Path, options: dict[str, Any], draft: bool = False) -> Any:
+    """The model in a checkpoint directory, as the options want it; a draft's memories do not learn."""
+    dtype = getattr(torch, options["dtype"]) if options["dtype"] else None
+    model = load_checkpoint(directory, dtype, resolve_device(options["device"], "--device"))
+    if options["fwpkm_inference_updates"] and not draft:
+        try:
+            learn_while_reading(model, options["fwpkm_update_lr"], options["fwpkm_chunk_size"])
+        except ConfigurationError as error:
+            raise click.UsageError(f"--fwpkm-inference-updates: {error}") from None
+    return quantize_int8(model) if options["ptq8"] else model
+
+
+def load_draft(options: dict[str, Any]) -> ModelDrafts | NgramDrafts | None:
+    """What guesses the next tokens, where that is asked for."""
+    if options["draft"] in (None, "ngram"):
+        return options["draft"] and NgramDrafts()
+    return ModelDrafts(load_model(locate_checkpoint(options["draft"]), options, draft=True))

@@ -1,0 +1,1 @@
+"""Reading and writing the original WaveletLM's configurations and checkpoints ("seed" files)."""

@@ -1,0 +1,15 @@
+"""wavelet-quant's components, registered through the hook that everybody uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from wavelet_core import hookimpl
+from wavelet_quant.few_rows import FewRows
+from wavelet_quant.int8 import Int8
+
+
+@hookimpl
+def register_components(register: Callable[[str, type], None]) -> None:
+    register("format", Int8)
+    register("kernel", FewRows)

@@ -1,0 +1,82 @@
+"""A run's directory: its configuration, its metrics, and two checkpoints.
+
+config.yaml      the resolved configuration
+metrics.jsonl    one JSON object a line
+best/            the checkpoint with the lowest validation loss
+last/            the newest one, with `trainer/`, from which the run resumes exactly
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from wavelet_core.atomic_files import recover, write_atomically
+from wavelet_core.checkpoint import write_checkpoint
+from wavelet_core.tensor_files import CheckpointError
+from wavelet_core.tokenizers import Tokenizer
+from wavelet_train.config import RunConfig, dump
+from wavelet_train.metrics_file import MetricsFile
+
+CONFIG_FILE = "config.yaml"
+METRICS_FILE = "metrics.jsonl"
+
+
+class RunDirectory:
+    """A directory that a run is written to. What a kill left of its checkpoints is recovered first.
+
+    best, last: the checkpoints' places. metrics: from `begin` on. Raises FileExistsError where there is a file.
+    """
+
+    metrics: MetricsFile
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if self.path.exists() and not self.path.is_dir():
+            raise FileExistsError(f"{self.path} is a file; name a directory for the run")
+        self.best, self.last = self.path / "best", self.path / "last"
+        for checkpoint in (self.best, self.last):
+            recover(checkpoint)
+
+    def require_run(self) -> None:
+        """Raise CheckpointError where there is nothing to go on with."""
+        if not self.last.is_dir():
+            raise CheckpointError(f"{self.path} holds no run that can be resumed: it has no {self.last.name}/")
+
+    def require_no_run(self) -> None:
+        """Raise FileExistsError where there is a run."""
+        if self.last.exists():
+            raise FileExistsError(
+                f"{self.path} holds a run already: resume that one, name another directory, or ask to overwrite it"
+            )
+
+    def clear(self) -> None:
+        """Remove the checkpoints of an earlier run."""
+        for checkpoint in (self.best, self.last):
+            shutil.rmtree(checkpoint, ignore_errors=True)
+
+    def begin(self, run: RunConfig, metrics_size: int) -> None:
+        """Write the configuration, and open the metrics after the bytes that belong to the run so far."""
+        text = dump(run)
+        write_atomically(self.path / CONFIG_FILE, lambda file: file.write_text(text, "utf-8"))
+        self.metrics = MetricsFile(self.path / METRICS_FILE, metrics_size)
+
+    def save(
+        self,
+        checkpoint: Path,
+        model: Any,
+        tokenizer: Tokenizer,
+        run: RunConfig,
+        write_more: Callable[[Path], None] = lambda directory: None,
+    ) -> None:
+        """Replace a checkpoint; `write_more` puts what else belongs to it into the new directory."""
+        sections = {name: getattr(run, name).model_dump(mode="json") for name in ("data", "train")}
+
+        def write(fresh: Path) -> None:
+            fresh.mkdir()
+            write_checkpoint(model, fresh, tokenizer, sections)
+            write_more(fresh)
+
+        write_atomically(checkpoint, write)
