@@ -76,11 +76,12 @@ def weight_bytes_read(model: Any) -> int:
             own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
             total += sum(tensor.nbytes for tensor in own)
 
-    tables = {module for module in model.modules() if hasattr(module, "num_embeddings")}
+    session = DecodingSession(model)
+    tables = {module for module in session.model.modules() if hasattr(module, "num_embeddings")}
     inside = {part for table in tables for part in table.modules()}
-    hooks = [module.register_forward_pre_hook(count) for module in model.modules()]
+    hooks = [module.register_forward_pre_hook(count) for module in session.model.modules()]
     try:
-        _read_one(model)
+        _read_one(session)
     finally:
         for hook in hooks:
             hook.remove()
@@ -104,7 +105,7 @@ class _RecordMatrixProducts(TorchDispatchMode):
 def matrix_products(model: Any) -> Callable[[], None]:
     """A function that runs just the matrix products of one decoded token, on the inputs that they had."""
     with _RecordMatrixProducts() as record:
-        _read_one(model)
+        _read_one(DecodingSession(model))
 
     def run() -> None:
         for call in record.calls:
@@ -113,9 +114,8 @@ def matrix_products(model: Any) -> Callable[[], None]:
     return run
 
 
-def _read_one(model: Any) -> None:
+def _read_one(session: DecodingSession) -> None:
     """Decode one token from silence."""
-    session = DecodingSession(model)
     session.head(session.hidden(torch.zeros(1, 1, dtype=torch.long, device=session.device), session.new_state(1)))
 
 
