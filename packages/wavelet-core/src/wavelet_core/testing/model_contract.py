@@ -58,7 +58,7 @@ class ModelSubject(Subject):
                 loss = module.loss(tokens[:, :-1], tokens[:, 1:], state)
                 if not (isinstance(loss, Tensor) and loss.dim() == 0 and loss.isfinite()):
                     self.fail(
-                        f"has a loss that is no finite scalar: {loss}",
+                        f"has a loss that is no finite scalar: {str(loss).splitlines()[0]}",
                         "return the mean loss in nats per token; wavelet_core.language_model.cross_entropy computes it",
                     )
                 loss.backward()
