@@ -257,6 +257,15 @@ def test_a_session_follows_weights_that_change(make_model, parametrization):
     assert computed and not torch.allclose(before, after)
 
 
+def test_a_session_follows_a_model_to_another_type(make_model):
+    model = make_model({"wavelet": {"crawl": 3}, "mixer": {"parametrization": "exponential"}})
+    session = DecodingSession(model)
+    for dtype in (torch.float32, torch.float64):
+        model.to(dtype)
+        with torch.inference_mode():
+            torch.testing.assert_close(session.hidden(torch.tensor([[1, 2]])), model.hidden(torch.tensor([[1, 2]])))
+
+
 def test_values_that_the_weights_decide_are_computed_once(make_model, monkeypatch):
     model = make_model({"mixer": {"parametrization": "exponential"}, "layers": 1})
     calls = []

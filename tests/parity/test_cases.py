@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from wavelet_core.seed import model_config_from_seed
+from wavelet_cli.seed.configuration import model_config_from_seed
 
 HERE = Path(__file__).parent / "cases"
 ALL = Path(__file__).parents[3] / "shared" / "parity"
@@ -21,7 +21,8 @@ def test_ten_cases_have_every_component_of_the_original():
     assert {config.mixer.kind for config in configs} == {"gated_spectral", "deep_gated_spectral"}
     memories = {memory.kind for config in configs for memory in config.memories}
     assert memories == {"mlp", "product_key", "fast_weight_product_key"}
-    for option in ("multinodal", "shared_block", "cross_window_state", "stable_parametrization"):
+    assert {config.kind for config in configs} == {"wavelet", "multinodal"}
+    for option in ("shared_block", "cross_window_state", "stable_parametrization"):
         assert any(getattr(config, option) for config in configs), option
 
 

@@ -9,7 +9,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from wavelet_core import ModelConfig, WaveletLM
+from wavelet_core import (
+    CheckpointError,
+    ConfigurationError,
+    ModelConfig,
+    WaveletLM,
+    load_checkpoint,
+    registry,
+    save_checkpoint,
+)
 from wavelet_core.checkpoint import materialize, named_tensors
 from wavelet_core.computed import Computed
 from wavelet_core.linear import Linear, StackedLinear
@@ -294,3 +302,34 @@ def test_int8_costs_a_trained_model_next_to_nothing():
     assert trained < 4, "the model must have learned something"
     quantize_int8(model)
     assert abs(bits_per_byte() - trained) < 0.01
+
+
+@pytest.mark.parametrize("config", [HEADLINE, *OTHERS.values()], ids=["headline", *OTHERS])
+def test_a_quantized_model_is_saved_and_loaded_as_it_is(config, tmp_path):
+    model, tokens = quantize_int8(model_of(config)), tokens_of()
+    save_checkpoint(model, tmp_path / "model")
+    loaded = load_checkpoint(tmp_path / "model")
+    assert loaded.weight_format == Int8.Config()
+    with torch.no_grad():
+        assert torch.equal(loaded(tokens), model(tokens))
+        narrow = load_checkpoint(tmp_path / "model", torch.bfloat16)
+        assert narrow(tokens).dtype == torch.bfloat16
+    assert all(matrix.scale.dtype == torch.float32 for matrix in narrow.modules() if isinstance(matrix, Int8Matrix))
+
+
+def test_a_quantized_checkpoint_names_the_package_that_it_needs(tmp_path, monkeypatch):
+    save_checkpoint(quantize_int8(model_of()), tmp_path / "model")
+    components = registry._components
+    monkeypatch.setattr(
+        registry, "_components", {key: value for key, value in components.items() if key[0] != "format"}
+    )
+    with pytest.raises(CheckpointError, match=r"'format int8' of wavelet-quant .*, which is not installed"):
+        load_checkpoint(tmp_path / "model")
+
+
+def test_a_format_that_is_not_understood_is_refused(tmp_path):
+    save_checkpoint(quantize_int8(model_of()), tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    file.write_text(file.read_text().replace('"kind": "int8"', '"kind": "int8", "bits": 8'))
+    with pytest.raises(ConfigurationError, match=r"config\.json: format: bits: unknown field"):
+        load_checkpoint(tmp_path / "model")

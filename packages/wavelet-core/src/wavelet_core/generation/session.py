@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wavelet_core.computed import Computed
+from wavelet_core.kernels import active_kernel
 from wavelet_core.language_model import LanguageModel
 from wavelet_core.state import State
 
@@ -51,7 +52,8 @@ class DecodingSession:
             for module in self.model.modules()
             if isinstance(module, Computed)
         ]
-        self._versions: list[int] = []
+        self._computed_from: list[tuple[int, int]] | None = None
+        active_kernel()  # chosen before anything is compiled or read, so that a wrong name is refused first
         self._step = torch.compile(self.model.hidden, fullgraph=True) if compiled else self.model.hidden
         self.new_state, self.head = self.model.new_state, self.model.head
 
@@ -63,12 +65,17 @@ class DecodingSession:
 
     def _compute(self) -> None:
         """Bring the computed values up to the weights."""
-        versions = [tensor._version for _, tensors in self._computed for tensor in tensors if not tensor.is_inference()]
-        if versions == self._versions and self._versions:
+        weights = [
+            (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)
+            for _, tensors in self._computed
+            for tensor in tensors
+        ]
+        if weights == self._computed_from:
             return
-        self._versions = versions
+        self._computed_from = weights
         for module, _ in self._computed:
             before, module._frozen = module._frozen, None
             value = module.compute().detach()
+            alike = before is not None and (before.dtype, before.device) == (value.dtype, value.device)
             # Kept in place: a compiled step knows the tensor.
-            module._frozen = value.clone() if before is None else before.copy_(value)
+            module._frozen = before.copy_(value) if before is not None and alike else value.clone()
