@@ -40,14 +40,11 @@ class RunDirectory:
         for checkpoint in (self.best, self.last):
             recover(checkpoint)
 
-    def require_run(self) -> None:
-        """Raise CheckpointError where there is nothing to go on with."""
-        if not self.last.is_dir():
+    def require(self, resume: bool, overwrite: bool) -> None:
+        """Raise CheckpointError where there is nothing to resume, FileExistsError where a run would be overwritten."""
+        if resume and not self.last.is_dir():
             raise CheckpointError(f"{self.path} holds no run that can be resumed: it has no {self.last.name}/")
-
-    def require_no_run(self) -> None:
-        """Raise FileExistsError where there is a run."""
-        if self.last.exists():
+        if not resume and not overwrite and self.last.exists():
             raise FileExistsError(
                 f"{self.path} holds a run already: resume that one, name another directory, or ask to overwrite it"
             )

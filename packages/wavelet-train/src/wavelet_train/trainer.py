@@ -69,10 +69,7 @@ def train(
     or it is damaged, FileExistsError when the directory holds another run, DivergenceError when the loss is not finite.
     """
     directory = RunDirectory(output_directory)
-    if resume:
-        directory.require_run()
-    elif not overwrite:
-        directory.require_no_run()
+    directory.require(resume, overwrite)
     trainer = Trainer(run, directory)
     if resume:
         trainer.load()
