@@ -20,10 +20,11 @@ FAST_WEIGHTS = {"kind": "fast_weight_product_key", "num_keys": 16, "top_k": 2}
 
 def save(directory: Path, vocabulary_size: int = 256, width: int = 16, memories: tuple = ("mlp", FAST_WEIGHTS)) -> Path:
     torch.manual_seed(0)
-    content = {"vocabulary_size": vocabulary_size, "width": width, "levels": 3, "context_length": 16}
+    content = {"vocabulary_size": vocabulary_size, "width": width, "levels": 3, "context_length": 6}
     model = build_model(parse(ModelConfig, {**content, "layers": 1, "memories": list(memories)}))
     with torch.no_grad():
-        model.head.weight.mul_(3)
+        for parameter in model.parameters():  # away from initial values that hide what the context does
+            parameter += 0.2 * torch.randn_like(parameter)
     model.save_pretrained(directory, BytesTokenizer())
     return directory
 
@@ -109,42 +110,61 @@ def test_prompts_come_from_files_and_standard_input(texts, tmp_path):
     assert all(report["texts"] == same[0]["texts"] for report in same)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "fields"),
-    [
-        (["--temperature", 0], {"samplers": [{"kind": "temperature", "temperature": 0}]}),
-        (
-            ["--min_p", 0.01, "--top_p", 0.9, "--top_k", 40, "--temperature", 0.8, "--repetition_penalty", 1.3],
-            {
-                "samplers": [
-                    {"kind": "repetition_penalty", "penalty": 1.3},
-                    {"kind": "temperature", "temperature": 0.8},
-                    {"kind": "top_k", "k": 40},
-                    {"kind": "top_p", "p": 0.9},
-                    {"kind": "min_p", "p": 0.01},
-                ]
-            },
+def chain(*samplers: object) -> dict[str, object]:
+    return {"samplers": list(samplers)}
+
+
+# What is given on the command line, the settings it stands for, and those of the same line without its last option.
+OPTIONS = [
+    (["--temperature", 0], chain({"kind": "temperature", "temperature": 0}), {}),
+    (["--temperature", 0.8], chain({"kind": "temperature", "temperature": 0.8}), {}),
+    (["--repetition-penalty", 1.3], chain({"kind": "repetition_penalty", "penalty": 1.3}), {}),
+    (["--top-k", 40], chain({"kind": "top_k", "k": 40}), {}),
+    (["--top-p", 0.9], chain({"kind": "top_p", "p": 0.9}), {}),
+    (["--min-p", 0.01], chain({"kind": "min_p", "p": 0.01}), {}),
+    (
+        ["--min_p", 0.01, "--top_p", 0.9, "--top_k", 40, "--temperature", 0.8, "--repetition_penalty", 1.3],
+        chain(
+            {"kind": "repetition_penalty", "penalty": 1.3},
+            {"kind": "temperature", "temperature": 0.8},
+            {"kind": "top_k", "k": 40},
+            {"kind": "top_p", "p": 0.9},
+            {"kind": "min_p", "p": 0.01},
         ),
-        (
-            ["--entropy_adaptive", "--entropy_t_max", 0.9, "--wavelet_coherence"],
-            {"samplers": [{"kind": "wavelet_coherence"}, {"kind": "entropy_adaptive", "maximum": 0.9}]},
-        ),
-        (
-            ["--sampler", "{kind: top_k, k: 3}", "--sampler", "min_p"],
-            {"samplers": [{"kind": "top_k", "k": 3}, "min_p"]},
-        ),
-        (["--top-k", 0], {}),
-        (["--context", "hop:4"], {"context": "hop:4"}),
-        (["--context", "window"], {"context": "window"}),
-        (["--lookahead_k", 2], {"lookahead": {"candidates": 2, "depth": 5}}),
-        (["--lookahead-depth", 2], {"lookahead": {"candidates": 3, "depth": 2}}),
-        (["--best_of_n", 3], {"best_of": 3}),
-        (["--draft", "ngram"], {}),
-    ],
-)
-def test_options_and_the_originals_spellings_set_what_they_name(texts, checkpoint, arguments, fields):
-    report = texts("--prompt", "a long enough prompt", "--num_tokens", 24, "--seed", 2, *arguments)
-    assert report["texts"][0]["text"] == expected(checkpoint, "a long enough prompt", 24, 2, **fields)
+        {},
+    ),
+    (["--wavelet_coherence"], chain("wavelet_coherence"), {}),
+    (["--entropy_adaptive"], chain("entropy_adaptive"), {}),
+    (
+        ["--entropy_adaptive", "--entropy_t_min", 1],
+        chain({"kind": "entropy_adaptive", "minimum": 1}),
+        chain("entropy_adaptive"),
+    ),
+    (
+        ["--entropy_adaptive", "--entropy_t_max", 0.9],
+        chain({"kind": "entropy_adaptive", "maximum": 0.9}),
+        chain("entropy_adaptive"),
+    ),
+    (["--sampler", "{kind: top_k, k: 3}", "--sampler", "min_p"], chain({"kind": "top_k", "k": 3}, "min_p"), {}),
+    (["--context", "hop:4"], {"context": "hop:4"}, {}),
+    (["--context", "window"], {"context": "window"}, {"context": "hop:4"}),
+    (["--lookahead_k", 2], {"lookahead": {"candidates": 2, "depth": 5}}, {"lookahead": {}}),
+    (["--lookahead-depth", 2], {"lookahead": {"candidates": 3, "depth": 2}}, {"lookahead": {}}),
+    (["--best_of_n", 3], {"best_of": 3}, {}),
+]
+
+
+@pytest.mark.parametrize(("arguments", "fields", "without"), OPTIONS, ids=[" ".join(map(str, o[0])) for o in OPTIONS])
+def test_options_and_the_originals_spellings_set_what_they_name(texts, checkpoint, arguments, fields, without):
+    report = texts("--prompt", "def f(x):", "--num_tokens", 60, "--seed", 0, *arguments)
+    assert report["texts"][0]["text"] == expected(checkpoint, "def f(x):", 60, 0, **fields)
+    # The option shows in this text: the same without it is another.
+    assert report["texts"][0]["text"] != expected(checkpoint, "def f(x):", 60, 0, **without)
+
+
+def test_a_top_k_of_zero_is_none(texts, checkpoint):
+    text = texts("--prompt", "ab", "--num-tokens", 24, "--seed", 5, "--top-k", 0)["texts"][0]["text"]
+    assert text == expected(checkpoint, "ab", 24, 5)
 
 
 def test_strategies_are_the_published_recipe(texts, checkpoint):
@@ -162,10 +182,16 @@ def test_options_change_the_strategies(texts, checkpoint):
     assert text["texts"][0]["text"] == clean_spacing(expected(checkpoint, "ab", 9, 2, samplers=in_order(samplers)))
 
 
-def test_metrics_are_a_table(wavelet, checkpoint):
-    result = wavelet("generate", checkpoint, "--prompt", "ab", "--num-tokens", 9, "--metrics", "-n", 2)
-    for name in ("mean log prob", "mean entropy", "distinct 1", "distinct 3", "repetition 4", "drift"):
-        assert name in result.stdout
+def test_metrics_are_a_table(wavelet, texts, checkpoint):
+    arguments = ("--prompt", "ab", "--num-tokens", 9, "--seed", 5, "--metrics", "-n", 2)
+    measured = [text["metrics"] for text in texts(*arguments)["texts"]]
+    assert measured[0]["mean_log_prob"] == pytest.approx(measured[0]["sum_log_prob"] / 9)
+    assert measured[0] != measured[1]
+    rows = [line.rsplit(maxsplit=2) for line in wavelet("generate", checkpoint, *arguments).stdout.splitlines()]
+    for name, value in measured[0].items():
+        shown = [str(value), str(measured[1][name])] if isinstance(value, int) else None
+        shown = shown or [f"{metrics[name]:.4f}" for metrics in measured]
+        assert [name.replace("_", " "), *shown] in rows
 
 
 def test_stop_strings_end_the_text(texts):
@@ -175,15 +201,42 @@ def test_stop_strings_end_the_text(texts):
     assert text["text"] == whole[: whole.index(stop)] and text["finish"] == "stop_string"
 
 
-def test_a_smaller_model_drafts(texts, tmp_path):
+@pytest.fixture
+def reads(monkeypatch) -> list[tuple[int, int]]:
+    """What models read, in order: the width of the model, and how many positions at once."""
+    seen, hidden = [], WaveletLM.hidden
+
+    def read(self, tokens, *arguments, **options):
+        seen.append((self.config.width, tokens.shape[1]))
+        return hidden(self, tokens, *arguments, **options)
+
+    monkeypatch.setattr(WaveletLM, "hidden", read)
+    return seen
+
+
+def test_a_smaller_model_drafts(texts, tmp_path, reads):
     draft = save(tmp_path / "draft", width=8)
     arguments = ("--prompt", "ab", "--num-tokens", 30, "--seed", 4)
-    assert texts(*arguments, "--draft", draft)["texts"] == texts(*arguments)["texts"]
+    plain = texts(*arguments)["texts"]
+    assert {width for width, _ in reads} == {16}
+    assert texts(*arguments, "--draft", draft)["texts"] == plain
+    assert {width for width, _ in reads} == {8, 16}
 
 
-def test_quantized_weights_generate(texts):
-    text = texts("--prompt", "ab", "--num-tokens", 10, "--seed", 4, "--ptq8")["texts"][0]
-    assert len(text["tokens"]) == 10
+def test_the_text_itself_drafts(texts, reads):
+    arguments = ("--prompt", "abcd" * 20, "--num-tokens", 30, "--temperature", 0)
+    plain = texts(*arguments)["texts"]
+    assert sorted(positions for _, positions in reads) == [1] * 29 + [80]
+    reads.clear()
+    assert texts(*arguments, "--draft", "ngram", "--seed", plain[0]["seed"])["texts"] == plain
+    assert any(1 < positions < 80 for _, positions in reads), "no guess was ever checked"
+
+
+@pytest.mark.parametrize("option", [("--ptq8",), ("--dtype", "bfloat16")])
+def test_weights_in_fewer_bits_give_nearly_the_same_text(texts, option):
+    arguments = ("--prompt", "ab", "--num-tokens", 10, "--temperature", 0, "--metrics")
+    exact, rounded = (texts(*arguments, *more)["texts"][0]["metrics"] for more in ((), option))
+    assert 0 < abs(rounded["mean_log_prob"] - exact["mean_log_prob"]) < 0.05
 
 
 def test_fast_weights_learn_while_generating(texts):
@@ -197,10 +250,6 @@ def test_a_model_without_fast_weights_cannot_learn(wavelet, tmp_path):
     result = wavelet("generate", tmp_path / "plain", "--prompt", "x", "--fwpkm-inference-updates")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "--fwpkm-inference-updates: the model has no fast_weight_product_key memory" in result.stderr
-
-
-def test_weights_in_another_type(texts):
-    assert len(texts("--prompt", "ab", "--num-tokens", 4, "--dtype", "bfloat16")["texts"][0]["tokens"]) == 4
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wavelet_core import ModelConfig, MultinodalConfig, build_model, registry
+from wavelet_core.config import parse
+from wavelet_core.generation import GenerationSettings, generate
 from wavelet_core.state import leaves
 from wavelet_core.testing import CONTRACTS
 
@@ -75,6 +77,8 @@ FAST = "fast_weight_product_key"
 OPTIONS = {
     "model.vocabulary_size": Option({"vocabulary_size": 31}, "parameters output"),
     "model.width": Option({"width": 10}, "parameters state output"),
+    # Nothing inside the model: what it decides is shown by a test of its own, below.
+    "model.context_length": Option({"context_length": 8}, ""),
     "model.layers": Option({"layers": 3}, "parameters state output", r"blocks\.2\."),
     "model.levels": Option({"levels": 4}, "parameters state output", r"predict\.3\.|level3"),
     "model.tied_embedding": Option({"tied_embedding": True}, "parameters output"),
@@ -177,9 +181,6 @@ OPTIONS = {
     ),
 }
 
-# What a field decides outside of the model, and the test file that shows it.
-ELSEWHERE = {"model.context_length": "tests/core/test_generation.py"}
-
 
 def sections():
     """Every configuration class of the model, by the name it has in OPTIONS."""
@@ -195,12 +196,7 @@ def sections():
 def test_no_option_is_left_out():
     fields = {f"{name}.{field}" for name, section in sections() for field in section.model_fields if field != "kind"}
     fields -= {f"multinodal.{field}" for field in ModelConfig.model_fields}
-    assert fields == OPTIONS.keys() | ELSEWHERE.keys()
-
-
-def test_what_is_shown_elsewhere_is_there(request):
-    for option, file in ELSEWHERE.items():
-        assert option.rpartition(".")[2] in (request.config.rootpath / file).read_text()
+    assert fields == OPTIONS.keys()
 
 
 def with_weights(model):
@@ -294,6 +290,18 @@ def test_cross_window_state_changes_the_second_window_only(make_model, tokens):
             logits.append((first, each(tokens[:, 24:], state)))
     torch.testing.assert_close(logits[0][0], logits[1][0])
     assert (logits[0][1] - logits[1][1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 48])
+def test_the_context_length_is_what_the_policy_window_sees(make_model, tokens, length):
+    model = make_model({"context_length": length})
+    settings = parse(GenerationSettings, {"tokens": 1, "context": "window", "metrics": True})
+    [token] = generate(model, [tokens[0].tolist()], settings, seeds=[0])
+    with torch.no_grad():
+        distributions = [model(tokens[:1, -seen:])[0, -1].log_softmax(-1) for seen in (1, 2, 5, 48)]
+    seen = [distribution[token.token].item() for distribution in distributions]
+    assert len({round(value, 3) for value in seen}) == 4, "the lengths must be told apart"
+    assert token.log_probability == pytest.approx(seen[(1, 2, 5, 48).index(length)], abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -48,14 +48,18 @@ def test_hidden_and_head_together_are_the_model(make_model, architecture, tokens
 
 
 def test_training_sees_the_history_of_a_state(make_model, architecture, tokens, targets):
-    """Gradients of a continued text exist and are those of the later part of one pass, up to the cut of the graph."""
+    """The losses of a text's parts, each in continuation of the one before, add up to the loss of the whole."""
     model = make_model(architecture)
     state = model.new_state(2)
     with torch.no_grad():
-        model(tokens[:, :20], state)
-    loss = model.loss(tokens[:, 20:], targets[:, 20:], state)
-    loss.backward()
-    assert loss.isfinite() and all(gradient.isfinite().all() for gradient in gradients(model).values())
+        first = model.loss(tokens[:, :20], targets[:, :20], state)
+        whole = model.loss(tokens, targets, model.new_state(2))
+        silent = model.loss(tokens[:, 20:], targets[:, 20:])
+    second = model.loss(tokens[:, 20:], targets[:, 20:], state)
+    torch.testing.assert_close(20 * first + 28 * second.detach(), 48 * whole, atol=1e-3, rtol=1e-5)
+    assert abs(second - silent) > 1e-4
+    second.backward()
+    assert gradients(model) and all(gradient.isfinite().all() for gradient in gradients(model).values())
     assert not any(tensor.requires_grad for _, tensor in leaves(state.tree))
 
 

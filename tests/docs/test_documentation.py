@@ -145,6 +145,12 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors, f"{target}: that page has no such heading"
 
 
+def test_there_is_something_to_check():
+    assert README in PAGES and len(PAGES) > len(GUIDES) > 5
+    assert {README, ROOT / "docs" / "plugins.md"} <= {page for page in GUIDES if blocks(text_of(page), "python")}
+    assert all(shown_commands(page) for page in (README, ROOT / "docs" / "benchmarks.md"))
+
+
 def shown_commands(page: Path) -> list[str]:
     """The `wavelet` command lines on a page, in blocks and in inline code."""
     inline = re.findall(r"`(wavelet [^`\n]+)`", BLOCK.sub("", text_of(page)))

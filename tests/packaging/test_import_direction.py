@@ -37,7 +37,9 @@ class Import(NamedTuple):
 
 
 def imports_of(name: str) -> Iterator[Import]:
-    for path in sorted((PACKAGES / f"wavelet-{name}" / "src").rglob("*.py")):
+    sources = sorted((PACKAGES / f"wavelet-{name}" / "src").rglob("*.py"))
+    assert sources, f"there is no source of wavelet-{name}"
+    for path in sources:
         tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
         yield from imports_below(tree, path.relative_to(PACKAGES).as_posix())
 

@@ -15,6 +15,11 @@ SNIPPETS = [
 ]
 
 
+def test_every_library_shows_some_python():
+    libraries = {path.parent.name for path in PACKAGES.glob("*/README.md")} - {"wavelet-cli"}
+    assert {snippet.id for snippet in SNIPPETS} == libraries != set()
+
+
 @pytest.mark.parametrize("snippet", SNIPPETS)
 def test_snippet_runs(snippet, tmp_path):
     done = subprocess.run([sys.executable, "-I", "-c", snippet], cwd=tmp_path, capture_output=True, text=True)
