@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,55 +17,36 @@ from wavelet_core.generation.request import Finish, Request, Token, encode_promp
 from wavelet_core.generation.samplers.temperature import entropy_of
 from wavelet_core.generation.sampling import GenerationError, RowSeed, SamplerChain, draw
 from wavelet_core.generation.session import DecodingSession
-from wavelet_core.generation.settings import LookaheadSettings
 from wavelet_core.generation.speculative import Speculative
 from wavelet_core.generation.stopping import TextStream
 from wavelet_core.language_model import LanguageModel
-from wavelet_core.state import State, map_tree
+from wavelet_core.state import State
 from wavelet_core.tokenizers import Tokenizer
 
 
 @dataclass
-class _Samplers:
-    """One configuration of samplers, and what it remembers of every slot."""
-
-    chain: SamplerChain
-    memory: State | None = None
-
-    def open(self, slot: int, slots: int, prompt: Tensor) -> None:
-        """Let a slot's memory begin with a prompt."""
-        start = self.chain.start([prompt])
-        if self.memory is None:
-            tree = map_tree(lambda tensor: tensor.new_zeros(slots, *tensor.shape[1:]), start.tree)
-            self.memory = State(tree, slots)
-        self.memory.write([slot], start)
-
-    def of(self, slots: Sequence[int]) -> State:
-        """The memory of some slots: itself where these are all, in order, else a copy."""
-        assert self.memory is not None
-        return self.memory if list(slots) == list(range(self.memory.batch_size)) else self.memory[slots]
-
-    def keep(self, slots: Sequence[int], memory: State) -> None:
-        """Take back the memory of some slots."""
-        if self.memory is not None and memory is not self.memory:
-            self.memory.write(slots, memory)
-
-
-@dataclass
 class _Row:
-    """One request while it is generated. read: the last token has still to be read."""
+    """One request while it is generated.
+
+    samplers: the same for rows whose samplers are configured alike. memory: what the samplers remember, one row. after:
+    contexts and memory that lookahead has left where the last token is read already.
+    """
 
     number: int
     request: Request
     prompt: list[int]
-    seed: RowSeed
-    samplers: _Samplers
+    samplers: str
+    chain: SamplerChain
     text: TextStream | None
+    memory: State | None = None
     tokens: int = 0
     last: int = -1
-    joined: bool = False
     speculative: Speculative | None = None
-    after: tuple[Contexts, State] | None = field(default=None, repr=False)
+    after: tuple[Contexts, State] | None = None
+
+    @property
+    def seed(self) -> RowSeed:
+        return RowSeed(self.request.seed, self.request.stream)
 
     def accept(self, token: int, statistics: tuple[float, float] | None) -> Token:
         """Take one token in and decide whether the text ends with it."""
@@ -123,7 +104,6 @@ class Batch:
             )
         self._slots: list[_Row | None] = [None] * slots
         self._contexts = Contexts(self.session, slots, prefill_tokens)
-        self._samplers: dict[str, _Samplers] = {}
         self._numbers = count()
 
     @property
@@ -149,13 +129,12 @@ class Batch:
         prompt = self.check(request)
         if not self.free:
             raise GenerationError(f"all {self.slots} slots are taken; wait until a request ends, or cancel one")
-        key = repr([(sampler.kind, sampler.model_dump_json()) for sampler in request.settings.samplers])
-        if key not in self._samplers:
-            size = self.session.config.vocabulary if self.tokenizer is None else self.tokenizer.vocabulary_size
-            self._samplers[key] = _Samplers(SamplerChain(request.settings.samplers, self.session.model, size))
-        text = None if self.tokenizer is None else TextStream(self.tokenizer, request.settings.stop_strings)
-        seed = RowSeed(request.seed, request.stream)
-        row = _Row(next(self._numbers), request, prompt, seed, self._samplers[key], text)
+        settings = request.settings
+        size = self.session.config.vocabulary if self.tokenizer is None else self.tokenizer.vocabulary_size
+        chain = SamplerChain(settings.samplers, self.session.model, size)
+        samplers = repr([(sampler.kind, sampler.model_dump_json()) for sampler in settings.samplers])
+        text = None if self.tokenizer is None else TextStream(self.tokenizer, settings.stop_strings)
+        row = _Row(next(self._numbers), request, prompt, samplers, chain, text)
         self._slots[self._slots.index(None)] = row
         return row.number
 
@@ -163,14 +142,9 @@ class Batch:
         """Take a request out of the batch before its end; False when it is not, or no longer, in it."""
         for slot, row in enumerate(self._slots):
             if row is not None and row.number == number:
-                self._leave(slot)
+                self._slots[slot] = None
                 return True
         return False
-
-    def _leave(self, slot: int) -> None:
-        self._slots[slot] = None
-        used = [row.samplers for row in self._slots if row is not None]
-        self._samplers = {key: samplers for key, samplers in self._samplers.items() if samplers in used}
 
     @torch.inference_mode()
     def step(self) -> list[Token]:
@@ -180,7 +154,7 @@ class Batch:
         """
         self._read()
         self._join()
-        found = {**self._search(), **self._draw(), **self._verify()}
+        found = {**self._draw(), **self._verify()}
         events = []
         for slot in sorted(found):
             row = self._slots[slot]
@@ -188,83 +162,66 @@ class Batch:
             token, logits = found[slot]
             events.append(row.accept(token, _statistics(logits, token) if row.request.settings.metrics else None))
             if events[-1].finish is not None:
-                self._leave(slot)
+                self._slots[slot] = None
         return events
 
-    def _rows(self, *, together: bool = True) -> dict[int, _Row]:
-        """The rows by slot, but for speculative ones where only those that are read together are asked for."""
-        return {
-            slot: row
-            for slot, row in enumerate(self._slots)
-            if row is not None and not (together and row.request.draft is not None)
-        }
+    def _rows(self, *, speculative: bool = False) -> dict[int, _Row]:
+        """The rows by slot: those that are verified one by one, or those that are read together."""
+        rows = {slot: row for slot, row in enumerate(self._slots) if row is not None}
+        return {slot: row for slot, row in rows.items() if (row.request.draft is not None) == speculative}
 
     def _read(self) -> None:
         """Let the rows read the tokens that they were given."""
-        rows = {slot: row for slot, row in self._rows().items() if row.joined}
-        plain = [slot for slot, row in rows.items() if row.after is None]
+        rows = {slot: row for slot, row in self._rows().items() if row.memory is not None}
+        plain = {slot: row for slot, row in rows.items() if row.after is None}
         if plain:
             tokens = torch.tensor([0 if row is None else max(row.last, 0) for row in self._slots])
             tokens = tokens.to(self.session.device)
-            self._contexts.step(tokens, plain)
-            for samplers, slots in _grouped(plain, rows):
-                memory = samplers.of(slots)
-                samplers.chain.observe(tokens if len(slots) == self.slots else tokens[slots], memory)
-                samplers.keep(slots, memory)
+            self._contexts.step(tokens, list(plain))
+            for group in _alike(plain):
+                memory = _memory(group)
+                group[min(group)].chain.observe(tokens[list(group)], memory)
+                for place, row in enumerate(group.values()):
+                    row.memory = memory[place] if len(group) > 1 else memory
         for slot, row in rows.items():
             if row.after is not None:
-                contexts, memory = row.after
+                contexts, row.memory = row.after
                 self._contexts.write([slot], contexts)
-                row.samplers.keep([slot], memory)
 
     def _join(self) -> None:
         """Read the prompts of the rows that are new."""
-        new = {slot: row for slot, row in self._rows(together=False).items() if not row.joined}
-        together = {slot: row for slot, row in new.items() if row.request.draft is None}
-        for slot, row in new.items():
-            row.joined = True
-            if row.request.draft is None:
-                row.samplers.open(slot, self.slots, torch.tensor(row.prompt, device=self.session.device))
-        if together:
-            policies = [row.request.settings.context for row in together.values()]
-            self._contexts.open(list(together), [row.prompt for row in together.values()], policies)
+        new = {slot: row for slot, row in self._rows().items() if row.memory is None}
+        for row in new.values():
+            row.memory = row.chain.start([torch.tensor(row.prompt, device=self.session.device)])
+        if new:
+            policies = [row.request.settings.context for row in new.values()]
+            self._contexts.open(list(new), [row.prompt for row in new.values()], policies)
 
     def _draw(self) -> dict[int, tuple[int, Tensor]]:
         """Tokens that are drawn from the rows' own distributions, with the model's logits, by slot."""
-        rows = {slot: row for slot, row in self._rows().items() if row.request.settings.lookahead is None}
         found: dict[int, tuple[int, Tensor]] = {}
-        for samplers, slots in _grouped(rows, rows):
-            logits = self._contexts.logits if len(slots) == self.slots else self._contexts.logits[slots]
-            shaped = samplers.chain(logits, samplers.of(slots))
-            tokens = draw(shaped, [rows[slot].seed.uniform(rows[slot].tokens) for slot in slots])
+        for group in _alike(self._rows()):
+            slots, first = list(group), group[min(group)]
+            logits = self._contexts.logits[slots]
+            if (search := first.request.settings.lookahead) is not None:
+                tokens, contexts, memory = look_ahead(self._contexts, slots, first.chain, _memory(group), search)
+                for place, row in enumerate(group.values()):
+                    row.after = contexts.select([place]), memory[place]
+            else:
+                shaped = first.chain(logits, _memory(group))
+                tokens = draw(shaped, [row.seed.uniform(row.tokens) for row in group.values()])
             found |= {slot: (token, row) for slot, token, row in zip(slots, tokens, logits.split(1), strict=True)}
-        return found
-
-    def _search(self) -> dict[int, tuple[int, Tensor]]:
-        """Tokens that lookahead finds."""
-        rows = {slot: row for slot, row in self._rows().items() if row.request.settings.lookahead is not None}
-        found: dict[int, tuple[int, Tensor]] = {}
-        for samplers, slots in _grouped(rows, rows):
-            searches = {slot: rows[slot].request.settings.lookahead for slot in slots}
-            for search in dict.fromkeys(searches.values()):
-                assert isinstance(search, LookaheadSettings)
-                own = [slot for slot in slots if searches[slot] == search]
-                tokens, contexts, memory = look_ahead(self._contexts, own, samplers.chain, samplers.of(own), search)
-                for place, (slot, token) in enumerate(zip(own, tokens, strict=True)):
-                    found[slot] = token, self._contexts.logits[slot : slot + 1]
-                    rows[slot].after = contexts.select([place]), memory[place]
         return found
 
     def _verify(self) -> dict[int, tuple[int, Tensor]]:
         """Tokens of the speculative rows."""
         found = {}
-        for slot, row in self._rows(together=False).items():
-            if row.request.draft is None:
-                continue
+        for slot, row in self._rows(speculative=True).items():
+            assert row.request.draft is not None
             try:
                 if row.speculative is None:
                     row.speculative = Speculative(
-                        self.session, row.prompt, row.samplers.chain, row.seed, row.request.draft, self.prefill_tokens
+                        self.session, row.prompt, row.chain, row.seed, row.request.draft, self.prefill_tokens
                     )
                 found[slot] = row.speculative.next()
             except GenerationError:
@@ -277,8 +234,6 @@ class Batch:
         if left and len(left) < self.slots:
             self._slots = [self._slots[slot] for slot in left]
             self._contexts = self._contexts.select(left)
-            for samplers in self._samplers.values():
-                samplers.memory = samplers.memory and samplers.memory[left]
 
     def check(self, request: Request) -> list[int]:
         """The token ids that a request starts from; never empty.
@@ -310,12 +265,18 @@ class Batch:
         return encode_prompt(request.prompt, size, self.tokenizer)
 
 
-def _grouped(slots: Sequence[int] | dict[int, _Row], rows: dict[int, _Row]) -> list[tuple[_Samplers, list[int]]]:
-    """Slots by the samplers that they share."""
-    groups: dict[int, tuple[_Samplers, list[int]]] = {}
-    for slot in slots:
-        groups.setdefault(id(rows[slot].samplers), (rows[slot].samplers, []))[1].append(slot)
+def _alike(rows: dict[int, _Row]) -> list[dict[int, _Row]]:
+    """Rows by slot, in groups that have the same samplers and search alike."""
+    groups: dict[Any, dict[int, _Row]] = {}
+    for slot, row in rows.items():
+        groups.setdefault((row.samplers, row.request.settings.lookahead), {})[slot] = row
     return list(groups.values())
+
+
+def _memory(rows: dict[int, _Row]) -> State:
+    """What the samplers remember of some rows, in their order."""
+    memories = [row.memory for row in rows.values() if row.memory is not None]
+    return memories[0] if len(memories) == 1 else State.join(memories)
 
 
 def _statistics(logits: Tensor, token: int) -> tuple[float, float] | None:
