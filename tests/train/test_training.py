@@ -15,8 +15,8 @@ from torch.nn.modules.module import register_module_forward_hook
 from wavelet_core import ConfigurationError, WaveletLM
 from wavelet_core.tokenizers import load_tokenizer
 from wavelet_train import trainer
-from wavelet_train.config import RunConfig, load_run_config
 from wavelet_train.optimizers import Adagrad, AdamW
+from wavelet_train.run_config import RunConfig, load_run_config
 from wavelet_train.trainer import DivergenceError, Trainer, train
 from wavelet_train.training_state import read_state
 

@@ -11,9 +11,9 @@ import torch
 
 from wavelet_core import LanguageModel
 from wavelet_train.compression import xz_size
-from wavelet_train.config import TrainConfig
 from wavelet_train.data import PreparedData
 from wavelet_train.evaluation import Evaluation, evaluate
+from wavelet_train.run_config import TrainConfig
 from wavelet_train.tables import table
 
 

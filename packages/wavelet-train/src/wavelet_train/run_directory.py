@@ -17,8 +17,8 @@ from wavelet_core.atomic_files import recover, write_atomically
 from wavelet_core.checkpoint import write_checkpoint
 from wavelet_core.tensor_files import CheckpointError
 from wavelet_core.tokenizers import Tokenizer
-from wavelet_train.config import RunConfig, dump
 from wavelet_train.metrics_file import MetricsFile
+from wavelet_train.run_config import RunConfig, dump
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"

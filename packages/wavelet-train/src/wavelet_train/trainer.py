@@ -18,13 +18,13 @@ from wavelet_core.devices import resolve_device
 from wavelet_core.state import leaves
 from wavelet_core.tensor_files import CheckpointError, check_fit, load_tensors_into
 from wavelet_train.allocator import keep_freed_memory
-from wavelet_train.config import RunConfig
 from wavelet_train.data import PreparedData, prepare
 from wavelet_train.evaluation import evaluate
 from wavelet_train.interruption import StopOnSignal, Stopped
 from wavelet_train.precision import autocast, loss_scaler, resolve_precision
 from wavelet_train.progress import Progress
 from wavelet_train.report import Report, make_report
+from wavelet_train.run_config import RunConfig
 from wavelet_train.run_directory import RunDirectory
 from wavelet_train.run_log import RunLog, announce
 from wavelet_train.training_loss import TrainingLoss
