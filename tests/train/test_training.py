@@ -75,7 +75,7 @@ def test_divergence_stops_with_advice(tiny_run: TinyRun, tmp_path: Path, monkeyp
 
 def test_epochs_are_counted_in_windows(new_trainer: NewTrainer) -> None:
     one = new_trainer("train.steps=null")
-    per_epoch = one.data.train.token_count // (16 * 2)
+    per_epoch = len(one.data.split("train").tokens) // (16 * 2)
     assert one.steps == per_epoch
     assert new_trainer("train.steps=null", "train.epochs=2.5").steps == round(2.5 * per_epoch)
     assert new_trainer("train.steps=null", "train.accumulation=2").steps == per_epoch // 2
@@ -254,7 +254,7 @@ def test_carried_state_is_used_within_documents_only(new_trainer: NewTrainer) ->
     assert carried is not None
     seen = []
     run.loss = lambda inputs, targets, state: seen.append(state.clone()) or run.model.loss(inputs, targets, state)
-    starts = run.data.train.document_starts
+    starts = run.data.split("train").document_starts
     assert len(starts) == 1
     for _ in range(3):
         run._step(0.01)
@@ -263,7 +263,7 @@ def test_carried_state_is_used_within_documents_only(new_trainer: NewTrainer) ->
     assert not torch.equal(means[1], means[2])
     for state in seen:
         assert not any(tensor.any() for tensor in state.tree["blocks"]["0"]["wavelet"].values())
-    run.windows.document_starts = torch.arange(0, run.data.train.token_count, 3).numpy()
+    run.windows.document_starts = torch.arange(0, len(run.data.split("train").tokens), 3).numpy()
     run._step(0.01)
     assert not seen[-1].tree["window"]["carried_mean"].any()
 

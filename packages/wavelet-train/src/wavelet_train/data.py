@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,30 +44,19 @@ class PreparedData:
     """
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer, cache: TokenCache) -> None:
-        self.config = config
         self.dataset = cache.dataset
         self.tokenizer = tokenizer
+        self._canonical_words = config.canonical_words
         self._cache = cache
         self._splits: dict[Split, TokenSplit] = {}
 
     def split(self, name: Split) -> TokenSplit:
         """Tokens, document starts and counts of a split."""
         if name not in self._splits:
-            words = self.config.canonical_words.get(name)
-            self._splits[name] = self._cache.split(self.tokenizer, name).with_words(words)
+            split = self._cache.split(self.tokenizer, name)
+            words = self._canonical_words.get(name, split.word_count)
+            self._splits[name] = replace(split, word_count=words)
         return self._splits[name]
-
-    @property
-    def train(self) -> TokenSplit:
-        return self.split("train")
-
-    @property
-    def validation(self) -> TokenSplit:
-        return self.split("validation")
-
-    @property
-    def test(self) -> TokenSplit:
-        return self.split("test")
 
 
 def prepare(config: DataConfig, tokenizer: Tokenizer | None = None) -> PreparedData:

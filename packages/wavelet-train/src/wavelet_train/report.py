@@ -58,7 +58,7 @@ def make_report(
     """Evaluate a model on the whole validation split with sliding windows (half a window apart by default)."""
     stride = config.final_stride or max(1, model.config.context_length // 2)
     evaluation = evaluate(
-        model, data.validation, data.tokenizer, stride, config.batch_size, dtype=dtype, on_batch=on_batch
+        model, data.split("validation"), data.tokenizer, stride, config.batch_size, dtype=dtype, on_batch=on_batch
     )
     xz_bits_per_byte = None
     if config.compare_with_xz:

@@ -118,7 +118,7 @@ class Trainer:
 
     def _windows(self, context_length: int) -> RandomWindows | ConsecutiveWindows:
         """Consecutive text for a model that carries state from window to window, random windows for any other."""
-        train, config = self.data.train, self.config
+        train, config = self.data.split("train"), self.config
         if self.carried is None:
             return RandomWindows(train.tokens, context_length, config.batch_size, config.seed)
         return ConsecutiveWindows(train.tokens, train.document_starts, context_length, config.batch_size)
@@ -210,7 +210,7 @@ class Trainer:
         counters, started = self.counters, time.monotonic()
         result = evaluate(
             self.model,
-            self.data.validation,
+            self.data.split("validation"),
             self.data.tokenizer,
             batch_size=self.config.batch_size,
             token_limit=self.config.validation_tokens,
@@ -230,7 +230,8 @@ class Trainer:
     def _report(self) -> Report:
         """Evaluate the best checkpoint on the whole validation split."""
         model = load_checkpoint(self.directory.best, device=self.device)
-        with Progress("evaluating the best checkpoint", self.data.validation.token_count - 1, " tokens") as progress:
+        tokens = len(self.data.split("validation").tokens) - 1
+        with Progress("evaluating the best checkpoint", tokens, " tokens") as progress:
 
             def on_batch(scored: int) -> None:
                 progress.advance(scored)
