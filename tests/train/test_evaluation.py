@@ -14,10 +14,9 @@ import torch
 from torch.nn import functional as F
 
 from wavelet_core import ConfigurationError, WaveletLM
-from wavelet_train.compression import xz_size
 from wavelet_train.data import PreparedData, prepare
 from wavelet_train.evaluation import Evaluation, evaluate
-from wavelet_train.report import Report
+from wavelet_train.report import Report, xz_size
 from wavelet_train.run_config import RunConfig
 
 TinyRun = Callable[..., RunConfig]

@@ -12,7 +12,7 @@ from wavelet_core.config import ComponentOf, Section
 from wavelet_core.registry import build
 from wavelet_core.tokenizers import Tokenizer
 from wavelet_train.splits import Split
-from wavelet_train.token_cache import TokenCache, TokenSplit
+from wavelet_train.token_cache import TokenCache, TokenSplit, default_cache_directory
 
 
 class DataConfig(Section):
@@ -67,5 +67,5 @@ def prepare(config: DataConfig, tokenizer: Tokenizer | None = None) -> PreparedD
     Raises ConfigurationError for data that is missing, empty or not UTF-8, and for a tokenizer that cannot be made.
     """
     dataset = build("dataset", config.dataset)
-    cache = TokenCache(dataset, Path(config.cache_directory) if config.cache_directory else None)
+    cache = TokenCache(dataset, Path(config.cache_directory or default_cache_directory()).expanduser())
     return PreparedData(config, tokenizer or cache.tokenizer(config.tokenizer), cache)

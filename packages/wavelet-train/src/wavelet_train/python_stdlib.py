@@ -34,7 +34,6 @@ class PythonStandardLibrary:
         kind: Literal["python_stdlib"] = "python_stdlib"
 
     def __init__(self, config: Config | None = None) -> None:
-        self.config = config or self.Config()
         self.root = Path(sysconfig.get_paths()["stdlib"])
 
     def paths(self) -> list[PurePosixPath]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import lzma
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from textwrap import indent
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import torch
 
 from wavelet_core import LanguageModel
-from wavelet_train.compression import xz_size
 from wavelet_train.data import PreparedData
 from wavelet_train.evaluation import Evaluation, evaluate
 from wavelet_train.run_config import TrainConfig
@@ -48,12 +48,19 @@ class Report:
         return f"{title}\n{indent(table(rows), '  ')}"
 
 
+def xz_size(documents: Iterable[str]) -> tuple[int, int]:
+    """(compressed, original) size in bytes of the documents in a row, compressed as `xz -9e` does."""
+    compressor = lzma.LZMACompressor(lzma.FORMAT_XZ, preset=9 | lzma.PRESET_EXTREME)
+    compressed = original = 0
+    for document in documents:
+        text = document.encode("utf-8", "replace")
+        original += len(text)
+        compressed += len(compressor.compress(text))
+    return compressed + len(compressor.flush()), original
+
+
 def make_report(
-    model: LanguageModel,
-    data: PreparedData,
-    config: TrainConfig,
-    dtype: torch.dtype,
-    on_batch: Callable[[int], None],
+    model: LanguageModel, data: PreparedData, config: TrainConfig, dtype: torch.dtype, on_batch: Callable[[int], None]
 ) -> Report:
     """Evaluate a model on the whole validation split with sliding windows (half a window apart by default)."""
     stride = config.final_stride or max(1, model.config.context_length // 2)

@@ -75,14 +75,11 @@ def default_cache_directory() -> Path:
 
 
 class TokenCache:
-    """Makes the tokenizer and the tokens of a data set, or finds them made.
+    """Makes the tokenizer and the tokens of a data set in a directory, or finds them made."""
 
-    directory: None for the default (`default_cache_directory`).
-    """
-
-    def __init__(self, dataset: Dataset, directory: Path | None = None) -> None:
+    def __init__(self, dataset: Dataset, directory: Path) -> None:
         self.dataset = dataset
-        self.directory = (directory or default_cache_directory()).expanduser()
+        self.directory = directory
         self._data_fingerprint = dataset.fingerprint()
 
     def tokenizer(self, config: ComponentConfig) -> Tokenizer:
