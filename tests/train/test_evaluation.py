@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from wavelet_core import ConfigurationError, WaveletLM
-from wavelet_train.data import PreparedData, prepare
+from wavelet_train.data import PreparedData
 from wavelet_train.evaluation import Evaluation, evaluate
 from wavelet_train.report import Report, xz_size
 from wavelet_train.run_config import RunConfig
@@ -29,7 +29,7 @@ def prepared(tiny_run: TinyRun) -> Prepared:
     torch.manual_seed(0)
     model = WaveletLM(run.model.model_copy(update={"vocabulary_size": 256}))
     torch.nn.init.normal_(model.blocks[0].project.weight, std=0.3)
-    return model.eval(), prepare(run.data)
+    return model.eval(), PreparedData(run.data)
 
 
 def test_units_follow_from_the_total() -> None:
@@ -94,7 +94,7 @@ def test_part_of_a_split_has_the_bytes_of_its_tokens_and_no_word_count(prepared:
 
 def test_evaluation_leaves_dropout_off_and_the_mode_as_it_was(tiny_run: TinyRun) -> None:
     run = tiny_run("model.embedding_dropout=0.5")
-    model, data = WaveletLM(run.model.model_copy(update={"vocabulary_size": 256})), prepare(run.data)
+    model, data = WaveletLM(run.model.model_copy(update={"vocabulary_size": 256})), PreparedData(run.data)
     model.train()
     first, second = (evaluate(model, data.split("validation"), data.tokenizer).nats for _ in range(2))
     assert first == second

@@ -17,7 +17,7 @@ from wavelet_core.config import parse
 from wavelet_core.registry import RegistryError, registry
 from wavelet_core.tokenizers import BytesTokenizer, Tokenizer
 from wavelet_train import token_cache
-from wavelet_train.data import DataConfig, PreparedData, prepare
+from wavelet_train.data import DataConfig, PreparedData
 from wavelet_train.token_cache import default_cache_directory, token_byte_lengths
 
 TEXTS = {
@@ -41,7 +41,7 @@ def config(tmp_path: Path) -> dict[str, Any]:
 
 
 def prepared(config: dict[str, Any], **changes: Any) -> PreparedData:
-    return prepare(parse(DataConfig, config | changes))
+    return PreparedData(parse(DataConfig, config | changes))
 
 
 def cached(config: dict[str, Any], name: str) -> Path:
@@ -123,7 +123,7 @@ def test_other_data_or_another_tokenizer_have_other_tokens(config: dict[str, Any
 
 def test_a_given_tokenizer_is_used(config: dict[str, Any]) -> None:
     tokenizer = BytesTokenizer()
-    data = prepare(parse(DataConfig, config), tokenizer)
+    data = PreparedData(parse(DataConfig, config), tokenizer)
     assert data.tokenizer is tokenizer
     assert len(data.split("test").tokens) == len(TEXTS["test"][0].encode())
 

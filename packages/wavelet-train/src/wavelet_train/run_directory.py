@@ -8,6 +8,8 @@ last/            the newest one, with `trainer/`, from which the run resumes exa
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +19,37 @@ from wavelet_core.atomic_files import recover, write_atomically
 from wavelet_core.checkpoint import write_checkpoint
 from wavelet_core.tensor_files import CheckpointError
 from wavelet_core.tokenizers import Tokenizer
-from wavelet_train.metrics_file import MetricsFile
 from wavelet_train.run_config import RunConfig, dump
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
+
+
+class MetricsFile:
+    """Appends lines to a `metrics.jsonl`.
+
+    size: bytes of the file that belong to the run so far; what a killed run wrote after its last checkpoint is cut off,
+    so that a resumed run leaves the lines of an uninterrupted one. 0 starts afresh.
+    """
+
+    def __init__(self, path: Path, size: int = 0) -> None:
+        self.path = path
+        with path.open("ab") as file:
+            file.truncate(min(size, file.tell()))
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self.path.stat().st_size
+
+    def write(self, **values: Any) -> None:
+        """Append one line. Numbers that JSON does not have (infinity, not a number) become null."""
+        finite = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(finite) + "\n")
 
 
 class RunDirectory:
@@ -40,14 +68,11 @@ class RunDirectory:
         for checkpoint in (self.best, self.last):
             recover(checkpoint)
 
-    def require_run(self) -> None:
-        """Raise CheckpointError where there is nothing to go on with."""
-        if not self.last.is_dir():
+    def check(self, resume: bool, overwrite: bool) -> None:
+        """Raise CheckpointError where there is no run to resume, FileExistsError where one would be lost unasked."""
+        if resume and not self.last.is_dir():
             raise CheckpointError(f"{self.path} holds no run that can be resumed: it has no {self.last.name}/")
-
-    def require_no_run(self) -> None:
-        """Raise FileExistsError where there is a run."""
-        if self.last.exists():
+        if not (resume or overwrite) and self.last.exists():
             raise FileExistsError(
                 f"{self.path} holds a run already: resume that one, name another directory, or ask to overwrite it"
             )

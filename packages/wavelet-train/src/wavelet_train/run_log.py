@@ -10,8 +10,8 @@ from torch import nn
 
 from wavelet_train.data import PreparedData
 from wavelet_train.evaluation import Evaluation
-from wavelet_train.metrics_file import MetricsFile
 from wavelet_train.progress import Progress
+from wavelet_train.run_directory import MetricsFile
 from wavelet_train.training_state import Counters
 
 

@@ -36,12 +36,10 @@ class SentencePieceTokenizer(Tokenizer):
 
     def __init__(self, config: Config | None = None, model: bytes | None = None) -> None:
         self.config = config or self.Config()
-        if model is None:
-            model = read_model_file(self.config.model_file)
-        self.model = model
+        self.model = read_model_file(self.config.model_file) if model is None else model
         self._processor = _import_sentencepiece().SentencePieceProcessor()
         try:
-            self._processor.LoadFromSerializedProto(model)
+            self._processor.LoadFromSerializedProto(self.model)
         except RuntimeError as error:
             raise TokenizerError(f"this is not a SentencePiece model: {error}") from None
         self.vocabulary_size = self._processor.get_piece_size()

@@ -18,7 +18,7 @@ from wavelet_core.devices import resolve_device
 from wavelet_core.state import leaves
 from wavelet_core.tensor_files import CheckpointError, check_fit, load_tensors_into
 from wavelet_train.allocator import keep_freed_memory
-from wavelet_train.data import PreparedData, prepare
+from wavelet_train.data import PreparedData
 from wavelet_train.evaluation import evaluate
 from wavelet_train.interruption import StopOnSignal, Stopped
 from wavelet_train.precision import autocast, loss_scaler, resolve_precision
@@ -69,10 +69,7 @@ def train(
     or it is damaged, FileExistsError when the directory holds another run, DivergenceError when the loss is not finite.
     """
     directory = RunDirectory(output_directory)
-    if resume:
-        directory.require_run()
-    elif not overwrite:
-        directory.require_no_run()
+    directory.check(resume, overwrite)
     trainer = Trainer(run, directory)
     if resume:
         trainer.load()
@@ -94,7 +91,7 @@ class Trainer:
         if self.device.type == "cpu":
             keep_freed_memory()
         self.dtype = resolve_precision(config.precision, self.device)
-        self.data: PreparedData = prepare(run.data)
+        self.data = PreparedData(run.data)
         model_config = run.model.with_vocabulary(self.data.tokenizer.vocabulary_size)
         self.run = run.model_copy(update={"model": model_config})
 
