@@ -224,6 +224,11 @@ def test_precision_is_that_of_the_products_from_the_first_step_to_the_report(
     assert seen == {(True, dtype, torch.float32), (False, dtype, torch.float32)}
 
 
+@pytest.mark.parametrize(("name", "scaled"), [("float16", True), ("bfloat16", False), ("float32", False)])
+def test_loss_is_scaled_for_float16_only(name: str, scaled: bool, new_trainer: NewTrainer) -> None:
+    assert new_trainer(f"train.precision={name}").scaler.is_enabled() == scaled
+
+
 def test_device_is_where_the_weights_are(new_trainer: NewTrainer) -> None:
     assert new_trainer("train.device=cpu").model.embedding.weight.device.type == "cpu"
     with pytest.raises(ConfigurationError, match=r"train\.device='gpu'"):

@@ -16,7 +16,7 @@ TOKENS = np.arange(1000, dtype=np.uint16)
 
 
 def test_random_windows_predict_the_next_token() -> None:
-    inputs, targets = next(RandomWindows(TOKENS, context_length=16, batch_size=4))
+    inputs, targets, _ = next(RandomWindows(TOKENS, context_length=16, batch_size=4))
     assert inputs.shape == targets.shape == (4, 16)
     assert inputs.dtype == targets.dtype == torch.int64
     assert torch.equal(inputs + 1, targets)
@@ -25,7 +25,7 @@ def test_random_windows_predict_the_next_token() -> None:
 
 def test_random_windows_reach_both_ends_and_no_further() -> None:
     windows = RandomWindows(TOKENS[:10], context_length=4, batch_size=500)
-    inputs, targets = next(windows)
+    inputs, targets, _ = next(windows)
     assert set(inputs[:, 0].tolist()) == set(range(6))
     assert (int(inputs.min()), int(targets.max())) == (0, 9)
 
@@ -55,7 +55,7 @@ def test_an_epoch_holds_as_many_tokens_as_the_text() -> None:
 
 
 def test_token_types_above_16_bits_are_kept() -> None:
-    inputs, _ = next(RandomWindows(np.full(20, 100_000, dtype=np.uint32), 4, 1))
+    inputs, _, _ = next(RandomWindows(np.full(20, 100_000, dtype=np.uint32), 4, 1))
     assert int(inputs[0, 0]) == 100_000
 
 

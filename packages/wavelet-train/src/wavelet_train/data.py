@@ -11,8 +11,7 @@ from pydantic import Field
 from wavelet_core.config import ComponentOf, Section
 from wavelet_core.registry import build
 from wavelet_core.tokenizers import Tokenizer
-from wavelet_train.datasets import Dataset
-from wavelet_train.splits import Split
+from wavelet_train.datasets import Dataset, Split
 from wavelet_train.token_cache import TokenCache, TokenSplit, default_cache_directory
 
 

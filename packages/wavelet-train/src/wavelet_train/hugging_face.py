@@ -12,7 +12,7 @@ from pydantic import Field
 
 from wavelet_core.config import ComponentConfig, ConfigurationError
 from wavelet_core.registry import nearest
-from wavelet_train.splits import SPLITS, Split, part_of, split_of
+from wavelet_train.datasets import SPLITS, Split, part_of, split_of
 
 READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 

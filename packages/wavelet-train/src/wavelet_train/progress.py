@@ -7,6 +7,7 @@ import time
 
 from tqdm import tqdm
 
+SECONDS_BETWEEN_LINES = 10.0
 LINE = "{desc}: {n_fmt}{unit}, {rate_noinv_fmt}, {elapsed_s:.1f} s{postfix}"
 LINE_OF_UNFINISHED = LINE.replace("{unit},", "{unit} of {total_fmt}{unit}, {remaining} left,")
 
@@ -15,22 +16,13 @@ class Progress:
     """Counts units of work done; use it as a context manager.
 
     total: how many units there will be, None when nobody knows. done: units that an earlier process did already; they
-    do not count in the rate. seconds_between_lines: how often a plain line is written where stderr is no terminal;
-    short work writes its last line only.
+    do not count in the rate. Work that is done before the first plain line is due writes its last line only.
     """
 
-    def __init__(
-        self,
-        description: str,
-        total: int | None = None,
-        unit: str = "B",
-        done: int = 0,
-        seconds_between_lines: float = 10.0,
-    ) -> None:
+    def __init__(self, description: str, total: int | None = None, unit: str = "B", done: int = 0) -> None:
         self.description, self.total, self.unit = description, total or 0, unit
         self.done = self._done_before = done
         self.note = ""
-        self._seconds_between_lines = seconds_between_lines
         self._started = self._last_line = time.monotonic()
         self._bar = None
         if sys.stderr.isatty():
@@ -60,7 +52,7 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(units)
-        elif time.monotonic() - self._last_line >= self._seconds_between_lines:
+        elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._write(LINE_OF_UNFINISHED if self.done < self.total else LINE)
 
     def message(self, text: str) -> None:

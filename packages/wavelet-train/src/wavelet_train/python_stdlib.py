@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from wavelet_core.config import ComponentConfig, ConfigurationError
-from wavelet_train.splits import Split, split_of
+from wavelet_train.datasets import Split, split_of
 
 SUFFIXES = {".py", ".rst", ".txt"}
 TEST_FOLDERS = {"test", "tests", "idle_test"}

@@ -30,18 +30,17 @@ class Report:
 
     def __str__(self) -> str:
         score = self.evaluation
-        xz = []
-        if self.xz_bits_per_byte is not None:
-            difference = 100 * (1 - score.bits_per_byte / self.xz_bits_per_byte)
-            comparison = f"the model needs {abs(difference):.1f}% {'less' if difference > 0 else 'more'}"
-            xz = [("bits per byte of `xz -9e`", f"{self.xz_bits_per_byte:.4f}", f"for the same text: {comparison}")]
         rows = [
             ("bits per byte", f"{score.bits_per_byte:.4f}", f"{score.byte_count:,} bytes of UTF-8"),
-            *xz,
             ("bits per token", f"{score.bits_per_token:.4f}", f"{score.tokens:,} tokens of this run's vocabulary"),
             ("nats per token", f"{score.nats_per_token:.4f}", ""),
             ("perplexity per token", f"{score.perplexity_per_token:.3f}", ""),
         ]
+        if self.xz_bits_per_byte is not None:
+            difference = 100 * (1 - score.bits_per_byte / self.xz_bits_per_byte)
+            comparison = f"the model needs {abs(difference):.1f}% {'less' if difference > 0 else 'more'}"
+            xz = ("bits per byte of `xz -9e`", f"{self.xz_bits_per_byte:.4f}", f"for the same text: {comparison}")
+            rows.insert(1, xz)
         if score.perplexity_per_word is not None:
             rows.append(("perplexity per word", f"{score.perplexity_per_word:.3f}", f"{score.word_count:,} words"))
         title = f"Validation split, best checkpoint, windows of {score.window} tokens every {score.stride}:"

@@ -63,24 +63,21 @@ class SentencePieceTokenizer(Tokenizer):
         return batch
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        try:
-            return b"".join([self._bytes[piece] for piece in ids])
-        except IndexError:
-            raise TokenizerError(self._unknown_token()) from None
+        return b"".join([self._bytes[piece] for piece in self._known(ids)])
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some ids, without the space that many models put before the first word."""
-        try:
-            text: str = self._processor.decode(list(ids))
-        except IndexError:
-            raise TokenizerError(self._unknown_token()) from None
+        text: str = self._processor.decode(self._known(ids))
         return text
 
-    def _unknown_token(self) -> str:
-        return (
-            f"a token is not in the tokenizer's vocabulary of {self.vocabulary_size}; is this the tokenizer that the "
-            "model was trained with?"
-        )
+    def _known(self, ids: Iterable[int]) -> list[int]:
+        pieces = list(ids)
+        if pieces and not 0 <= min(pieces) <= max(pieces) < self.vocabulary_size:
+            raise TokenizerError(
+                f"a token is not in the tokenizer's vocabulary of {self.vocabulary_size}; is this the tokenizer that "
+                "the model was trained with?"
+            )
+        return pieces
 
     def save(self, directory: str | Path) -> None:
         save_sentence_piece(directory, self.model)

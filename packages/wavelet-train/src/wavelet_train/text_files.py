@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from wavelet_core.config import ComponentConfig, ConfigurationError
-from wavelet_train.splits import SPLITS, Split, part_of, split_of
+from wavelet_train.datasets import SPLITS, Split, part_of, split_of
 
 
 class TextFiles:

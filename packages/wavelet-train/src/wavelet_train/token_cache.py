@@ -29,9 +29,8 @@ from wavelet_core.registry import registry
 from wavelet_core.tensor_files import CheckpointError
 from wavelet_core.tokenizers import BytePairTokenizer, Tokenizer, TokenizerError, load_tokenizer
 from wavelet_train.byte_pair import train_byte_pair
-from wavelet_train.datasets import Dataset
+from wavelet_train.datasets import Dataset, Split
 from wavelet_train.progress import Progress
-from wavelet_train.splits import Split
 
 FORMAT_VERSION = 1
 # Characters: long documents are cut into pieces of this size, and pieces are encoded in batches of the other.
@@ -115,16 +114,11 @@ class TokenCache:
 def read_split(directory: Path, name: Split) -> TokenSplit:
     """A split's files. Raises OSError, ValueError, KeyError or TypeError when they are missing or damaged."""
     counts = json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
-    tokens = memory_map(directory / f"{name}.tokens", np.dtype(counts["dtype"]), counts["tokens"])
-    document_starts = memory_map(directory / f"{name}.documents", np.dtype(np.int64), counts["documents"])
+    tokens = np.memmap(directory / f"{name}.tokens", np.dtype(counts["dtype"]), "r")
+    document_starts = np.memmap(directory / f"{name}.documents", np.int64, "r")
+    if (len(tokens), len(document_starts)) != (counts["tokens"], counts["documents"]):
+        raise ValueError(f"the files of {directory / name} do not hold as many numbers as {name}.json says")
     return TokenSplit(name, tokens, document_starts, counts["bytes"], counts["words"])
-
-
-def memory_map(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
-    """A file of `count` numbers. Raises ValueError when it holds more or fewer."""
-    if path.stat().st_size != count * dtype.itemsize:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes, not {count} numbers of type {dtype}")
-    return np.memmap(path, dtype=dtype, mode="r", shape=(count,))
 
 
 def write_split(directory: Path, name: Split, dataset: Dataset, tokenizer: Tokenizer) -> None:

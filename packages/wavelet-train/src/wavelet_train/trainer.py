@@ -21,7 +21,7 @@ from wavelet_train.allocator import keep_freed_memory
 from wavelet_train.data import PreparedData
 from wavelet_train.evaluation import evaluate
 from wavelet_train.interruption import StopOnSignal, Stopped
-from wavelet_train.precision import autocast, loss_scaler, resolve_precision
+from wavelet_train.precision import autocast, resolve_precision
 from wavelet_train.progress import Progress
 from wavelet_train.report import Report, make_report
 from wavelet_train.run_config import RunConfig
@@ -110,7 +110,8 @@ class Trainer:
 
         self.optimizer = build("optimizer", config.optimizer, list(self.parameters.items()), config.lr)
         self.schedule = build("schedule", config.schedule, config.lr, self.steps)
-        self.scaler = loss_scaler(self.device, self.dtype)
+        # The small gradients of float16 would vanish without it.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.counters = Counters()
 
     def _windows(self, context_length: int) -> RandomWindows | ConsecutiveWindows:
@@ -240,14 +241,16 @@ class Trainer:
 
     def _save_last(self) -> None:
         self.counters.metrics_size = self.directory.metrics.size
-        tensors, device = self._tensors(), self.device
+        tensors, device, scaler = self._tensors(), self.device, self.scaler.state_dict()
         if device.type != "cpu":
             tensors[f"random.{device.type}"] = torch.get_device_module(device).get_rng_state(device)
-
-        def write(directory: Path) -> None:
-            write_state(directory, self.counters, tensors, self.scaler.state_dict())
-
-        self.directory.save(self.directory.last, self.model, self.data.tokenizer, self.run, write)
+        self.directory.save(
+            self.directory.last,
+            self.model,
+            self.data.tokenizer,
+            self.run,
+            lambda fresh: write_state(fresh, self.counters, tensors, scaler),
+        )
 
     def _tensors(self) -> dict[str, Tensor]:
         """All tensors besides the weights that decide how the run goes on, by name, on any device."""
@@ -280,5 +283,5 @@ class Trainer:
         torch.set_rng_state(saved["random.cpu"])
         if f"random.{device.type}" in generators:
             torch.get_device_module(device).set_rng_state(generators[f"random.{device.type}"], device)
-        if self.scaler.is_enabled() and scaler:
+        if scaler:
             self.scaler.load_state_dict(scaler)

@@ -17,22 +17,15 @@ from wavelet_core.config import ConfigurationError
 
 
 class Windows(NamedTuple):
-    """A batch of training windows: `inputs` and `targets` (B, T)."""
+    """A batch of training windows (B, T).
 
-    inputs: Tensor
-    targets: Tensor
-
-
-class StreamWindows(NamedTuple):
-    """A batch of consecutive windows (B, T), one text stream a row.
-
-    continues: (B,) bool, True where what the model carried out of the row's previous window may be used in this one:
-    the two windows together hold text of a single document, and nothing before it.
+    continues: of consecutive windows, (B,) bool, True where what the model carried out of the row's previous window may
+    be used in this one: the two windows together hold text of a single document, and nothing before it.
     """
 
     inputs: Tensor
     targets: Tensor
-    continues: Tensor
+    continues: Tensor | None = None
 
 
 class ScoredWindows(NamedTuple):
@@ -94,7 +87,7 @@ class RandomWindows(Iterator[Windows]):
         self.generator.set_state(state["generator"])
 
 
-class ConsecutiveWindows(Iterator[StreamWindows]):
+class ConsecutiveWindows(Iterator[Windows]):
     """An endless iterator over batches whose rows continue where the batch before stopped.
 
     The text is cut into batch_size streams of equal length; row b of every batch is the next window of stream b. After
@@ -121,7 +114,7 @@ class ConsecutiveWindows(Iterator[StreamWindows]):
         """Whole windows in a stream."""
         return (self.stream_length - 1) // self.context_length
 
-    def __next__(self) -> StreamWindows:
+    def __next__(self) -> Windows:
         starts = torch.arange(self.batch_size) * self.stream_length + self.window * self.context_length
         window = _gather(self.tokens, starts, self.context_length + 1)
         # A document may begin with the previous window, but nowhere after that.
@@ -129,7 +122,7 @@ class ConsecutiveWindows(Iterator[StreamWindows]):
         last = np.searchsorted(self.document_starts, starts.numpy() + self.context_length)
         continues = torch.from_numpy(first == last) & (self.window > 0)
         self.window = (self.window + 1) % self.batches_per_epoch
-        return StreamWindows(window[:, :-1], window[:, 1:], continues)
+        return Windows(window[:, :-1], window[:, 1:], continues)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"window": torch.tensor(self.window)}
