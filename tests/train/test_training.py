@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,9 @@ def test_compare_with_xz_adds_its_size(tiny_run: TinyRun, tmp_path: Path) -> Non
     compared = train(tiny_run("train.steps=1", "train.compare_with_xz=true"), tmp_path / "compared").report
     assert plain is not None and compared is not None
     assert plain.xz_bits_per_byte is None and "xz" not in str(plain)
-    assert compared.xz_bits_per_byte is not None and "bits per byte of `xz -9e`" in str(compared)
+    text = (tmp_path / "validation.txt").read_bytes()
+    size = len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME))
+    assert compared.xz_bits_per_byte == 8 * size / len(text) and "bits per byte of `xz -9e`" in str(compared)
 
 
 def test_compile_compiles_the_loss_into_one_graph(new_trainer: NewTrainer) -> None:

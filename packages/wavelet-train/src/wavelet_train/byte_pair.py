@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 
 from tokenizers import Regex, models, pre_tokenizers, trainers
@@ -24,9 +23,8 @@ def train_byte_pair(config: BytePairTokenizer.Config, documents: Iterable[str]) 
         show_progress=False,
     )
     learner.train_from_iterator(documents, trainer)
-    model = json.loads(learner.to_str())["model"]
     byte_of = byte_of_character()
-    merged = sorted((rank, token) for token, rank in model["vocab"].items() if len(token) > 1)
+    merged = sorted((rank, token) for token, rank in learner.get_vocab().items() if len(token) > 1)
     tokens = [bytes(byte_of[character] for character in token) for _, token in merged]
     return BytePairTokenizer(config, [bytes([byte]) for byte in range(256)] + tokens)
 

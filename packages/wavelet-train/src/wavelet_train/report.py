@@ -47,15 +47,11 @@ class Report:
         return f"{title}\n{indent(table(rows), '  ')}"
 
 
-def xz_size(documents: Iterable[str]) -> tuple[int, int]:
-    """(compressed, original) size in bytes of the documents in a row, compressed as `xz -9e` does."""
+def xz_size(documents: Iterable[str]) -> int:
+    """Size in bytes of the documents in a row, compressed as `xz -9e` does."""
     compressor = lzma.LZMACompressor(lzma.FORMAT_XZ, preset=9 | lzma.PRESET_EXTREME)
-    compressed = original = 0
-    for document in documents:
-        text = document.encode("utf-8", "replace")
-        original += len(text)
-        compressed += len(compressor.compress(text))
-    return compressed + len(compressor.flush()), original
+    size = sum(len(compressor.compress(document.encode("utf-8", "replace"))) for document in documents)
+    return size + len(compressor.flush())
 
 
 def make_report(
@@ -63,11 +59,9 @@ def make_report(
 ) -> Report:
     """Evaluate a model on the whole validation split with sliding windows (half a window apart by default)."""
     stride = config.final_stride or max(1, model.config.context_length // 2)
-    evaluation = evaluate(
-        model, data.split("validation"), data.tokenizer, stride, config.batch_size, dtype=dtype, on_batch=on_batch
-    )
+    split = data.split("validation")
+    evaluation = evaluate(model, split, data.tokenizer, stride, config.batch_size, dtype=dtype, on_batch=on_batch)
     xz_bits_per_byte = None
     if config.compare_with_xz:
-        compressed, original = xz_size(data.dataset.documents("validation"))
-        xz_bits_per_byte = 8 * compressed / original
+        xz_bits_per_byte = 8 * xz_size(data.dataset.documents("validation")) / split.byte_count
     return Report(evaluation, xz_bits_per_byte)

@@ -97,7 +97,7 @@ class RunDirectory:
         write_more: Callable[[Path], None] = lambda directory: None,
     ) -> None:
         """Replace a checkpoint; `write_more` puts what else belongs to it into the new directory."""
-        sections = {name: getattr(run, name).model_dump(mode="json") for name in ("data", "train")}
+        sections = run.model_dump(mode="json", include={"data", "train"})
 
         def write(fresh: Path) -> None:
             fresh.mkdir()

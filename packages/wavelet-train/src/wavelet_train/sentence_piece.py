@@ -84,9 +84,8 @@ class SentencePieceTokenizer(Tokenizer):
 
     @classmethod
     def load(cls, directory: Path, saved: dict[str, Any]) -> SentencePieceTokenizer:
-        file = directory / MODEL_FILE
         try:
-            return cls(model=file.read_bytes())
+            return cls(model=(directory / MODEL_FILE).read_bytes())
         except FileNotFoundError:
             raise CheckpointError(f"{directory} holds no SentencePiece model: there is no {MODEL_FILE} in it") from None
 

@@ -92,9 +92,8 @@ class TokenCache:
             return tokenizer
         key = hash_of("tokenizer", self._data_fingerprint, config.model_dump_json())
         directory = self.directory / "tokenizers" / key
-        if directory.exists():
-            with suppress(CheckpointError):  # one that is damaged is made again
-                return load_tokenizer(directory)
+        with suppress(CheckpointError):  # there is none, or it is damaged and made again
+            return load_tokenizer(directory)
         with Progress(f"training a {config.kind} tokenizer", size_of(self.dataset, "train")) as progress:
             trained: Tokenizer = train(config, first_bytes(self.dataset.documents("train"), TRAINING_BYTES, progress))
         trained.save(directory)
