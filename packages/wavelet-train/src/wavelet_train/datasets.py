@@ -9,6 +9,9 @@ from typing import Literal, Protocol, get_args
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
+# Where the validation and the test part begin.
+VALIDATION_FROM, TEST_FROM = 0.90, 0.95
+
 
 class Dataset(Protocol):
     """A component of kind `dataset`, made with its `Config` alone.
@@ -24,10 +27,6 @@ class Dataset(Protocol):
 
     def fingerprint(self) -> str:
         """A string that changes whenever any document of any split does; it keys the token cache."""
-
-
-# Where the validation and the test part begin.
-VALIDATION_FROM, TEST_FROM = 0.90, 0.95
 
 
 def split_of(name: str) -> Split:

@@ -99,7 +99,7 @@ def files_in(field: str, name: str, pattern: str) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise ConfigurationError(f"data.dataset.{field}: there is no file or folder {path}")
-    files = [file for file in sorted(path.rglob("*")) if fnmatch(file.name, pattern) and file.is_file()]
+    files = sorted(file for file in path.rglob("*") if fnmatch(file.name, pattern) and file.is_file())
     files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
     if not files:
         hint = "" if pattern == "*" else f" that match data.dataset.pattern={pattern!r}"
