@@ -30,8 +30,8 @@ from wavelet_core.generation import GenerationSettings, NgramDrafts, Sampler, ge
 from wavelet_core.tokenizers import BytePairTokenizer, TiktokenTokenizer, Tokenizer
 from wavelet_quant.decode_benchmark import random_model
 from wavelet_train.byte_pair import train_byte_pair
-from wavelet_train.config import load_run_config
 from wavelet_train.python_stdlib import PythonStandardLibrary
+from wavelet_train.run_config import load_run_config
 
 PROMPT_TOKENS = 1000
 VOCABULARY = 50257

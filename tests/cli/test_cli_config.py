@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from wavelet_train.config import list_presets, load_run_config
+from wavelet_train.run_config import list_presets, load_run_config
 
 PRESETS = ["demo", "wikitext-103", "pg-19", "mini", "b200"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from wavelet_train.config import RunConfig, load_run_config
+from wavelet_train.run_config import RunConfig, load_run_config
 from wavelet_train.run_directory import RunDirectory
 from wavelet_train.trainer import Trainer
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers, trainers
 
 from wavelet_core.tokenizers import BytePairTokenizer, load_tokenizer
 from wavelet_train.byte_pair import byte_level_tokenizer, byte_of_character, train_byte_pair
@@ -21,7 +21,7 @@ VOCABULARY_SIZE = 700
 
 def reference(documents: list[str]) -> tuple[object, dict[int, bytes]]:
     """The same training in the `tokenizers` library, and the bytes of its tokens."""
-    tokenizer = byte_level_tokenizer(models.BPE())
+    tokenizer = byte_level_tokenizer()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY_SIZE - 1, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )

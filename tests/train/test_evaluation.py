@@ -14,11 +14,10 @@ import torch
 from torch.nn import functional as F
 
 from wavelet_core import ConfigurationError, WaveletLM
-from wavelet_train.compression import xz_size
-from wavelet_train.config import RunConfig
-from wavelet_train.data import PreparedData, prepare
+from wavelet_train.data import PreparedData
 from wavelet_train.evaluation import Evaluation, evaluate
-from wavelet_train.report import Report
+from wavelet_train.report import Report, xz_size
+from wavelet_train.run_config import RunConfig
 
 TinyRun = Callable[..., RunConfig]
 Prepared = tuple[WaveletLM, PreparedData]
@@ -30,7 +29,7 @@ def prepared(tiny_run: TinyRun) -> Prepared:
     torch.manual_seed(0)
     model = WaveletLM(run.model.model_copy(update={"vocabulary_size": 256}))
     torch.nn.init.normal_(model.blocks[0].project.weight, std=0.3)
-    return model.eval(), prepare(run.data)
+    return model.eval(), PreparedData(run.data)
 
 
 def test_units_follow_from_the_total() -> None:
@@ -53,18 +52,18 @@ def test_hopeless_model_has_infinite_perplexity_instead_of_an_error() -> None:
 def test_uniform_model_needs_eight_bits_for_a_byte(prepared: Prepared) -> None:
     model, data = prepared
     torch.nn.init.zeros_(model.head.weight)
-    result = evaluate(model, data.validation, data.tokenizer)
+    result = evaluate(model, data.split("validation"), data.tokenizer)
     assert result.bits_per_byte == pytest.approx(8)
     assert result.perplexity_per_token == pytest.approx(256, rel=1e-5)
-    assert result.tokens == result.byte_count == data.validation.token_count - 1
-    assert result.word_count == data.validation.word_count
+    assert result.tokens == result.byte_count == len(data.split("validation").tokens) - 1
+    assert result.word_count == data.split("validation").word_count
 
 
 @pytest.mark.parametrize("stride", [None, 8, 5, 1])
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_windows_score_each_token_with_its_own_context(stride: int | None, batch_size: int, prepared: Prepared) -> None:
     model, data = prepared
-    tokens = torch.from_numpy(data.validation.tokens.astype("int64"))[:70]
+    tokens = torch.from_numpy(data.split("validation").tokens.astype("int64"))[:70]
     step, window, nats, scored = stride or 16, 16, 0.0, 1
     start = 0
     with torch.no_grad():
@@ -74,30 +73,30 @@ def test_windows_score_each_token_with_its_own_context(stride: int | None, batch
             nats += losses[scored - start - 1 :].sum().item()
             scored = start + len(chunk)
             start += step
-    result = evaluate(model, data.validation, data.tokenizer, stride, batch_size, token_limit=69)
+    result = evaluate(model, data.split("validation"), data.tokenizer, stride, batch_size, token_limit=69)
     assert result.tokens == 69
     assert result.nats == pytest.approx(nats, rel=1e-5)
 
 
 def test_context_helps_a_model_only_within_the_window(prepared: Prepared) -> None:
     model, data = prepared
-    wide = evaluate(model, data.validation, data.tokenizer, window=32)
+    wide = evaluate(model, data.split("validation"), data.tokenizer, window=32)
     assert wide.window == 32 == wide.stride
-    assert wide.nats != evaluate(model, data.validation, data.tokenizer).nats
+    assert wide.nats != evaluate(model, data.split("validation"), data.tokenizer).nats
 
 
 def test_part_of_a_split_has_the_bytes_of_its_tokens_and_no_word_count(prepared: Prepared) -> None:
     model, data = prepared
-    result = evaluate(model, data.validation, data.tokenizer, token_limit=40)
+    result = evaluate(model, data.split("validation"), data.tokenizer, token_limit=40)
     assert (result.tokens, result.byte_count, result.word_count) == (40, 40, None)
     assert result.perplexity_per_word is None
 
 
 def test_evaluation_leaves_dropout_off_and_the_mode_as_it_was(tiny_run: TinyRun) -> None:
     run = tiny_run("model.embedding_dropout=0.5")
-    model, data = WaveletLM(run.model.model_copy(update={"vocabulary_size": 256})), prepare(run.data)
+    model, data = WaveletLM(run.model.model_copy(update={"vocabulary_size": 256})), PreparedData(run.data)
     model.train()
-    first, second = (evaluate(model, data.validation, data.tokenizer).nats for _ in range(2))
+    first, second = (evaluate(model, data.split("validation"), data.tokenizer).nats for _ in range(2))
     assert first == second
     assert model.training
 
@@ -105,15 +104,15 @@ def test_evaluation_leaves_dropout_off_and_the_mode_as_it_was(tiny_run: TinyRun)
 def test_evaluation_reports_its_progress(prepared: Prepared) -> None:
     model, data = prepared
     scored: list[int] = []
-    result = evaluate(model, data.validation, data.tokenizer, stride=8, on_batch=scored.append)
+    result = evaluate(model, data.split("validation"), data.tokenizer, stride=8, on_batch=scored.append)
     assert sum(scored) == result.tokens
     assert len(scored) > 1
 
 
 def test_autocast_type_changes_the_arithmetic_only_slightly(prepared: Prepared) -> None:
     model, data = prepared
-    exact = evaluate(model, data.validation, data.tokenizer).nats_per_token
-    rounded = evaluate(model, data.validation, data.tokenizer, dtype=torch.bfloat16).nats_per_token
+    exact = evaluate(model, data.split("validation"), data.tokenizer).nats_per_token
+    rounded = evaluate(model, data.split("validation"), data.tokenizer, dtype=torch.bfloat16).nats_per_token
     assert rounded != exact
     assert rounded == pytest.approx(exact, rel=0.01)
 
@@ -121,16 +120,15 @@ def test_autocast_type_changes_the_arithmetic_only_slightly(prepared: Prepared) 
 def test_impossible_windows_are_refused(prepared: Prepared) -> None:
     model, data = prepared
     with pytest.raises(ValueError, match="stride"):
-        evaluate(model, data.validation, data.tokenizer, stride=17)
+        evaluate(model, data.split("validation"), data.tokenizer, stride=17)
     with pytest.raises(ConfigurationError, match="evaluation needs 2"):
-        evaluate(model, data.validation, data.tokenizer, token_limit=0)
+        evaluate(model, data.split("validation"), data.tokenizer, token_limit=0)
 
 
 def test_xz_size_is_that_of_the_xz_command(tmp_path: Path) -> None:
     documents = [Path(math.__spec__.origin or __file__).name * 50, Path(__file__).read_text(), "ein Käfig\n" * 40]
-    compressed, original = xz_size(documents)
+    compressed = xz_size(documents)
     text = "".join(documents).encode()
-    assert original == len(text)
     assert compressed == len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME))
     if shutil.which("xz"):
         (tmp_path / "text").write_bytes(text)

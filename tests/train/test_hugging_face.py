@@ -10,8 +10,8 @@ import pytest
 
 from wavelet_core import ConfigurationError
 from wavelet_core.config import parse
+from wavelet_train.datasets import SPLITS, split_of
 from wavelet_train.hugging_face import HuggingFace
-from wavelet_train.splits import SPLITS, split_of
 
 TEXTS = [f"document number {number}" for number in range(200)]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from wavelet_train import precision
-from wavelet_train.precision import autocast, has_native_bfloat16, loss_scaler, resolve_precision
+from wavelet_train.precision import autocast, has_native_bfloat16, resolve_precision
 
 CPU = torch.device("cpu")
 
@@ -31,9 +31,3 @@ def test_autocast_computes_products_in_the_type(name: precision.Precision) -> No
     with autocast(CPU, dtype):
         assert layer(torch.ones(1, 2)).dtype == dtype
     assert layer.weight.dtype == torch.float32
-
-
-def test_loss_is_scaled_for_float16_only() -> None:
-    assert loss_scaler(CPU, torch.float16).is_enabled()
-    assert not loss_scaler(CPU, torch.bfloat16).is_enabled()
-    assert not loss_scaler(CPU, torch.float32).is_enabled()

@@ -17,7 +17,7 @@ from wavelet_core.config import parse
 from wavelet_core.registry import RegistryError, registry
 from wavelet_core.tokenizers import BytesTokenizer, Tokenizer
 from wavelet_train import token_cache
-from wavelet_train.data import DataConfig, PreparedData, prepare
+from wavelet_train.data import DataConfig, PreparedData
 from wavelet_train.token_cache import default_cache_directory, token_byte_lengths
 
 TEXTS = {
@@ -41,7 +41,7 @@ def config(tmp_path: Path) -> dict[str, Any]:
 
 
 def prepared(config: dict[str, Any], **changes: Any) -> PreparedData:
-    return prepare(parse(DataConfig, config | changes))
+    return PreparedData(parse(DataConfig, config | changes))
 
 
 def cached(config: dict[str, Any], name: str) -> Path:
@@ -54,34 +54,34 @@ def test_tokens_are_the_documents_with_end_of_text_between(config: dict[str, Any
     tokenizer = data.tokenizer
     assert tokenizer.vocabulary_size <= 300
     expected = [*tokenizer.encode(TEXTS["train"][0]), tokenizer.end_of_text, *tokenizer.encode(TEXTS["train"][1])]
-    assert data.train.tokens.tolist() == expected
-    assert data.train.document_starts.tolist() == [0, expected.index(tokenizer.end_of_text) + 1]
-    assert data.validation.tokens.tolist() == tokenizer.encode(TEXTS["validation"][0])
-    assert data.train.tokens.dtype == np.uint16
-    assert isinstance(data.train.tokens, np.memmap)
+    assert data.split("train").tokens.tolist() == expected
+    assert data.split("train").document_starts.tolist() == [0, expected.index(tokenizer.end_of_text) + 1]
+    assert data.split("validation").tokens.tolist() == tokenizer.encode(TEXTS["validation"][0])
+    assert data.split("train").tokens.dtype == np.uint16
+    assert isinstance(data.split("train").tokens, np.memmap)
 
 
 def test_counts_describe_the_text(config: dict[str, Any]) -> None:
     data = prepared(config)
-    train = data.train
+    train = data.split("train")
     assert train.byte_count == sum(len(text.encode()) for text in TEXTS["train"])
     assert train.word_count == sum(len(text.split()) for text in TEXTS["train"])
-    assert (train.token_count, len(train.document_starts)) == (len(train.tokens), 2)
+    assert len(train.document_starts) == 2
     assert token_byte_lengths(data.tokenizer)[train.tokens].sum() == train.byte_count
 
 
 def test_canonical_words_replace_the_count(config: dict[str, Any]) -> None:
     data = prepared(config, canonical_words={"test": 12345})
-    assert data.test.word_count == 12345
-    assert data.validation.word_count == len(TEXTS["validation"][0].split())
+    assert data.split("test").word_count == 12345
+    assert data.split("validation").word_count == len(TEXTS["validation"][0].split())
 
 
 def test_tokenizers_without_end_of_text_put_documents_next_to_each_other(config: dict[str, Any]) -> None:
     data = prepared(config, tokenizer="bytes")
-    assert data.train.tokens.tobytes() == b"".join(
+    assert data.split("train").tokens.tobytes() == b"".join(
         np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint16).tobytes() for text in TEXTS["train"]
     )
-    assert data.train.document_starts.tolist() == [0, len(TEXTS["train"][0].encode())]
+    assert data.split("train").document_starts.tolist() == [0, len(TEXTS["train"][0].encode())]
 
 
 @pytest.mark.parametrize("tokenizer", ["byte_pair", "bytes"])
@@ -89,64 +89,64 @@ def test_pieces_and_batches_leave_no_trace(
     tokenizer: str, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config["tokenizer"] = tokenizer
-    whole = prepared(config).train
+    whole = prepared(config).split("train")
     monkeypatch.setattr(token_cache, "PIECE_SIZE", 16)
     monkeypatch.setattr(token_cache, "BATCH_SIZE", 50)
-    pieces = prepared(config, cache_directory=config["cache_directory"] + "2").train
+    pieces = prepared(config, cache_directory=config["cache_directory"] + "2").split("train")
     assert np.array_equal(whole.tokens, pieces.tokens)
     assert np.array_equal(whole.document_starts, pieces.document_starts)
     assert (whole.byte_count, whole.word_count) == (pieces.byte_count, pieces.word_count)
 
 
 def test_a_second_run_reads_the_cache(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    first = prepared(config).train
+    first = prepared(config).split("train")
     for work in ("write_split", "train_byte_pair"):
         monkeypatch.setattr(token_cache, work, lambda *_: pytest.fail("the cache was not used"))
     again = prepared(config)
-    assert np.array_equal(again.train.tokens, first.tokens)
-    assert (again.train.byte_count, again.train.word_count) == (first.byte_count, first.word_count)
+    assert np.array_equal(again.split("train").tokens, first.tokens)
+    assert (again.split("train").byte_count, again.split("train").word_count) == (first.byte_count, first.word_count)
 
 
 def test_a_split_is_tokenized_when_it_is_asked_for(config: dict[str, Any]) -> None:
     data = prepared(config)
     assert not list(Path(config["cache_directory"]).rglob("*.tokens"))
-    assert data.validation is data.validation
+    assert data.split("validation") is data.split("validation")
     assert [path.name for path in Path(config["cache_directory"]).rglob("*.tokens")] == ["validation.tokens"]
 
 
 def test_other_data_or_another_tokenizer_have_other_tokens(config: dict[str, Any], tmp_path: Path) -> None:
-    tokens = [prepared(config).train.token_count, prepared(config, tokenizer="bytes").train.token_count]
+    counts = [len(prepared(config, **other).split("train").tokens) for other in ({}, {"tokenizer": "bytes"})]
     (tmp_path / "train" / "0.txt").write_text("something else")
-    tokens.append(prepared(config).train.token_count)
-    assert len(set(tokens)) == 3
+    counts.append(len(prepared(config).split("train").tokens))
+    assert len(set(counts)) == 3
 
 
 def test_a_given_tokenizer_is_used(config: dict[str, Any]) -> None:
     tokenizer = BytesTokenizer()
-    data = prepare(parse(DataConfig, config), tokenizer)
+    data = PreparedData(parse(DataConfig, config), tokenizer)
     assert data.tokenizer is tokenizer
-    assert data.test.token_count == len(TEXTS["test"][0].encode())
+    assert len(data.split("test").tokens) == len(TEXTS["test"][0].encode())
 
 
 @pytest.mark.parametrize("name", ["train.tokens", "train.documents", "train.json"])
 @pytest.mark.parametrize("damage", ["truncated", "missing", "empty"])
 def test_damaged_token_files_are_made_again(config: dict[str, Any], name: str, damage: str) -> None:
-    expected = prepared(config).train.tokens.tolist()
+    expected = prepared(config).split("train").tokens.tolist()
     path = cached(config, name)
     content = path.read_bytes()
     path.unlink()  # the old file may still be mapped
     if damage != "missing":
         path.write_bytes(content[: len(content) - 3] if damage == "truncated" else b"")
-    assert prepared(config).train.tokens.tolist() == expected
+    assert prepared(config).split("train").tokens.tolist() == expected
     assert path.read_bytes() == content
 
 
 def test_a_damaged_tokenizer_is_trained_again(config: dict[str, Any]) -> None:
-    expected = prepared(config).train.tokens.tolist()
+    expected = prepared(config).split("train").tokens.tolist()
     path = cached(config, "tokenizer.json")
     content = path.read_bytes()
     path.write_bytes(content[:100])
-    assert prepared(config).train.tokens.tolist() == expected
+    assert prepared(config).split("train").tokens.tolist() == expected
     assert path.read_bytes() == content
 
 
@@ -162,13 +162,13 @@ def test_an_interrupted_run_leaves_no_tokens_that_count(
     with pytest.raises(KeyboardInterrupt):
         data.split("train")
     assert not list((tmp_path / "cache" / "tokens").rglob("*.*"))
-    assert prepared(config).train.token_count > 0
+    assert len(prepared(config).split("train").tokens) > 0
 
 
 def test_two_runs_at_once_prepare_the_same_data(config: dict[str, Any]) -> None:
-    expected = prepared(config, cache_directory=config["cache_directory"] + "2").train
+    expected = prepared(config, cache_directory=config["cache_directory"] + "2").split("train")
     with ThreadPoolExecutor(8) as threads:
-        for train in threads.map(lambda _: prepared(config).train, range(8)):
+        for train in threads.map(lambda _: prepared(config).split("train"), range(8)):
             assert np.array_equal(train.tokens, expected.tokens)
             assert np.array_equal(train.document_starts, expected.document_starts)
 
@@ -183,7 +183,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
 
 
 def test_progress_is_plain_lines_without_a_terminal(config: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
-    assert prepared(config).train.token_count
+    assert len(prepared(config).split("train").tokens)
     output = capfd.readouterr()
     assert output.out == ""
     assert [line.split(":")[0] for line in output.err.splitlines()] == [
@@ -202,7 +202,7 @@ def test_progress_is_a_bar_on_a_terminal(config: dict[str, Any], monkeypatch: py
     fcntl.ioctl(other_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     with os.fdopen(other_end, "w") as stderr:
         monkeypatch.setattr(sys, "stderr", stderr)
-        assert prepared(config).train.token_count
+        assert len(prepared(config).split("train").tokens)
     shown = os.read(terminal, 100_000).decode()
     os.close(terminal)
     assert "\rtokenizing the train split: 100%" in shown
@@ -272,8 +272,8 @@ def test_third_party_data_sets_and_tokenizers_are_prepared(tmp_path: Path) -> No
     config = {"dataset": {"kind": "alphabet", "letters": "xyz"}, "tokenizer": "letters"}
     data = prepared(config | {"cache_directory": str(tmp_path)})
     assert data.tokenizer.vocabulary_size == 3
-    assert data.train.tokens.tolist() == [0, 1, 2] * 50
-    assert len(data.train.document_starts) == 150
+    assert data.split("train").tokens.tolist() == [0, 1, 2] * 50
+    assert len(data.split("train").document_starts) == 150
     again = prepared(config | {"cache_directory": str(tmp_path)})
     assert isinstance(again.tokenizer, LetterTokenizer)
     with pytest.raises(ConfigurationError, match=r"data\.dataset: the test split has no text"):

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from wavelet_core import CheckpointError
 from wavelet_train import trainer
-from wavelet_train.config import RunConfig
+from wavelet_train.run_config import RunConfig
 from wavelet_train.trainer import Trainer, train
 from wavelet_train.training_state import read_state
 
@@ -119,7 +119,7 @@ KILLED_BETWEEN_TWO_RENAMES = """
 import os, signal, sys
 from pathlib import Path
 from wavelet_core import atomic_files
-from wavelet_train.config import load_run_config
+from wavelet_train.run_config import load_run_config
 from wavelet_train.trainer import train
 
 def replace_or_die(source, target):

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from wavelet_core import ConfigurationError, build_model
-from wavelet_train.config import RunConfig, TrainConfig, dump, list_presets, load_run_config
+from wavelet_train.run_config import RunConfig, TrainConfig, dump, list_presets, load_run_config
 
 PRESETS = ["b200", "demo", "mini", "pg-19", "wikitext-103"]
 

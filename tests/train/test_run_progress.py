@@ -16,8 +16,11 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_plain_lines_tell_amount_time_left_rate_and_note(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress("training", 4000, " tokens", done=1000, seconds_between_lines=0) as progress:
+def test_plain_lines_tell_amount_time_left_rate_and_note(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wavelet_train.progress.SECONDS_BETWEEN_LINES", 0)
+    with Progress("training", 4000, " tokens", done=1000) as progress:
         progress.advance(1000, "loss 3.210")
         progress.message("step 2: validated")
     lines = capsys.readouterr().err.splitlines()
@@ -32,7 +35,7 @@ def test_rate_counts_only_what_this_process_did(
 ) -> None:
     clock = iter([0.0, 10.0, 10.0, 10.0])
     monkeypatch.setattr("wavelet_train.progress.time.monotonic", lambda: next(clock))
-    with Progress("training", 10_000, " tokens", done=5000, seconds_between_lines=5) as progress:
+    with Progress("training", 10_000, " tokens", done=5000) as progress:
         progress.advance(1000)
     assert "6.00k tokens of 10.0k tokens, 00:40 left, 100 tokens/s, 10.0 s" in capsys.readouterr().err
 

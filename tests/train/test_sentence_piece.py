@@ -89,8 +89,10 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
 
 def test_a_token_outside_the_vocabulary_is_refused() -> None:
     for decode in (LEARNT.decode, LEARNT.decode_bytes):
-        with pytest.raises(TokenizerError, match="vocabulary of 500"):
-            decode([5000])
+        for piece in (5000, 500, -1):
+            with pytest.raises(TokenizerError, match="vocabulary of 500"):
+                decode([0, piece])
+        assert not decode([])
 
 
 def test_a_missing_package_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from wavelet_core import ConfigurationError
 from wavelet_core.config import parse
+from wavelet_train.datasets import SPLITS, part_of, split_of
 from wavelet_train.python_stdlib import PythonStandardLibrary, read_source, topics
-from wavelet_train.splits import SPLITS, part_of, split_of
 from wavelet_train.text_files import TextFiles
 
 

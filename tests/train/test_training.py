@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from torch.nn.modules.module import register_module_forward_hook
 from wavelet_core import ConfigurationError, WaveletLM
 from wavelet_core.tokenizers import load_tokenizer
 from wavelet_train import trainer
-from wavelet_train.config import RunConfig, load_run_config
 from wavelet_train.optimizers import Adagrad, AdamW
+from wavelet_train.run_config import RunConfig, load_run_config
 from wavelet_train.trainer import DivergenceError, Trainer, train
 from wavelet_train.training_state import read_state
 
@@ -75,7 +76,7 @@ def test_divergence_stops_with_advice(tiny_run: TinyRun, tmp_path: Path, monkeyp
 
 def test_epochs_are_counted_in_windows(new_trainer: NewTrainer) -> None:
     one = new_trainer("train.steps=null")
-    per_epoch = one.data.train.token_count // (16 * 2)
+    per_epoch = len(one.data.split("train").tokens) // (16 * 2)
     assert one.steps == per_epoch
     assert new_trainer("train.steps=null", "train.epochs=2.5").steps == round(2.5 * per_epoch)
     assert new_trainer("train.steps=null", "train.accumulation=2").steps == per_epoch // 2
@@ -174,7 +175,9 @@ def test_compare_with_xz_adds_its_size(tiny_run: TinyRun, tmp_path: Path) -> Non
     compared = train(tiny_run("train.steps=1", "train.compare_with_xz=true"), tmp_path / "compared").report
     assert plain is not None and compared is not None
     assert plain.xz_bits_per_byte is None and "xz" not in str(plain)
-    assert compared.xz_bits_per_byte is not None and "bits per byte of `xz -9e`" in str(compared)
+    text = (tmp_path / "validation.txt").read_bytes()
+    size = len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME))
+    assert compared.xz_bits_per_byte == 8 * size / len(text) and "bits per byte of `xz -9e`" in str(compared)
 
 
 def test_compile_compiles_the_loss_into_one_graph(new_trainer: NewTrainer) -> None:
@@ -224,6 +227,11 @@ def test_precision_is_that_of_the_products_from_the_first_step_to_the_report(
     assert seen == {(True, dtype, torch.float32), (False, dtype, torch.float32)}
 
 
+@pytest.mark.parametrize(("name", "scaled"), [("float16", True), ("bfloat16", False), ("float32", False)])
+def test_loss_is_scaled_for_float16_only(name: str, scaled: bool, new_trainer: NewTrainer) -> None:
+    assert new_trainer(f"train.precision={name}").scaler.is_enabled() == scaled
+
+
 def test_device_is_where_the_weights_are(new_trainer: NewTrainer) -> None:
     assert new_trainer("train.device=cpu").model.embedding.weight.device.type == "cpu"
     with pytest.raises(ConfigurationError, match=r"train\.device='gpu'"):
@@ -254,7 +262,7 @@ def test_carried_state_is_used_within_documents_only(new_trainer: NewTrainer) ->
     assert carried is not None
     seen = []
     run.loss = lambda inputs, targets, state: seen.append(state.clone()) or run.model.loss(inputs, targets, state)
-    starts = run.data.train.document_starts
+    starts = run.data.split("train").document_starts
     assert len(starts) == 1
     for _ in range(3):
         run._step(0.01)
@@ -263,7 +271,7 @@ def test_carried_state_is_used_within_documents_only(new_trainer: NewTrainer) ->
     assert not torch.equal(means[1], means[2])
     for state in seen:
         assert not any(tensor.any() for tensor in state.tree["blocks"]["0"]["wavelet"].values())
-    run.windows.document_starts = torch.arange(0, run.data.train.token_count, 3).numpy()
+    run.windows.document_starts = torch.arange(0, len(run.data.split("train").tokens), 3).numpy()
     run._step(0.01)
     assert not seen[-1].tree["window"]["carried_mean"].any()
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from wavelet_core import CheckpointError
-from wavelet_train.config import RunConfig
+from wavelet_train.run_config import RunConfig
 from wavelet_train.trainer import train
 from wavelet_train.training_state import make_optimizer_state, optimizer_tensors, restore_optimizer
 

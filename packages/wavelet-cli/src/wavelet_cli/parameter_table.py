@@ -8,7 +8,7 @@ from wavelet_train.tables import table
 
 if TYPE_CHECKING:
     from wavelet_core.config import LanguageModelConfig
-    from wavelet_train.config import RunConfig
+    from wavelet_train.run_config import RunConfig
 
 
 def vocabulary_resolved(run: RunConfig) -> LanguageModelConfig:

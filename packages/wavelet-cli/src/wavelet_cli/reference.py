@@ -17,8 +17,8 @@ from wavelet_cli.seed.configuration import REQUIRED, SEED_KEYS, SeedKey
 from wavelet_core.config import ComponentConfig, ComponentOf, ModelConfig
 from wavelet_core.generation.settings import GenerationSettings, LookaheadSettings
 from wavelet_core.registry import KINDS, registry
-from wavelet_train.config import RunConfig, TrainConfig
 from wavelet_train.data import DataConfig
+from wavelet_train.run_config import RunConfig, TrainConfig
 
 INTRODUCTION = """\
 # Configuration reference

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 
 from tokenizers import Regex, models, pre_tokenizers, trainers
@@ -17,23 +16,22 @@ def train_byte_pair(config: BytePairTokenizer.Config, documents: Iterable[str]) 
     The same documents give the same vocabulary. The tokenizer made of it runs on tiktoken and cuts every text as the
     `tokenizers` library would.
     """
-    learner = byte_level_tokenizer(models.BPE())
+    learner = byte_level_tokenizer()
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocabulary_size - 1,  # the end of text comes on top
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     learner.train_from_iterator(documents, trainer)
-    model = json.loads(learner.to_str())["model"]
     byte_of = byte_of_character()
-    merged = sorted((rank, token) for token, rank in model["vocab"].items() if len(token) > 1)
+    merged = sorted((rank, token) for token, rank in learner.get_vocab().items() if len(token) > 1)
     tokens = [bytes(byte_of[character] for character in token) for _, token in merged]
     return BytePairTokenizer(config, [bytes([byte]) for byte in range(256)] + tokens)
 
 
-def byte_level_tokenizer(model: models.BPE) -> TokenizersTokenizer:
+def byte_level_tokenizer() -> TokenizersTokenizer:
     """A tokenizer of the `tokenizers` library that splits text like wavelet_core's and then works on bytes."""
-    tokenizer = TokenizersTokenizer(model)
+    tokenizer = TokenizersTokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(GPT2_PATTERN), "isolated"),

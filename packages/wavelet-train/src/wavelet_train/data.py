@@ -1,7 +1,8 @@
-"""The `data` section of a configuration, and `prepare`: from a configuration to tokens ready for training."""
+"""The `data` section of a configuration, and from it to tokens ready for training."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,8 +11,8 @@ from pydantic import Field
 from wavelet_core.config import ComponentOf, Section
 from wavelet_core.registry import build
 from wavelet_core.tokenizers import Tokenizer
-from wavelet_train.splits import Split
-from wavelet_train.token_cache import TokenCache, TokenSplit
+from wavelet_train.datasets import Dataset, Split
+from wavelet_train.token_cache import TokenCache, TokenSplit, default_cache_directory
 
 
 class DataConfig(Section):
@@ -36,46 +37,26 @@ class DataConfig(Section):
 
 
 class PreparedData:
-    """A data set with its tokenizer. A split is tokenized when it is first asked for, or read from the cache.
+    """A data set with its tokenizer, trained if its kind is learnt. Splits are tokenized when they are first asked for.
 
-    tokenizer: the tokenizer, trained if its kind is. Reading a split raises ConfigurationError when it has no
-    documents.
-    """
-
-    def __init__(self, config: DataConfig, tokenizer: Tokenizer, cache: TokenCache) -> None:
-        self.config = config
-        self.dataset = cache.dataset
-        self.tokenizer = tokenizer
-        self._cache = cache
-        self._splits: dict[Split, TokenSplit] = {}
-
-    def split(self, name: Split) -> TokenSplit:
-        """Tokens, document starts and counts of a split."""
-        if name not in self._splits:
-            words = self.config.canonical_words.get(name)
-            self._splits[name] = self._cache.split(self.tokenizer, name).with_words(words)
-        return self._splits[name]
-
-    @property
-    def train(self) -> TokenSplit:
-        return self.split("train")
-
-    @property
-    def validation(self) -> TokenSplit:
-        return self.split("validation")
-
-    @property
-    def test(self) -> TokenSplit:
-        return self.split("test")
-
-
-def prepare(config: DataConfig, tokenizer: Tokenizer | None = None) -> PreparedData:
-    """Open the data set and its tokenizer; train the tokenizer if its kind is learnt and no cached one fits.
-
-    tokenizer: use this one instead of `config.tokenizer`, for instance a checkpoint's.
+    tokenizer: this one instead of `config.tokenizer`, for instance a checkpoint's. What was trained and tokenized once
+    is read from the cache.
 
     Raises ConfigurationError for data that is missing, empty or not UTF-8, and for a tokenizer that cannot be made.
     """
-    dataset = build("dataset", config.dataset)
-    cache = TokenCache(dataset, Path(config.cache_directory) if config.cache_directory else None)
-    return PreparedData(config, tokenizer or cache.tokenizer(config.tokenizer), cache)
+
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer | None = None) -> None:
+        directory = Path(config.cache_directory or default_cache_directory()).expanduser()
+        self.dataset: Dataset = build("dataset", config.dataset)
+        self._cache = TokenCache(self.dataset, directory)
+        self.tokenizer = tokenizer or self._cache.tokenizer(config.tokenizer)
+        self._canonical_words = config.canonical_words
+        self._splits: dict[Split, TokenSplit] = {}
+
+    def split(self, name: Split) -> TokenSplit:
+        """Tokens, document starts and counts of a split. Raises ConfigurationError when it has no documents."""
+        if name not in self._splits:
+            split = self._cache.split(self.tokenizer, name)
+            words = self._canonical_words.get(name, split.word_count)
+            self._splits[name] = replace(split, word_count=words)
+        return self._splits[name]

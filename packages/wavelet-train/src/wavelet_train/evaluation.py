@@ -87,13 +87,12 @@ def evaluate(
     token_limit: int | None = None,
     window: int | None = None,
     dtype: torch.dtype = torch.float32,
-    on_batch: Callable[[int], None] | None = None,
+    on_batch: Callable[[int], None] = lambda scored: None,
 ) -> Evaluation:
     """Score a split in windows that are independent of each other, without a change to the model or its mode.
 
-    stride: tokens between the starts of two windows; the default, a whole window, makes them non-overlapping; half a
-    window gives every token but the first window's at least half a window of context. A token is scored once.
-    batch_size: windows at a time. token_limit: score the beginning of the split only. window: tokens a window;
+    stride: tokens between the starts of two windows, a whole window by default (see `evaluation_windows`). batch_size:
+    windows at a time. token_limit: score the beginning of the split only. window: tokens a window;
     model.context_length by default. dtype: what autocast computes in. on_batch: called after every batch with the
     number of tokens that it scored. The very first token is not scored: nothing predicts it.
 
@@ -103,19 +102,16 @@ def evaluate(
     window = window or model.config.context_length
     tokens = split.tokens if token_limit is None else split.tokens[: token_limit + 1]
     view = decoding_view(model)
-    nats = torch.zeros((), dtype=torch.float64)
-    scored_tokens = 0
+    nats = 0.0
     for batch in evaluation_windows(tokens, window, stride, batch_size, split.name):
         with autocast(device, dtype):
             logits = view.head(view.hidden(batch.inputs.to(device))[batch.scored.to(device)])
         targets = batch.targets[batch.scored].to(device)
-        nats += F.cross_entropy(logits.float(), targets, reduction="none").sum(dtype=torch.float64).cpu()
-        scored_tokens += len(targets)
-        if on_batch is not None:
-            on_batch(len(targets))
+        nats += F.cross_entropy(logits.float(), targets, reduction="none").sum(dtype=torch.float64).item()
+        on_batch(len(targets))
 
     lengths = token_byte_lengths(tokenizer)
     whole = len(tokens) == len(split.tokens)
     byte_count = split.byte_count - lengths[tokens[0]] if whole else lengths[tokens[1:]].sum()
     word_count = split.word_count if whole else None
-    return Evaluation(float(nats), scored_tokens, int(byte_count), word_count, window, stride or window)
+    return Evaluation(nats, len(tokens) - 1, int(byte_count), word_count, window, stride or window)

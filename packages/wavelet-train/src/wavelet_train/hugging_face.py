@@ -12,7 +12,7 @@ from pydantic import Field
 
 from wavelet_core.config import ComponentConfig, ConfigurationError
 from wavelet_core.registry import nearest
-from wavelet_train.splits import SPLITS, Split, part_of, split_of
+from wavelet_train.datasets import SPLITS, Split, part_of, split_of
 
 READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 
@@ -46,12 +46,10 @@ class HuggingFace:
     def __init__(self, config: Config) -> None:
         self.config = config
         opened = open_splits(config)
-        self._rows = {split: opened.get(getattr(config, f"{split}_split")) for split in SPLITS}
         self._available = list(opened)
-        train = self._rows["train"]
         self._dealt = self._available == [config.train_split]
-        if self._dealt:
-            self._rows = dict.fromkeys(SPLITS, train)
+        names = {split: "train_split" if self._dealt else f"{split}_split" for split in SPLITS}
+        self._rows = {split: opened.get(getattr(config, name)) for split, name in names.items()}
         for rows in filter(None, self._rows.values()):
             check_text_column(config, rows)
 
@@ -62,12 +60,11 @@ class HuggingFace:
             texts = iter([part_of(whole, split) if self._dealt else whole])
         elif self._dealt:
             texts = (text for text in texts if split_of(text) == split)
-        empty = True
-        for text in texts:
-            if text:
-                empty = False
-                yield text
-        if empty:
+        found = False
+        for text in filter(None, texts):
+            found = True
+            yield text
+        if not found:
             raise ConfigurationError(
                 f"data.dataset: {self.config.path} leaves the {split} split without text"
                 + ("; it has one split, which is dealt 90/5/5, and too little in it" if self._dealt else "")

@@ -30,11 +30,10 @@ class DecayConfig(ComponentConfig):
 def parameter_groups(config: DecayConfig, named_parameters: NamedParameters) -> list[dict[str, Any]]:
     """At most two groups: what decays and what does not, in the order given."""
     trained = [parameter for _, parameter in named_parameters if parameter.requires_grad]
-    decays = [config.decayed == "all" or parameter.dim() >= 2 for parameter in trained]
-    groups = [
-        {"params": [p for p, d in zip(trained, decays, strict=True) if d], "weight_decay": config.weight_decay},
-        {"params": [p for p, d in zip(trained, decays, strict=True) if not d], "weight_decay": 0.0},
-    ]
+    least_dimensions = 0 if config.decayed == "all" else 2
+    decays = [parameter for parameter in trained if parameter.dim() >= least_dimensions]
+    others = [parameter for parameter in trained if parameter.dim() < least_dimensions]
+    groups = [{"params": decays, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 

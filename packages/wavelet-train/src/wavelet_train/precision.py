@@ -1,4 +1,4 @@
-"""Arithmetic of training: which type autocast computes in, and loss scaling for float16."""
+"""Arithmetic of training and evaluation: which type autocast computes in."""
 
 from __future__ import annotations
 
@@ -34,8 +34,3 @@ def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
     """A context in which matrix products run in `dtype`; weights stay float32."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
-
-
-def loss_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
-    """A gradient scaler, switched on for float16 only, whose small gradients would vanish without it."""
-    return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)

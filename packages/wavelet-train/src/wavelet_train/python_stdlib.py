@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from wavelet_core.config import ComponentConfig, ConfigurationError
-from wavelet_train.splits import Split, split_of
+from wavelet_train.datasets import Split, split_of
 
 SUFFIXES = {".py", ".rst", ".txt"}
 TEST_FOLDERS = {"test", "tests", "idle_test"}
@@ -34,7 +34,6 @@ class PythonStandardLibrary:
         kind: Literal["python_stdlib"] = "python_stdlib"
 
     def __init__(self, config: Config | None = None) -> None:
-        self.config = config or self.Config()
         self.root = Path(sysconfig.get_paths()["stdlib"])
 
     def paths(self) -> list[PurePosixPath]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import lzma
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from textwrap import indent
 from typing import Any
@@ -10,10 +11,9 @@ from typing import Any
 import torch
 
 from wavelet_core import LanguageModel
-from wavelet_train.compression import xz_size
-from wavelet_train.config import TrainConfig
 from wavelet_train.data import PreparedData
 from wavelet_train.evaluation import Evaluation, evaluate
+from wavelet_train.run_config import TrainConfig
 from wavelet_train.tables import table
 
 
@@ -30,38 +30,38 @@ class Report:
 
     def __str__(self) -> str:
         score = self.evaluation
-        xz = []
-        if self.xz_bits_per_byte is not None:
-            difference = 100 * (1 - score.bits_per_byte / self.xz_bits_per_byte)
-            comparison = f"the model needs {abs(difference):.1f}% {'less' if difference > 0 else 'more'}"
-            xz = [("bits per byte of `xz -9e`", f"{self.xz_bits_per_byte:.4f}", f"for the same text: {comparison}")]
         rows = [
             ("bits per byte", f"{score.bits_per_byte:.4f}", f"{score.byte_count:,} bytes of UTF-8"),
-            *xz,
             ("bits per token", f"{score.bits_per_token:.4f}", f"{score.tokens:,} tokens of this run's vocabulary"),
             ("nats per token", f"{score.nats_per_token:.4f}", ""),
             ("perplexity per token", f"{score.perplexity_per_token:.3f}", ""),
         ]
+        if self.xz_bits_per_byte is not None:
+            difference = 100 * (1 - score.bits_per_byte / self.xz_bits_per_byte)
+            comparison = f"the model needs {abs(difference):.1f}% {'less' if difference > 0 else 'more'}"
+            xz = ("bits per byte of `xz -9e`", f"{self.xz_bits_per_byte:.4f}", f"for the same text: {comparison}")
+            rows.insert(1, xz)
         if score.perplexity_per_word is not None:
             rows.append(("perplexity per word", f"{score.perplexity_per_word:.3f}", f"{score.word_count:,} words"))
         title = f"Validation split, best checkpoint, windows of {score.window} tokens every {score.stride}:"
         return f"{title}\n{indent(table(rows), '  ')}"
 
 
+def xz_size(documents: Iterable[str]) -> int:
+    """Size in bytes of the documents in a row, compressed as `xz -9e` does."""
+    compressor = lzma.LZMACompressor(lzma.FORMAT_XZ, preset=9 | lzma.PRESET_EXTREME)
+    size = sum(len(compressor.compress(document.encode("utf-8", "replace"))) for document in documents)
+    return size + len(compressor.flush())
+
+
 def make_report(
-    model: LanguageModel,
-    data: PreparedData,
-    config: TrainConfig,
-    dtype: torch.dtype,
-    on_batch: Callable[[int], None],
+    model: LanguageModel, data: PreparedData, config: TrainConfig, dtype: torch.dtype, on_batch: Callable[[int], None]
 ) -> Report:
     """Evaluate a model on the whole validation split with sliding windows (half a window apart by default)."""
     stride = config.final_stride or max(1, model.config.context_length // 2)
-    evaluation = evaluate(
-        model, data.validation, data.tokenizer, stride, config.batch_size, dtype=dtype, on_batch=on_batch
-    )
+    split = data.split("validation")
+    evaluation = evaluate(model, split, data.tokenizer, stride, config.batch_size, dtype=dtype, on_batch=on_batch)
     xz_bits_per_byte = None
     if config.compare_with_xz:
-        compressed, original = xz_size(data.dataset.documents("validation"))
-        xz_bits_per_byte = 8 * compressed / original
+        xz_bits_per_byte = 8 * xz_size(data.dataset.documents("validation")) / split.byte_count
     return Report(evaluation, xz_bits_per_byte)

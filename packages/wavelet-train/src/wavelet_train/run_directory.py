@@ -8,6 +8,8 @@ last/            the newest one, with `trainer/`, from which the run resumes exa
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +19,37 @@ from wavelet_core.atomic_files import recover, write_atomically
 from wavelet_core.checkpoint import write_checkpoint
 from wavelet_core.tensor_files import CheckpointError
 from wavelet_core.tokenizers import Tokenizer
-from wavelet_train.config import RunConfig, dump
-from wavelet_train.metrics_file import MetricsFile
+from wavelet_train.run_config import RunConfig, dump
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
+
+
+class MetricsFile:
+    """Appends lines to a `metrics.jsonl`.
+
+    size: bytes of the file that belong to the run so far; what a killed run wrote after its last checkpoint is cut off,
+    so that a resumed run leaves the lines of an uninterrupted one. 0 starts afresh.
+    """
+
+    def __init__(self, path: Path, size: int = 0) -> None:
+        self.path = path
+        with path.open("ab") as file:
+            file.truncate(min(size, file.tell()))
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self.path.stat().st_size
+
+    def write(self, **values: Any) -> None:
+        """Append one line. Numbers that JSON does not have (infinity, not a number) become null."""
+        finite = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(finite) + "\n")
 
 
 class RunDirectory:
@@ -40,11 +68,11 @@ class RunDirectory:
         for checkpoint in (self.best, self.last):
             recover(checkpoint)
 
-    def require(self, resume: bool, overwrite: bool) -> None:
-        """Raise CheckpointError where there is nothing to resume, FileExistsError where a run would be overwritten."""
+    def check(self, resume: bool, overwrite: bool) -> None:
+        """Raise CheckpointError where there is no run to resume, FileExistsError where one would be lost unasked."""
         if resume and not self.last.is_dir():
             raise CheckpointError(f"{self.path} holds no run that can be resumed: it has no {self.last.name}/")
-        if not resume and not overwrite and self.last.exists():
+        if not (resume or overwrite) and self.last.exists():
             raise FileExistsError(
                 f"{self.path} holds a run already: resume that one, name another directory, or ask to overwrite it"
             )
@@ -69,7 +97,7 @@ class RunDirectory:
         write_more: Callable[[Path], None] = lambda directory: None,
     ) -> None:
         """Replace a checkpoint; `write_more` puts what else belongs to it into the new directory."""
-        sections = {name: getattr(run, name).model_dump(mode="json") for name in ("data", "train")}
+        sections = run.model_dump(mode="json", include={"data", "train"})
 
         def write(fresh: Path) -> None:
             fresh.mkdir()

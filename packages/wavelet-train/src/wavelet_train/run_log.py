@@ -10,8 +10,8 @@ from torch import nn
 
 from wavelet_train.data import PreparedData
 from wavelet_train.evaluation import Evaluation
-from wavelet_train.metrics_file import MetricsFile
 from wavelet_train.progress import Progress
+from wavelet_train.run_directory import MetricsFile
 from wavelet_train.training_state import Counters
 
 
@@ -58,10 +58,10 @@ def announce(
 ) -> None:
     """Say what is going to be trained, on what and for how long. Reads both splits, and so refuses what lacks one."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    train, validation = data.train, data.validation
+    train, validation = data.split("train"), data.split("validation")
     print(
-        f"{parameters:,} parameters, {train.token_count:,} training tokens ({train.byte_count:,} bytes), "
-        f"{validation.token_count:,} validation tokens, vocabulary {model.config.vocabulary:,}; "  # type: ignore[union-attr]
+        f"{parameters:,} parameters, {len(train.tokens):,} training tokens ({train.byte_count:,} bytes), "
+        f"{len(validation.tokens):,} validation tokens, vocabulary {model.config.vocabulary:,}; "  # type: ignore[union-attr]
         f"{steps:,} steps of {tokens_per_step:,} tokens on {device} in {str(dtype).removeprefix('torch.')}",
         file=sys.stderr,
     )

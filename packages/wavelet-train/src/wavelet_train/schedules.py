@@ -35,7 +35,7 @@ class Constant:
         kind: Literal["constant"] = "constant"
 
     def __init__(self, config: WarmupConfig, peak: float, steps: int):
-        self.peak = peak
+        self.config, self.peak = config, peak
         self.warmup_steps = round(config.warmup * steps)
         self.last_step = steps - 1
 
@@ -55,12 +55,10 @@ class Linear(Constant):
     class Config(DecayConfig):
         kind: Literal["linear"] = "linear"
 
-    def __init__(self, config: DecayConfig, peak: float, steps: int):
-        super().__init__(config, peak, steps)
-        self.final = config.final_lr
+    config: DecayConfig
 
     def after_warmup(self, progress: float) -> float:
-        return self.peak + (self.final - self.peak) * min(1.0, progress)
+        return self.peak + (self.config.final_lr - self.peak) * min(1.0, progress)
 
 
 class Cosine(Linear):
@@ -70,4 +68,5 @@ class Cosine(Linear):
         kind: Literal["cosine"] = "cosine"
 
     def after_warmup(self, progress: float) -> float:
-        return self.final + (self.peak - self.final) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+        final = self.config.final_lr
+        return final + (self.peak - final) * (1 + math.cos(math.pi * min(1.0, progress))) / 2

@@ -36,12 +36,10 @@ class SentencePieceTokenizer(Tokenizer):
 
     def __init__(self, config: Config | None = None, model: bytes | None = None) -> None:
         self.config = config or self.Config()
-        if model is None:
-            model = read_model_file(self.config.model_file)
-        self.model = model
+        self.model = read_model_file(self.config.model_file) if model is None else model
         self._processor = _import_sentencepiece().SentencePieceProcessor()
         try:
-            self._processor.LoadFromSerializedProto(model)
+            self._processor.LoadFromSerializedProto(self.model)
         except RuntimeError as error:
             raise TokenizerError(f"this is not a SentencePiece model: {error}") from None
         self.vocabulary_size = self._processor.get_piece_size()
@@ -65,33 +63,29 @@ class SentencePieceTokenizer(Tokenizer):
         return batch
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        try:
-            return b"".join([self._bytes[piece] for piece in ids])
-        except IndexError:
-            raise TokenizerError(self._unknown_token()) from None
+        return b"".join([self._bytes[piece] for piece in self._known(ids)])
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some ids, without the space that many models put before the first word."""
-        try:
-            text: str = self._processor.decode(list(ids))
-        except IndexError:
-            raise TokenizerError(self._unknown_token()) from None
+        text: str = self._processor.decode(self._known(ids))
         return text
 
-    def _unknown_token(self) -> str:
-        return (
-            f"a token is not in the tokenizer's vocabulary of {self.vocabulary_size}; is this the tokenizer that the "
-            "model was trained with?"
-        )
+    def _known(self, ids: Iterable[int]) -> list[int]:
+        pieces = list(ids)
+        if pieces and not 0 <= min(pieces) <= max(pieces) < self.vocabulary_size:
+            raise TokenizerError(
+                f"a token is not in the tokenizer's vocabulary of {self.vocabulary_size}; is this the tokenizer that "
+                "the model was trained with?"
+            )
+        return pieces
 
     def save(self, directory: str | Path) -> None:
         save_sentence_piece(directory, self.model)
 
     @classmethod
     def load(cls, directory: Path, saved: dict[str, Any]) -> SentencePieceTokenizer:
-        file = directory / MODEL_FILE
         try:
-            return cls(model=file.read_bytes())
+            return cls(model=(directory / MODEL_FILE).read_bytes())
         except FileNotFoundError:
             raise CheckpointError(f"{directory} holds no SentencePiece model: there is no {MODEL_FILE} in it") from None
 

@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from wavelet_core.config import ComponentConfig, ConfigurationError
-from wavelet_train.splits import SPLITS, Split, part_of, split_of
+from wavelet_train.datasets import SPLITS, Split, part_of, split_of
 
 
 class TextFiles:
@@ -57,15 +57,14 @@ class TextFiles:
                 self._files[split].append(file)
 
     def documents(self, split: Split) -> Iterator[str]:
-        empty = True
+        found = False
         for file in self._files[split]:
-            text = read_utf8(file)
-            if self._cut:
-                text = part_of(text, split)
+            whole = read_utf8(file)
+            text = part_of(whole, split) if self._cut else whole
             if text:
-                empty = False
+                found = True
                 yield text
-        if empty:
+        if not found:
             raise ConfigurationError(self._no_documents(split))
 
     def _no_documents(self, split: Split) -> str:
@@ -86,7 +85,7 @@ class TextFiles:
         digest = hashlib.sha256(b"text, cut" if self._cut else b"text")
         for split, files in self._files.items():
             for file in files:
-                digest.update(f"\n{split} {hash_of(file)}".encode())
+                digest.update(f"\n{split} {hashlib.sha256(file.read_bytes()).hexdigest()}".encode())
         return digest.hexdigest()
 
     def size(self, split: Split) -> int:
@@ -100,16 +99,12 @@ def files_in(field: str, name: str, pattern: str) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise ConfigurationError(f"data.dataset.{field}: there is no file or folder {path}")
-    matching = (file for file in path.rglob("*") if fnmatch(file.name, pattern))
-    files = sorted(file for file in matching if file.is_file() and not is_hidden(file.relative_to(path)))
+    files = sorted(file for file in path.rglob("*") if fnmatch(file.name, pattern) and file.is_file())
+    files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
     if not files:
         hint = "" if pattern == "*" else f" that match data.dataset.pattern={pattern!r}"
         raise ConfigurationError(f"data.dataset.{field}: the folder {path} holds no files{hint}; put text files there")
     return files
-
-
-def is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def read_utf8(file: Path) -> str:
@@ -121,12 +116,3 @@ def read_utf8(file: Path) -> str:
             f"data.dataset: {file} is not UTF-8 text (byte {error.start} is 0x{error.object[error.start]:02x}); "
             "convert it to UTF-8, or choose other files with data.dataset.pattern"
         ) from None
-
-
-def hash_of(file: Path) -> str:
-    """SHA-256 of a file's content, read in parts."""
-    digest = hashlib.sha256()
-    with file.open("rb") as content:
-        while part := content.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()

@@ -17,7 +17,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,8 @@ from wavelet_core.registry import registry
 from wavelet_core.tensor_files import CheckpointError
 from wavelet_core.tokenizers import BytePairTokenizer, Tokenizer, TokenizerError, load_tokenizer
 from wavelet_train.byte_pair import train_byte_pair
-from wavelet_train.datasets import Dataset
+from wavelet_train.datasets import Dataset, Split
 from wavelet_train.progress import Progress
-from wavelet_train.splits import Split
 
 FORMAT_VERSION = 1
 # Characters: long documents are cut into pieces of this size, and pieces are encoded in batches of the other.
@@ -56,14 +55,6 @@ class TokenSplit:
     byte_count: int
     word_count: int
 
-    @property
-    def token_count(self) -> int:
-        return len(self.tokens)
-
-    def with_words(self, word_count: int | None) -> TokenSplit:
-        """The same split with another word count, unless that is None."""
-        return self if word_count is None else replace(self, word_count=word_count)
-
 
 def token_byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
     """(V,) int64: bytes of text behind each token; the end of text is no text and has 0."""
@@ -83,14 +74,11 @@ def default_cache_directory() -> Path:
 
 
 class TokenCache:
-    """Makes the tokenizer and the tokens of a data set, or finds them made.
+    """Makes the tokenizer and the tokens of a data set in a directory, or finds them made."""
 
-    directory: None for the default (`default_cache_directory`).
-    """
-
-    def __init__(self, dataset: Dataset, directory: Path | None = None) -> None:
+    def __init__(self, dataset: Dataset, directory: Path) -> None:
         self.dataset = dataset
-        self.directory = (directory or default_cache_directory()).expanduser()
+        self.directory = directory
         self._data_fingerprint = dataset.fingerprint()
 
     def tokenizer(self, config: ComponentConfig) -> Tokenizer:
@@ -104,9 +92,8 @@ class TokenCache:
             return tokenizer
         key = hash_of("tokenizer", self._data_fingerprint, config.model_dump_json())
         directory = self.directory / "tokenizers" / key
-        if directory.exists():
-            with suppress(CheckpointError):  # one that is damaged is made again
-                return load_tokenizer(directory)
+        with suppress(CheckpointError):  # there is none, or it is damaged and made again
+            return load_tokenizer(directory)
         with Progress(f"training a {config.kind} tokenizer", size_of(self.dataset, "train")) as progress:
             trained: Tokenizer = train(config, first_bytes(self.dataset.documents("train"), TRAINING_BYTES, progress))
         trained.save(directory)
@@ -126,76 +113,54 @@ class TokenCache:
 def read_split(directory: Path, name: Split) -> TokenSplit:
     """A split's files. Raises OSError, ValueError, KeyError or TypeError when they are missing or damaged."""
     counts = json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
-    tokens = memory_map(directory / f"{name}.tokens", np.dtype(counts["dtype"]), counts["tokens"])
-    document_starts = memory_map(directory / f"{name}.documents", np.dtype(np.int64), counts["documents"])
+    tokens = np.memmap(directory / f"{name}.tokens", np.dtype(counts["dtype"]), "r")
+    document_starts = np.memmap(directory / f"{name}.documents", np.int64, "r")
+    if (len(tokens), len(document_starts)) != (counts["tokens"], counts["documents"]):
+        raise ValueError(f"the files of {directory / name} do not hold as many numbers as {name}.json says")
     return TokenSplit(name, tokens, document_starts, counts["bytes"], counts["words"])
-
-
-def memory_map(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
-    """A file of `count` numbers. Raises ValueError when it holds more or fewer."""
-    if path.stat().st_size != count * dtype.itemsize:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes, not {count} numbers of type {dtype}")
-    return np.memmap(path, dtype=dtype, mode="r", shape=(count,))
-
-
-@dataclass
-class Counts:
-    """What the sidecar of a token file says."""
-
-    dtype: str
-    tokens: int = 0
-    documents: int = 0
-    bytes: int = 0
-    words: int = 0
 
 
 def write_split(directory: Path, name: Split, dataset: Dataset, tokenizer: Tokenizer) -> None:
     """Tokenize a split into its three files. Nothing is held in memory but one batch of text and its tokens."""
     dtype = np.dtype("uint16" if tokenizer.vocabulary_size <= 1 << 16 else "uint32")
-    counts = Counts(dtype.name)
+    counts = {"tokens": 0, "documents": 0, "bytes": 0, "words": 0}
     starts: list[int] = []
 
     def write_tokens(path: Path) -> None:
         with path.open("wb") as file, Progress(f"tokenizing the {name} split", size_of(dataset, name)) as progress:
             for batch in batches(dataset.documents(name), tokenizer):
-                for piece, ids in zip(batch, tokenizer.encode_batch([piece.text for piece in batch]), strict=True):
-                    if piece.first:
-                        if starts and tokenizer.end_of_text is not None:
-                            ids = [tokenizer.end_of_text, *ids]
-                            starts.append(counts.tokens + 1)
-                        else:
-                            starts.append(counts.tokens)
+                texts = [text for text, _ in batch]
+                for (text, begins), ids in zip(batch, tokenizer.encode_batch(texts), strict=True):
+                    if begins:
+                        separator = [tokenizer.end_of_text] if starts and tokenizer.end_of_text is not None else []
+                        starts.append(counts["tokens"] + len(separator))
+                        ids = separator + ids
                     np.asarray(ids, dtype=dtype).tofile(file)
-                    size = len(piece.text.encode("utf-8", "replace"))
-                    counts.tokens += len(ids)
-                    counts.bytes += size
-                    counts.words += len(piece.text.split())
+                    size = len(text.encode("utf-8", "replace"))
+                    counts["tokens"] += len(ids)
+                    counts["bytes"] += size
+                    counts["words"] += len(text.split())
                     progress.advance(size)
 
     write_atomically(directory / f"{name}.tokens", write_tokens)
-    if not counts.tokens:
+    if not counts["tokens"]:
         raise ConfigurationError(f"data.dataset: the {name} split has no text")
-    counts.documents = len(starts)
     write_atomically(directory / f"{name}.documents", np.array(starts, dtype=np.int64).tofile)
-    sidecar = json.dumps(asdict(counts)) + "\n"
+    counts["documents"] = len(starts)
+    sidecar = json.dumps({"dtype": dtype.name, **counts}) + "\n"
     write_atomically(directory / f"{name}.json", lambda file: file.write_text(sidecar, encoding="utf-8"))
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A part of a document; `first` where the document begins."""
+def batches(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[tuple[str, bool]]]:
+    """Pieces of documents, and whether a document begins there, in lists of about BATCH_SIZE characters.
 
-    text: str
-    first: bool
-
-
-def batches(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[Piece]]:
-    """Pieces of documents in lists of about BATCH_SIZE characters, so that the tokenizer can use all processors."""
-    batch: list[Piece] = []
+    The tokenizer can use all processors for a list.
+    """
+    batch: list[tuple[str, bool]] = []
     size = 0
     for document in filter(None, documents):
         for number, text in enumerate(tokenizer.pieces(document, PIECE_SIZE)):
-            batch.append(Piece(text, number == 0))
+            batch.append((text, number == 0))
             size += len(text)
             if size >= BATCH_SIZE:
                 yield batch

@@ -18,13 +18,13 @@ from wavelet_core.devices import resolve_device
 from wavelet_core.state import leaves
 from wavelet_core.tensor_files import CheckpointError, check_fit, load_tensors_into
 from wavelet_train.allocator import keep_freed_memory
-from wavelet_train.config import RunConfig
-from wavelet_train.data import PreparedData, prepare
+from wavelet_train.data import PreparedData
 from wavelet_train.evaluation import evaluate
 from wavelet_train.interruption import StopOnSignal, Stopped
-from wavelet_train.precision import autocast, loss_scaler, resolve_precision
+from wavelet_train.precision import autocast, resolve_precision
 from wavelet_train.progress import Progress
 from wavelet_train.report import Report, make_report
+from wavelet_train.run_config import RunConfig
 from wavelet_train.run_directory import RunDirectory
 from wavelet_train.run_log import RunLog, announce
 from wavelet_train.training_loss import TrainingLoss
@@ -69,7 +69,7 @@ def train(
     or it is damaged, FileExistsError when the directory holds another run, DivergenceError when the loss is not finite.
     """
     directory = RunDirectory(output_directory)
-    directory.require(resume, overwrite)
+    directory.check(resume, overwrite)
     trainer = Trainer(run, directory)
     if resume:
         trainer.load()
@@ -91,7 +91,7 @@ class Trainer:
         if self.device.type == "cpu":
             keep_freed_memory()
         self.dtype = resolve_precision(config.precision, self.device)
-        self.data: PreparedData = prepare(run.data)
+        self.data = PreparedData(run.data)
         model_config = run.model.with_vocabulary(self.data.tokenizer.vocabulary_size)
         self.run = run.model_copy(update={"model": model_config})
 
@@ -110,12 +110,13 @@ class Trainer:
 
         self.optimizer = build("optimizer", config.optimizer, list(self.parameters.items()), config.lr)
         self.schedule = build("schedule", config.schedule, config.lr, self.steps)
-        self.scaler = loss_scaler(self.device, self.dtype)
+        # The small gradients of float16 would vanish without it.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.counters = Counters()
 
     def _windows(self, context_length: int) -> RandomWindows | ConsecutiveWindows:
         """Consecutive text for a model that carries state from window to window, random windows for any other."""
-        train, config = self.data.train, self.config
+        train, config = self.data.split("train"), self.config
         if self.carried is None:
             return RandomWindows(train.tokens, context_length, config.batch_size, config.seed)
         return ConsecutiveWindows(train.tokens, train.document_starts, context_length, config.batch_size)
@@ -207,7 +208,7 @@ class Trainer:
         counters, started = self.counters, time.monotonic()
         result = evaluate(
             self.model,
-            self.data.validation,
+            self.data.split("validation"),
             self.data.tokenizer,
             batch_size=self.config.batch_size,
             token_limit=self.config.validation_tokens,
@@ -227,7 +228,8 @@ class Trainer:
     def _report(self) -> Report:
         """Evaluate the best checkpoint on the whole validation split."""
         model = load_checkpoint(self.directory.best, device=self.device)
-        with Progress("evaluating the best checkpoint", self.data.validation.token_count - 1, " tokens") as progress:
+        tokens = len(self.data.split("validation").tokens) - 1
+        with Progress("evaluating the best checkpoint", tokens, " tokens") as progress:
 
             def on_batch(scored: int) -> None:
                 progress.advance(scored)
@@ -239,14 +241,16 @@ class Trainer:
 
     def _save_last(self) -> None:
         self.counters.metrics_size = self.directory.metrics.size
-        tensors, device = self._tensors(), self.device
+        tensors, device, scaler = self._tensors(), self.device, self.scaler.state_dict()
         if device.type != "cpu":
             tensors[f"random.{device.type}"] = torch.get_device_module(device).get_rng_state(device)
-
-        def write(directory: Path) -> None:
-            write_state(directory, self.counters, tensors, self.scaler.state_dict())
-
-        self.directory.save(self.directory.last, self.model, self.data.tokenizer, self.run, write)
+        self.directory.save(
+            self.directory.last,
+            self.model,
+            self.data.tokenizer,
+            self.run,
+            lambda fresh: write_state(fresh, self.counters, tensors, scaler),
+        )
 
     def _tensors(self) -> dict[str, Tensor]:
         """All tensors besides the weights that decide how the run goes on, by name, on any device."""
@@ -279,5 +283,5 @@ class Trainer:
         torch.set_rng_state(saved["random.cpu"])
         if f"random.{device.type}" in generators:
             torch.get_device_module(device).set_rng_state(generators[f"random.{device.type}"], device)
-        if self.scaler.is_enabled() and scaler:
+        if scaler:
             self.scaler.load_state_dict(scaler)

@@ -17,29 +17,21 @@ from wavelet_core.config import ConfigurationError
 
 
 class Windows(NamedTuple):
-    """A batch of training windows: `inputs` and `targets` (B, T), targets one position ahead."""
+    """A batch of training windows (B, T).
 
-    inputs: Tensor
-    targets: Tensor
-
-
-class StreamWindows(NamedTuple):
-    """A batch of consecutive windows, one text stream a row.
-
-    inputs, targets: (B, T). continues: (B,) bool, True where what the model carried out of the row's previous window
-    may be used in this one: the two windows together hold text of a single document, and nothing before it.
+    continues: of consecutive windows, (B,) bool, True where what the model carried out of the row's previous window may
+    be used in this one: the two windows together hold text of a single document, and nothing before it.
     """
 
     inputs: Tensor
     targets: Tensor
-    continues: Tensor
+    continues: Tensor | None = None
 
 
 class ScoredWindows(NamedTuple):
-    """A batch of evaluation windows: inputs, targets (B, T) and scored (B, T) bool.
+    """A batch of evaluation windows (B, T); scored: (B, T) bool, which targets count.
 
-    Over a whole evaluation every token but the very first is scored exactly once. The last batch may be narrower or
-    have rows that are padded with token 0 after their end; padding is not scored.
+    The last batch may be narrower or have rows that are padded with token 0 after their end, which is not scored.
     """
 
     inputs: Tensor
@@ -89,14 +81,13 @@ class RandomWindows(Iterator[Windows]):
         return Windows(window[:, :-1], window[:, 1:])
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The generator's state, as a tensor that any checkpoint format can hold."""
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.generator.set_state(state["generator"])
 
 
-class ConsecutiveWindows(Iterator[StreamWindows]):
+class ConsecutiveWindows(Iterator[Windows]):
     """An endless iterator over batches whose rows continue where the batch before stopped.
 
     The text is cut into batch_size streams of equal length; row b of every batch is the next window of stream b. After
@@ -107,13 +98,7 @@ class ConsecutiveWindows(Iterator[StreamWindows]):
     Raises ConfigurationError when a stream is shorter than one window.
     """
 
-    def __init__(
-        self,
-        tokens: np.ndarray,
-        document_starts: np.ndarray,
-        context_length: int,
-        batch_size: int,
-    ) -> None:
+    def __init__(self, tokens: np.ndarray, document_starts: np.ndarray, context_length: int, batch_size: int) -> None:
         needed = batch_size * (context_length + 1)
         why = f"a batch of {batch_size} consecutive windows of model.context_length={context_length} tokens"
         _require(len(tokens), needed, "train", why)
@@ -129,7 +114,7 @@ class ConsecutiveWindows(Iterator[StreamWindows]):
         """Whole windows in a stream."""
         return (self.stream_length - 1) // self.context_length
 
-    def __next__(self) -> StreamWindows:
+    def __next__(self) -> Windows:
         starts = torch.arange(self.batch_size) * self.stream_length + self.window * self.context_length
         window = _gather(self.tokens, starts, self.context_length + 1)
         # A document may begin with the previous window, but nowhere after that.
@@ -137,10 +122,9 @@ class ConsecutiveWindows(Iterator[StreamWindows]):
         last = np.searchsorted(self.document_starts, starts.numpy() + self.context_length)
         continues = torch.from_numpy(first == last) & (self.window > 0)
         self.window = (self.window + 1) % self.batches_per_epoch
-        return StreamWindows(window[:, :-1], window[:, 1:], continues)
+        return Windows(window[:, :-1], window[:, 1:], continues)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Which window comes next, as a tensor that any checkpoint format can hold."""
         return {"window": torch.tensor(self.window)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -148,11 +132,7 @@ class ConsecutiveWindows(Iterator[StreamWindows]):
 
 
 def evaluation_windows(
-    tokens: np.ndarray,
-    context_length: int,
-    stride: int | None = None,
-    batch_size: int = 1,
-    split: str = "validation",
+    tokens: np.ndarray, context_length: int, stride: int | None = None, batch_size: int = 1, split: str = "validation"
 ) -> Iterator[ScoredWindows]:
     """Batches of windows that together score every token but the first exactly once.
 
@@ -160,34 +140,24 @@ def evaluation_windows(
     context_length // 2 every window but the first scores the tokens that the window before it did not reach, with at
     least half a window of context. The windows before the last are full; the last stops where the text does.
 
-    Raises ConfigurationError when there is nothing to predict, ValueError for a stride outside 1..context_length.
+    The first batch raises ConfigurationError when there is nothing to predict, ValueError for a stride outside
+    1..context_length.
     """
     stride = context_length if stride is None else stride
     if not 1 <= stride <= context_length:
         raise ValueError(f"the stride must be between 1 and context_length={context_length}, not {stride}")
     _require(len(tokens), 2, split, "evaluation")
-    return _scored_batches(tokens, context_length, stride, batch_size)
-
-
-def count_evaluation_windows(token_count: int, context_length: int, stride: int | None = None) -> int:
-    """How many windows `evaluation_windows` makes of a text (not batches)."""
-    beyond_first = max(0, token_count - 1 - context_length)
-    return 1 + -(-beyond_first // (stride or context_length))
-
-
-def _scored_batches(tokens: np.ndarray, context_length: int, stride: int, batch_size: int) -> Iterator[ScoredWindows]:
     predictions = len(tokens) - 1
-    count = count_evaluation_windows(len(tokens), context_length, stride)
-    for first in range(0, count, batch_size):
-        starts = [index * stride for index in range(first, min(first + batch_size, count))]
-        width = min(context_length, predictions - starts[0])
-        inputs = torch.zeros(len(starts), width, dtype=torch.long)
+    all_starts = range(0, max(1, predictions - context_length + stride), stride)
+    for first in range(0, len(all_starts), batch_size):
+        starts = all_starts[first : first + batch_size]
+        inputs = torch.zeros(len(starts), min(context_length, predictions - starts[0]), dtype=torch.long)
         targets = torch.zeros_like(inputs)
         scored = torch.zeros_like(inputs, dtype=torch.bool)
         for row, start in enumerate(starts):
             end = min(start + context_length, predictions)
             window = torch.from_numpy(tokens[start : end + 1].astype(np.int64))
             inputs[row, : end - start], targets[row, : end - start] = window[:-1], window[1:]
-            already_scored = start - stride + context_length if start else 0
-            scored[row, max(0, already_scored - start) : end - start] = True
+            already_scored = context_length - stride if start else 0
+            scored[row, already_scored : end - start] = True
         yield ScoredWindows(inputs, targets, scored)

@@ -24,7 +24,7 @@ def list_command(as_json: bool) -> None:
       wavelet config list
       wavelet config list --json
     """
-    from wavelet_train.config import list_presets
+    from wavelet_train.run_config import list_presets
 
     presets = list_presets()
     if as_json:
@@ -50,7 +50,7 @@ def show_command(config: str, overrides: tuple[str, ...], parameters: bool, as_j
       wavelet config show wikitext-103 --parameters
     """
     from wavelet_cli.run_configuration import load_configuration
-    from wavelet_train.config import dump
+    from wavelet_train.run_config import dump
 
     run = load_configuration(config, overrides)
     if parameters:
@@ -77,7 +77,7 @@ def schema_command() -> None:
     Examples:
       wavelet config schema > wavelet.schema.json
     """
-    from wavelet_train.config import RunConfig
+    from wavelet_train.run_config import RunConfig
 
     print_json(RunConfig.model_json_schema())
 

@@ -84,7 +84,7 @@ def command(
     tokenizer = checkpoint_tokenizer(directory, model.config.vocabulary_size or 0)
     text = _text(directory, tokenizer, path, split or "test")
     stride = max(1, model.config.context_length // 2) if windows == "sliding" else None
-    with Progress("evaluating", text.token_count - 1, " tokens") as progress:
+    with Progress("evaluating", len(text.tokens) - 1, " tokens") as progress:
         result = evaluate(
             model,
             text,
@@ -106,14 +106,14 @@ def _text(directory: Path, tokenizer: Tokenizer, path: Path | None, split: Any) 
     from wavelet_core.checkpoint import CONFIG_FILE, read_config
     from wavelet_core.config import parse
     from wavelet_core.tensor_files import CheckpointError
-    from wavelet_train.data import DataConfig, prepare
+    from wavelet_train.data import DataConfig, PreparedData
 
     if path is not None:
-        return prepare(DataConfig(dataset={"kind": "text", "test": str(path)}), tokenizer).test
+        return PreparedData(DataConfig(dataset={"kind": "text", "test": str(path)}), tokenizer).split("test")
     saved = read_config(directory).get("data")
     if saved is None:
         raise CheckpointError(f"{directory} does not say what it was trained on; name a text with --data")
-    return prepare(parse(DataConfig, saved, f"{directory / CONFIG_FILE}: data"), tokenizer).split(split)
+    return PreparedData(parse(DataConfig, saved, f"{directory / CONFIG_FILE}: data"), tokenizer).split(split)
 
 
 def _describe(report: dict[str, Any]) -> str:

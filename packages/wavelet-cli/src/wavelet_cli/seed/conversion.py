@@ -20,7 +20,7 @@ from wavelet_core.checkpoint import TOKENIZER_DIRECTORY, load_checkpoint, materi
 from wavelet_core.config import LanguageModelConfig
 from wavelet_core.language_model import build_model
 from wavelet_core.tensor_files import CheckpointError
-from wavelet_train.config import read_file
+from wavelet_train.run_config import read_file
 
 COMPILE_PREFIX = "_orig_mod."
 

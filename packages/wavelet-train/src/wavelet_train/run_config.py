@@ -17,7 +17,6 @@ from wavelet_train.data import DataConfig
 from wavelet_train.precision import Precision
 
 PRESETS = Path(str(files("wavelet_train") / "presets"))
-FILE_SUFFIXES = (".yaml", ".yml", ".json")
 # What a checkpoint's config.json holds besides the sections of a run.
 CHECKPOINT_KEYS = ("format_version", "components")
 
@@ -138,7 +137,7 @@ def locate(source: str | Path) -> Path:
         return preset
     if path.is_dir():
         raise ConfigurationError(f"{source} is a directory; name a configuration file or a preset")
-    if path.suffix.lower() in FILE_SUFFIXES or len(path.parts) > 1:
+    if path.suffix.lower() in (".yaml", ".yml", ".json") or len(path.parts) > 1:
         raise ConfigurationError(f"no configuration file at {source}; check the path, or name a preset")
     names = list(list_presets())
     raise ConfigurationError(
@@ -202,7 +201,6 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     where = f"--set {override}"
     node: Any = data
     default: Any = RunConfig().model_dump(mode="json")
-    index: Any
     for key in keys[:-1]:
         index = _index(node, key, where)
         default = default.get(key) if isinstance(default, dict) else None
@@ -221,7 +219,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     node[index] = value
 
 
-def _index(node: dict[str, Any] | list[Any], key: str, where: str) -> str | int:
+def _index(node: dict[str, Any] | list[Any], key: str, where: str) -> Any:
     """What `key` means inside a mapping or a list."""
     if isinstance(node, dict):
         return key
