@@ -122,7 +122,7 @@ def next_power_of_two(number: int) -> int:
 
 
 class MultinodalConfig(Section):
-    """Several complete models ("cells") whose logits are combined (spec/model.md, section 7)."""
+    """Several complete models ("cells") whose logits are combined (docs/model.md, section 7)."""
 
     cells: int = Field(2, ge=1, description="number of cells")
     width: int = Field(256, ge=1, description="width C of each cell; replaces model.width inside the cells")
@@ -154,7 +154,7 @@ def _default_memories() -> list[Any]:
 
 
 class ModelConfig(Section):
-    """Everything that decides what the model computes (spec/model.md)."""
+    """Everything that decides what the model computes (docs/model.md)."""
 
     vocabulary_size: int | None = Field(
         None, ge=1, description="V, entries in the vocabulary; null takes the tokenizer's size"

@@ -1,4 +1,4 @@
-"""Multinodal models: several complete models ("cells") with combined logits (spec/model.md, section 7)."""
+"""Multinodal models: several complete models ("cells") with combined logits (docs/model.md, section 7)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generation: prefill, then one token at a time at a constant cost (spec/model.md, section 10).
+"""Generation: prefill, then one token at a time at a constant cost (docs/model.md, section 10).
 
 `generate` yields tokens and text as they come, `collect` gathers them, `GenerationSettings` says how.
 """
