@@ -20,7 +20,7 @@ HEADLINE = {
 }
 FAST_WEIGHTS = {"kind": "fast_weight_product_key", "num_keys": 16, "top_k": 3, "inference_updates": True}
 
-# What each case changes in TINY. Every architecture option of spec/model.md is switched on in one of them.
+# What each case changes in TINY. Every architecture option of docs/model.md is switched on in one of them.
 ARCHITECTURES = {
     "base": {"memories": [{"kind": "mlp"}]},
     "headline": HEADLINE,

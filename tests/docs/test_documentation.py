@@ -145,6 +145,14 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors, f"{target}: that page has no such heading"
 
 
+def test_cited_sections_of_the_specification_exist():
+    sections = re.findall(r"^## (\d+)\.", text_of(ROOT / "docs" / "model.md"), re.M)
+    assert sections == [str(number) for number in range(1, 12)]
+    sources = "".join(text_of(path) for path in ROOT.glob("packages/*/src/**/*.py"))
+    cited = re.findall(r"docs/model\.md, sections? (\d+)(?: and (\d+))?", sources)
+    assert len(cited) > 20 and {number for pair in cited for number in pair if number} <= set(sections)
+
+
 def test_there_is_something_to_check():
     assert README in PAGES and len(PAGES) > len(GUIDES) > 5
     assert {README, ROOT / "docs" / "plugins.md"} <= {page for page in GUIDES if blocks(text_of(page), "python")}

@@ -99,7 +99,7 @@ def _own_components(kind: str) -> Iterator[tuple[str, type]]:
 def _summary(described: type) -> str:
     """The first paragraph of a docstring, without its shapes and its citation of the specification."""
     paragraph = inspect.cleandoc(described.__doc__ or "").split("\n\n")[0].replace("\n", " ")
-    uncited = re.sub(r"spec/model\.md[^;)]*(; )?", "", paragraph.split(" Shapes: ")[0])
+    uncited = re.sub(r"docs/model\.md[^;)]*(; )?", "", paragraph.split(" Shapes: ")[0])
     return uncited.replace(" ()", "")
 
 

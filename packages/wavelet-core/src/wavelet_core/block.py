@@ -1,4 +1,4 @@
-"""One WaveletLM block (spec/model.md, section 2)."""
+"""One WaveletLM block (docs/model.md, section 2)."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class MemorySum(nn.Module):
 
 
 class WaveletBlock(nn.Module):
-    """Multi-scale token mixing, then parallel memories (spec/model.md, section 2).
+    """Multi-scale token mixing, then parallel memories (docs/model.md, section 2).
 
     The parts are handed in, so that they can be shared between blocks or replaced: `wavelet` (decompose and
     reconstruct), `transform`, `mixer`, `bypass` (or None) and `memories`. Options that are off are identities

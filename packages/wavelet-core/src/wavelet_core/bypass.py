@@ -1,4 +1,4 @@
-"""The decompose bypass: a long-range mean that reaches every scale directly (spec/model.md, section 4)."""
+"""The decompose bypass: a long-range mean that reaches every scale directly (docs/model.md, section 4)."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ def _default_memories() -> list[Any]:
 
 
 class ModelConfig(LanguageModelConfig):
-    """Everything that decides what a WaveletLM computes (spec/model.md)."""
+    """Everything that decides what a WaveletLM computes (docs/model.md)."""
 
     kind: Literal["wavelet"] = "wavelet"
 

@@ -1,4 +1,4 @@
-"""The fixed causal Haar wavelet (spec/model.md, section 3)."""
+"""The fixed causal Haar wavelet (docs/model.md, section 3)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wavelet_core.state import Tree
 
 
 class HaarWavelet(nn.Module):
-    """The undecimated causal Haar wavelet; it has no parameters (spec/model.md, section 3).
+    """The undecimated causal Haar wavelet; it has no parameters (docs/model.md, section 3).
 
     c_{k+1} and d_k are (c_k plus, minus its copy 2^k positions ago) / sqrt(2); reconstruction is
     (c_{k+1} + d_k) / sqrt(2).

@@ -1,4 +1,4 @@
-"""The learned causal lifting wavelet, undecimated: every level keeps all positions (spec/model.md, section 3)."""
+"""The learned causal lifting wavelet, undecimated: every level keeps all positions (docs/model.md, section 3)."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class LinearLiftingNetwork(nn.Module):
 
 
 class LiftingWavelet(nn.Module):
-    """The learned causal lifting wavelet (spec/model.md, section 3; lifting scheme: Sweldens 1998).
+    """The learned causal lifting wavelet (docs/model.md, section 3; lifting scheme: Sweldens 1998).
 
     Level k splits its input c_k, with past_k its delayed copy, into
     d_k = (past_k - Predict_k(c_k)) / sqrt(2) and c_{k+1} = (c_k + Update_k(d_k)) / sqrt(2).

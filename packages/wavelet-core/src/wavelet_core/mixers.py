@@ -1,4 +1,4 @@
-"""Gated spectral mixers: one channel mixer a scale, in the transform's space (spec/model.md, section 5)."""
+"""Gated spectral mixers: one channel mixer a scale, in the transform's space (docs/model.md, section 5)."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class ScaleRouting(nn.Module):
 
 
 class GatedSpectralMixer(nn.Module):
-    """One gated mixer per scale (spec/model.md, section 5).
+    """One gated mixer per scale (docs/model.md, section 5).
 
     out_s = (M_s z_s) * act(G_s gate_s) + U_s (V_s^T z_s), with gate_s = z_s or, with `routing`, a learned blend of all
     scales. `widths` gives every scale its own mixer width as a share of P; scales of equal width are one batched
@@ -173,7 +173,7 @@ def _select(scales: Tensor, members: list[int]) -> Tensor:
 
 
 class DeepGatedSpectralMixer(nn.Module):
-    """Several gated mixers a scale, one after the other (spec/model.md, section 5, depth).
+    """Several gated mixers a scale, one after the other (docs/model.md, section 5, depth).
 
     Step d < D - 1: per-scale LayerNorm (times beta_d with stabilizers), then a mixer with a bias (times alpha_d);
     plus the step's input with residuals. The last step is a mixer without norm or bias. Each gate reads its own

@@ -1,4 +1,4 @@
-"""The wide multilayer perceptron, the plainest of the memories (spec/model.md, section 6)."""
+"""The wide multilayer perceptron, the plainest of the memories (docs/model.md, section 6)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wavelet_core.linear import Linear
 
 
 class MLP(nn.Module):
-    """Linear(C, e C), GELU, ..., Linear(e C, C), dropout (spec/model.md, section 6). Shapes: (B, T, C) -> (B, T, C)."""
+    """Linear(C, e C), GELU, ..., Linear(e C, C), dropout (docs/model.md, section 6). Shapes: (B, T, C) -> (B, T, C)."""
 
     class Config(ComponentConfig):
         kind: Literal["mlp"] = "mlp"

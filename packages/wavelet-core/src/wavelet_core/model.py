@@ -1,4 +1,4 @@
-"""The whole model: embedding, blocks, head, loss and streaming state (spec/model.md, section 1)."""
+"""The whole model: embedding, blocks, head, loss and streaming state (docs/model.md, section 1)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from wavelet_core.stochastic_depth import StochasticDepth
 
 
 class WaveletLM(nn.Module, Pretrained):
-    """A language model without attention (spec/model.md, section 1), the model family `wavelet`.
+    """A language model without attention (docs/model.md, section 1), the model family `wavelet`.
 
     `model(tokens)` maps token ids (B, T) to logits (B, T, V). With a state from `new_state` the same call continues
     the text that the state has read, in any chunking, at a cost per token that does not depend on the position.

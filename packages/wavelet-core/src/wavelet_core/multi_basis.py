@@ -1,4 +1,4 @@
-"""Several lifting wavelets in parallel, blended scale by scale (spec/model.md, section 3)."""
+"""Several lifting wavelets in parallel, blended scale by scale (docs/model.md, section 3)."""
 
 from __future__ import annotations
 

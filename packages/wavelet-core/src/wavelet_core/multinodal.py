@@ -1,4 +1,4 @@
-"""Multinodal models: several complete models ("cells") with combined logits (spec/model.md, section 7)."""
+"""Multinodal models: several complete models ("cells") with combined logits (docs/model.md, section 7)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class MultinodalConfig(ModelConfig):
 
 
 def bagged_columns(width: int, kept: int, seed: int) -> list[int]:
-    """The embedding columns that a cell with this seed starts without (spec/model.md, section 7)."""
+    """The embedding columns that a cell with this seed starts without (docs/model.md, section 7)."""
     order = list(range(width))
     random.Random(seed).shuffle(order)
     return order[: width - kept]

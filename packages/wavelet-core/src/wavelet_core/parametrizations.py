@@ -1,4 +1,4 @@
-"""How a mixer's square matrices come from their parameters (spec/model.md, section 5)."""
+"""How a mixer's square matrices come from their parameters (docs/model.md, section 5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streaming state: the finite history that a causal model needs to go on (spec/model.md, section 10).
+"""Streaming state: the finite history that a causal model needs to go on (docs/model.md, section 10).
 
 Every stateful module has `new_state(batch_size, device, dtype)`, which returns a dictionary of batch-first tensors
 (or of such dictionaries), all zeros, and takes that dictionary in `forward(..., state)`, where it reads its history

@@ -1,4 +1,4 @@
-"""Orthogonal transforms over the channel axis, around the mixer (spec/model.md, sections 2 and 11).
+"""Orthogonal transforms over the channel axis, around the mixer (docs/model.md, sections 2 and 11).
 
 A transform maps (..., P) to (..., P), has an `inverse`, keeps norms, and says through `padded_width` how wide the
 channels must be.
@@ -44,7 +44,7 @@ class _SelfInverse(torch.autograd.Function):
 
 
 class WalshHadamard(nn.Module):
-    """The orthonormal Walsh-Hadamard transform, its own inverse (spec/model.md, section 2).
+    """The orthonormal Walsh-Hadamard transform, its own inverse (docs/model.md, section 2).
 
     H of size P = a * b is the Kronecker product of H_a and H_b, so two small products of a + b multiply-adds a
     channel replace the P of a dense one (P = 2048: 96, 21 times fewer), and both run as matrix products. The
@@ -161,7 +161,7 @@ class DiscreteCosine(nn.Module):
 
 
 class LearnedButterfly(nn.Module):
-    """log2(P) layers of learned 2 x 2 rotations in the pattern of a fast Fourier transform (spec/model.md, section 11).
+    """log2(P) layers of learned 2 x 2 rotations in the pattern of a fast Fourier transform (docs/model.md, section 11).
 
     Layer i rotates channels 2^i apart; zero angles are the identity. The inverse applies the opposite rotations in
     the opposite order. Shapes: (..., P) -> (..., P), P a power of two; angles (log2 P, P / 2).

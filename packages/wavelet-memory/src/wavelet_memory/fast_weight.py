@@ -1,4 +1,4 @@
-"""Fast-weight product-key memory: it goes on learning while it reads (spec/model.md, section 6)."""
+"""Fast-weight product-key memory: it goes on learning while it reads (docs/model.md, section 6)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wavelet_memory.product_key import ProductKeyConfig, ProductKeyTable
 
 
 class FastWeightProductKeyMemory(ProductKeyTable):
-    """A product-key memory whose values get deltas D at inference (spec/model.md, section 6).
+    """A product-key memory whose values get deltas D at inference (docs/model.md, section 6).
 
     With `inference_updates` and a state, every `chunk_size` positions teach the memory to predict the next query:
     D <- D - lr * d/dD mean((read(q_t) - q_{t+1})^2), the mean over the chunk's position pairs and channels. A chunk is

@@ -1,4 +1,4 @@
-"""The fast-weight update in closed form, and the walk over a text that reads and updates (spec/model.md, section 6)."""
+"""The fast-weight update in closed form, and the walk over a text that reads and updates (docs/model.md, section 6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Product-key memory: a large table of values, of which every position reads a few (spec/model.md, section 6)."""
+"""Product-key memory: a large table of values, of which every position reads a few (docs/model.md, section 6)."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class ProductKeyTable(nn.Module):
 
 
 class ProductKeyMemory(ProductKeyTable):
-    """A product-key memory (spec/model.md, section 6; Lample et al. 2019). Shapes: (B, T, C) -> (B, T, C)."""
+    """A product-key memory (docs/model.md, section 6; Lample et al. 2019). Shapes: (B, T, C) -> (B, T, C)."""
 
     class Config(ProductKeyConfig):
         kind: Literal["product_key"] = "product_key"

@@ -1,4 +1,4 @@
-"""How well a model predicts a text, in every unit that the field uses (spec/model.md, section 9)."""
+"""How well a model predicts a text, in every unit that the field uses (docs/model.md, section 9)."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class AdamW(torch.optim.AdamW):
 
 
 class Adagrad(torch.optim.Adagrad):
-    """Adagrad (Duchi, Hazan and Singer 2011), the published recipe's optimizer (spec/model.md, section 8).
+    """Adagrad (Duchi, Hazan and Singer 2011), the published recipe's optimizer (docs/model.md, section 8).
 
     Weight decay is added to the gradient, of every parameter: that is what the recipe's 1e-6 means. One fused update
     per step on processors, one per operation for all parameters (`foreach`) on CUDA devices.

@@ -22,7 +22,7 @@ CHECKPOINT_KEYS = ("format_version", "components")
 
 
 class TrainConfig(Section):
-    """How a model is trained, checked and saved (spec/model.md, section 8 has the published recipe)."""
+    """How a model is trained, checked and saved (docs/model.md, section 8 has the published recipe)."""
 
     seed: int = Field(0, ge=0, description="decides initial weights, dropout and the order of windows")
     device: str = Field("auto", description="auto (an accelerator if there is one), cpu, cuda, cuda:1, mps, ...")

@@ -62,7 +62,7 @@ class Linear(Constant):
 
 
 class Cosine(Linear):
-    """Linear warm-up, then half a cosine from the peak to `final_lr` (spec/model.md, section 8)."""
+    """Linear warm-up, then half a cosine from the peak to `final_lr` (docs/model.md, section 8)."""
 
     class Config(DecayConfig):
         kind: Literal["cosine"] = "cosine"

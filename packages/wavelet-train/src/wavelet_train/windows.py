@@ -1,4 +1,4 @@
-"""Windows of a token stream: what training and evaluation feed to the model (spec/model.md, sections 8 and 9).
+"""Windows of a token stream: what training and evaluation feed to the model (docs/model.md, sections 8 and 9).
 
 A window of context_length T reads T tokens and predicts the T tokens one position later, so it spans T + 1 tokens.
 All batches are int64 tensors on the CPU.

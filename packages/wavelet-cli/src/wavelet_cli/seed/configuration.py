@@ -1,4 +1,4 @@
-"""The original's flat `config.json` and our nested model section, both ways (spec/model.md, the seed keys)."""
+"""The original's flat `config.json` and our nested model section, both ways (docs/model.md, the seed keys)."""
 
 from __future__ import annotations
 

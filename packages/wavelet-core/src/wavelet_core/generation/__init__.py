@@ -1,4 +1,4 @@
-"""Generation: prefill, then one token at a time at a constant cost (spec/model.md, section 10).
+"""Generation: prefill, then one token at a time at a constant cost (docs/model.md, section 10).
 
 A `Batch` holds `Request`s and gives each its next `Token` at every step. `generate` runs prompts through a batch and
 yields tokens and text as they come, `collect` gathers them. A `DecodingSession` is the model made ready.

@@ -1,4 +1,4 @@
-"""Context policies: what the model has read when it predicts the next token (spec/model.md, section 10)."""
+"""Context policies: what the model has read when it predicts the next token (docs/model.md, section 10)."""
 
 from __future__ import annotations
 

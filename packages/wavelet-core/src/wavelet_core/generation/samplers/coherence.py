@@ -21,7 +21,7 @@ def signature(embeddings: Tensor, lengths: Tensor, levels: int) -> Tensor:
     embeddings: token embeddings (B, T, C), of which the last `lengths` (B,) positions of each row count.
 
     The approximation of an undecimated Haar wavelet after `levels` levels is, up to a factor, the sum of the last
-    2^levels positions (spec/model.md, section 3, with zeros before the start). In its mean over all positions every
+    2^levels positions (docs/model.md, section 3, with zeros before the start). In its mean over all positions every
     position is therefore counted as often as there are positions within 2^levels ahead of it, and that weighted sum
     is what this computes.
     """
