@@ -107,10 +107,9 @@ def _model(config: ModelConfig, ours: str, seed: str) -> Iterator[SeedEntry]:
         yield from _wavelets(config, ours, seed, blocks)
 
 
-def _affine(ours: str, seed: str, bias: bool = True) -> Iterator[SeedTensor]:
-    yield SeedTensor(f"{ours}.weight", (f"{seed}.weight",))
-    if bias:
-        yield SeedTensor(f"{ours}.bias", (f"{seed}.bias",))
+def _affine(ours: str, seed: str, index: int | None = None) -> Iterator[SeedTensor]:
+    for part in ("weight", "bias"):
+        yield SeedTensor(f"{ours}.{part}", (f"{seed}.{part}",), index)
 
 
 def _block(config: ModelConfig, ours: str, seed: str) -> Iterator[SeedEntry]:
@@ -133,8 +132,7 @@ def _block(config: ModelConfig, ours: str, seed: str) -> Iterator[SeedEntry]:
     for option, name in norms.items():
         if getattr(config.block, option):
             for scale in range(config.levels + 1):
-                yield SeedTensor(f"{ours}.{option}.weight", (f"{seed}.{name}.{scale}.weight",), scale)
-                yield SeedTensor(f"{ours}.{option}.bias", (f"{seed}.{name}.{scale}.bias",), scale)
+                yield from _affine(f"{ours}.{option}", f"{seed}.{name}.{scale}", scale)
     if config.transform.kind == "learned_butterfly":
         yield SeedTensor(f"{ours}.transform.angles", (f"{seed}.mixer_transform.angles",))
     yield from _mixers(config, ours, seed)
@@ -150,9 +148,7 @@ def _mixers(config: ModelConfig, ours: str, seed: str) -> Iterator[SeedEntry]:
                 names = f"{seed}.scale_mixers_by_depth.{step}.{scale}"
                 yield from _mixer(config, f"{ours}.mixer.banks.{step}", names, scale, bias=not last)
                 if not last:
-                    norm = f"{seed}.mixer_depth_norms.{step}.{scale}"
-                    yield SeedTensor(f"{ours}.mixer.norms.{step}.weight", (f"{norm}.weight",), scale)
-                    yield SeedTensor(f"{ours}.mixer.norms.{step}.bias", (f"{norm}.bias",), scale)
+                    yield from _affine(f"{ours}.mixer.norms.{step}", f"{seed}.mixer_depth_norms.{step}.{scale}", scale)
             if config.mixer.stabilizers and not last:
                 yield SeedTensor(f"{ours}.mixer.alpha", (f"{seed}.mixer_depth_alphas.{step}",), step)
                 yield SeedTensor(f"{ours}.mixer.beta", (f"{seed}.mixer_depth_betas.{step}",), step)
