@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from wavelet_cli.output import byte_size, print_json
+from wavelet_cli.output import byte_size, print_report
 from wavelet_cli.shared_options import json_option
 from wavelet_train.tables import table
 
@@ -29,11 +29,7 @@ def command(checkpoint: str, as_json: bool) -> None:
     """
     from wavelet_core.checkpoint import locate_checkpoint
 
-    report = _report(locate_checkpoint(checkpoint))
-    if as_json:
-        print_json(report)
-    else:
-        click.echo(_describe(report))
+    print_report(_report(locate_checkpoint(checkpoint)), as_json, _describe)
 
 
 def _report(directory: Path) -> dict[str, Any]:
