@@ -6,16 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel
-
-from wavelet_core.block import WaveletBlock
-from wavelet_core.config import ConfigurationError, ModelConfig, parse_model
-from wavelet_core.lifting import LiftingWavelet
-from wavelet_core.mixers import DeepGatedSpectralMixer, GatedSpectralMixer
-from wavelet_core.mlp import MLP
-from wavelet_core.multinodal import MultinodalConfig
+from wavelet_core.config import ConfigurationError, parse_model
 from wavelet_core.registry import registry
-from wavelet_memory import FastWeightProductKeyMemory, ProductKeyMemory
 
 
 @dataclass(frozen=True)
@@ -123,26 +115,23 @@ SEED_KEYS = (
 REQUIRED = ("C", "layers", "levels")
 
 # The memories in the original's order, each with the key that is false or zero without it.
-MEMORIES: dict[str, tuple[Any, str]] = {
-    "mlp": (MLP, "mlp_expansion"),
-    "product_key": (ProductKeyMemory, "pkm_enabled"),
-    "fast_weight_product_key": (FastWeightProductKeyMemory, "fwpkm_enabled"),
-}
+MEMORIES = {"mlp": "mlp_expansion", "product_key": "pkm_enabled", "fast_weight_product_key": "fwpkm_enabled"}
 
 
-def _renamed(place: str, section: type[BaseModel]) -> dict[str, str]:
-    """The keys that only have another name in our section at `place`, with the names of its fields."""
+def _renamed(component: str, kind: str) -> dict[str, str]:
+    """The keys that only have another name in the section of a component, with the names of its fields."""
+    place = {"model": "model", "memory": f"model.memories[{kind}]"}.get(component, f"model.{component}")
+    fields = registry.get(component, kind).Config.model_fields  # type: ignore[attr-defined]
     names = {key.name: key.place.removeprefix(f"{place}.") for key in SEED_KEYS if not key.note}
-    return {key: field for key, field in names.items() if field in section.model_fields}
+    return {key: field for key, field in names.items() if field in fields}
 
 
-def _from_seed(place: str, section: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
-    renamed = {field: values[key] for key, field in _renamed(place, section).items()}
-    return {"kind": section.model_fields["kind"].default} | renamed
+def _from_seed(component: str, kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {"kind": kind} | {field: values[key] for key, field in _renamed(component, kind).items()}
 
 
-def _to_seed(place: str, section: BaseModel) -> dict[str, Any]:
-    return {key: getattr(section, field) for key, field in _renamed(place, type(section)).items()}
+def _to_seed(component: str, section: Any) -> dict[str, Any]:
+    return {key: getattr(section, field) for key, field in _renamed(component, section.kind).items()}
 
 
 def model_config_from_seed(
@@ -165,11 +154,10 @@ def model_config_from_seed(
         )
     transform = TRANSFORMS[values["mixer_transform"]]
     bypass = {"kind": "ema" if values["decompose_bypass_ema"] else "running_mean"}
-    family = MultinodalConfig if values["multinodal_enabled"] else ModelConfig
-    data = _from_seed("model", family, values) | {
+    data = _from_seed("model", "multinodal" if values["multinodal_enabled"] else "wavelet", values) | {
         "vocabulary_size": vocabulary_size,
         "stable_parametrization": bool(values["stable_parametrization"]),
-        "block": _from_seed("model.block", WaveletBlock.Config, values),
+        "block": _from_seed("block", "wavelet", values),
         "wavelet": _wavelet(values),
         "transform": {"kind": transform},
         "mixer": _mixer(values),
@@ -198,7 +186,7 @@ def reads_routing(values: Mapping[str, Any]) -> bool:
 def _wavelet(values: Mapping[str, Any]) -> dict[str, Any]:
     if values["wavelet_mode"] != "lifting":
         return {"kind": values["wavelet_mode"]}
-    lifting = _from_seed("model.wavelet", LiftingWavelet.Config, values)
+    lifting = _from_seed("wavelet", "lifting", values)
     lifting["crawl"] = values["wavelet_crawl_k"] if values["wavelet_crawl"] else None
     lifting["level_scaling"] = values["stab_lifting_level_scaling"] or bool(values["stable_parametrization"])
     if values["lifting_linear_only"]:
@@ -212,7 +200,7 @@ def _wavelet(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _mixer(values: Mapping[str, Any]) -> dict[str, Any]:
     deep = values["mixer_depth"] > 1
-    mixer = _from_seed("model.mixer", (DeepGatedSpectralMixer if deep else GatedSpectralMixer).Config, values) | {
+    mixer = _from_seed("mixer", "deep_gated_spectral" if deep else "gated_spectral", values) | {
         "gate": values["mixer_gate_activation"] if values["use_mixer_gate"] else None,
         "parametrization": "spectral_norm" if values["stab_spectral_norm"] else "direct",
     }
@@ -223,9 +211,9 @@ def _mixer(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _memories(values: Mapping[str, Any]) -> list[dict[str, Any]]:
     memories = []
-    for kind, (component, switch) in MEMORIES.items():
+    for kind, switch in MEMORIES.items():
         if values[switch]:
-            memory = _from_seed(f"model.memories[{kind}]", component.Config, values)
+            memory = _from_seed("memory", kind, values)
             memories.append(memory | ({"expansion": values["mlp_expansion"]} if kind == "mlp" else {}))
     return memories
 
@@ -239,7 +227,7 @@ def seed_from_model_config(config: Any) -> dict[str, Any]:
     _expect("model.transform", config.transform.kind, TRANSFORMS.values())
     _expect("model.block", config.block.kind, ("wavelet",))
     flat = {key.name: key.absent for key in SEED_KEYS if key.name != "per_scale_mixer_widths"}
-    flat |= _to_seed("model", config) | _to_seed("model.block", config.block)
+    flat |= _to_seed("model", config) | _to_seed("block", config.block)
     flat |= {
         "looped_blocks_count": config.layers,
         "stable_parametrization": config.stable_parametrization,
@@ -278,7 +266,7 @@ def _seed_wavelet(wavelet: Any) -> dict[str, Any]:
     for index, basis in enumerate(bases):
         if basis.model_copy(update={"initialization": first.initialization}) != first:
             raise _refuse(f"model.wavelet.bases[{index}]", basis, "bases that differ in nothing but initialization")
-    flat = _to_seed("model.wavelet", first) | _to_seed("model.wavelet", wavelet)
+    flat = _to_seed("wavelet", first) | _to_seed("wavelet", wavelet)
     flat |= {
         "wavelet_mode": "lifting",
         "wavelet_crawl": first.crawl is not None,
@@ -293,7 +281,7 @@ def _seed_wavelet(wavelet: Any) -> dict[str, Any]:
 def _seed_mixer(mixer: Any) -> dict[str, Any]:
     _expect("model.mixer", mixer.kind, ("gated_spectral", "deep_gated_spectral"))
     _expect("model.mixer.parametrization", mixer.parametrization, ("direct", "spectral_norm"))
-    flat = _to_seed("model.mixer", mixer) | {
+    flat = _to_seed("mixer", mixer) | {
         "use_mixer_gate": mixer.gate is not None,
         "mixer_gate_activation": mixer.gate or "silu",
         "stab_spectral_norm": mixer.parametrization == "spectral_norm",
@@ -309,7 +297,6 @@ def _seed_memories(memories: list[Any]) -> dict[str, Any]:
         raise _refuse("model.memories", kinds, f"at most one of each of {', '.join(MEMORIES)}, in that order")
     flat: dict[str, Any] = {}
     for memory in memories:
-        _, switch = MEMORIES[memory.kind]
-        flat |= _to_seed(f"model.memories[{memory.kind}]", memory)
-        flat[switch] = memory.expansion if memory.kind == "mlp" else True
+        flat |= _to_seed("memory", memory)
+        flat[MEMORIES[memory.kind]] = memory.expansion if memory.kind == "mlp" else True
     return flat

@@ -142,9 +142,7 @@ def _fill(
         used.update(present)
         if isinstance(entry, UnreadTensor):
             continue
-        if isinstance(entry, LearnedDeltas):
-            for name in present:
-                mistakes += _add_deltas(targets[entry.ours], name, state[name], report)
+        if isinstance(entry, LearnedDeltas) and not present:
             continue
         filled.add(entry.ours)
         slot, wanted = entry.slot(targets[entry.ours]), entry.to_seed(targets[entry.ours]).shape
@@ -166,19 +164,14 @@ def _fill(
         for alias in present[1:]:
             if entry.columns is None and not torch.equal(state[alias], tensor):
                 mistakes.append(f"{alias} differs from {present[0]}, but the configuration shares them")
-        slot.copy_((tensor.mT if entry.transposed else tensor).reshape(slot.shape))
+        if not isinstance(entry, LearnedDeltas):
+            slot.copy_((tensor.mT if entry.transposed else tensor).reshape(slot.shape))
+        elif tensor.any():
+            slot.add_(tensor)
+            report.remarks.append(f"{present[0]}, learned at inference, is added to the memory's values")
     mistakes += [f"unexpected {name} {list(state[name].shape)}" for name in state if name not in used]
     assert filled == set(targets), f"tensors without a seed name: {set(targets) - filled}"
     return mistakes
-
-
-def _add_deltas(values: Tensor, name: str, deltas: Tensor, report: ImportReport) -> list[str]:
-    if deltas.shape != values.shape:
-        return [f"{name} has shape {list(deltas.shape)}, but the configuration makes it {list(values.shape)}"]
-    if deltas.any():
-        values.add_(deltas)
-        report.remarks.append(f"{name}, learned at inference, is added to the memory's values")
-    return []
 
 
 def seed_state(model: nn.Module, config: LanguageModelConfig) -> dict[str, Tensor]:
@@ -188,8 +181,6 @@ def seed_state(model: nn.Module, config: LanguageModelConfig) -> dict[str, Tenso
     for entry in seed_layout(config):
         if isinstance(entry, UnreadTensor):
             state |= dict.fromkeys(entry.names, state[entry.copied].clone())
-        elif isinstance(entry, LearnedDeltas):
-            state |= dict.fromkeys(entry.names, torch.zeros_like(tensors[entry.ours]))
         elif entry.columns is None:
             state |= dict.fromkeys(entry.names, entry.to_seed(tensors[entry.ours]).contiguous())
         else:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from wavelet_core.config import ModelConfig
@@ -56,18 +57,17 @@ class UnreadTensor:
     copied: str
 
 
-@dataclass(frozen=True)
-class LearnedDeltas:
+class LearnedDeltas(SeedTensor):
     """What a fast-weight memory of the original had learned when it was saved: zeros, or to be added to its values.
 
     ours: our values (h N, C). On export they are zeros: our values hold what was learned, and a state what is.
     """
 
-    names: tuple[str, ...]
-    ours: str
+    def to_seed(self, tensor: Tensor) -> Tensor:
+        return torch.zeros_like(tensor)
 
 
-SeedEntry = SeedTensor | UnreadTensor | LearnedDeltas
+SeedEntry = SeedTensor | UnreadTensor
 
 
 def seed_layout(config: Any) -> list[SeedEntry]:
@@ -85,10 +85,9 @@ def _model(config: ModelConfig, prefix: str) -> Iterator[SeedEntry]:
     """The tensors of one model; prefix: of its names, ours and the original's."""
     # The original registers the first cell's head once more at the top.
     head = (f"{prefix}lm_head.weight", *(["lm_head.weight"] if prefix == "cells.0." else []))
-    if config.tied_embedding:
-        yield SeedTensor(f"{prefix}embedding.weight", (f"{prefix}token_embedding.weight", *head))
-    else:
-        yield SeedTensor(f"{prefix}embedding.weight", (f"{prefix}token_embedding.weight",))
+    tied = head if config.tied_embedding else ()
+    yield SeedTensor(f"{prefix}embedding.weight", (f"{prefix}token_embedding.weight", *tied))
+    if not config.tied_embedding:
         yield SeedTensor(f"{prefix}head.weight", head)
     yield from _affine(f"{prefix}norm", f"{prefix}final_ln")
     blocks = 1 if config.shared_block else config.layers
@@ -194,7 +193,7 @@ def _memories(config: ModelConfig, ours: str, seed: str) -> Iterator[SeedEntry]:
         yield SeedTensor(f"{inner}.keys_b.weight", (f"{seed}.{name}.keys_b",))
         yield SeedTensor(f"{inner}.values.weight", (f"{seed}.{name}.values.weight",))
         if memory.kind == "fast_weight_product_key":
-            yield LearnedDeltas((f"{seed}.{name}.value_deltas",), f"{inner}.values.weight")
+            yield LearnedDeltas(f"{inner}.values.weight", (f"{seed}.{name}.value_deltas",))
 
 
 def _wavelets(config: ModelConfig, prefix: str, blocks: int) -> Iterator[SeedEntry]:
