@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from wavelet_core import WaveletLM, build_model
-from wavelet_train.config import load_run_config
+from wavelet_train.run_config import load_run_config
 
 SMALL = ["--preset", "demo", "--random", "--set", "model.width=16", "--set", "model.vocabulary_size=300"]
 QUICK = ["--positions", "8,64", "--rounds", 2, "--window-rounds", 1]

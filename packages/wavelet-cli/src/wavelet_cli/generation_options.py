@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,14 +43,14 @@ def read_prompts(options: dict[str, Any]) -> list[str]:
 
 def generation_settings(options: dict[str, Any]) -> GenerationSettings:
     """The settings that the options ask for."""
-    chosen = {name: dict(fields) for name, fields in STRATEGIES.items()} if options["strategies"] else {}
+    chosen = copy.deepcopy(STRATEGIES) if options["strategies"] else {}
     if options["entropy_adaptive"]:
-        chosen.setdefault("entropy_adaptive", {})
-    if options["temperature"] is not None:
-        if options["entropy_adaptive"]:
+        if options["temperature"] is not None:
             raise click.UsageError(
                 "--entropy-adaptive chooses the temperature itself: leave out --temperature, or set --entropy-t-max"
             )
+        chosen.setdefault("entropy_adaptive", {})
+    elif options["temperature"] is not None:
         chosen.pop("entropy_adaptive", None)
         chosen["temperature"] = {"temperature": options["temperature"]}
     for option, field in (("entropy_t_min", "minimum"), ("entropy_t_max", "maximum")):

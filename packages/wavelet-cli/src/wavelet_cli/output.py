@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -20,6 +21,14 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def print_report(report: Any, as_json: bool, describe: Callable[[Any], str]) -> None:
+    """Print a report as JSON, or as the text that `describe` makes of it."""
+    if as_json:
+        print_json(report)
+    else:
+        click.echo(describe(report))
 
 
 def byte_size(size: float) -> str:

@@ -196,8 +196,7 @@ def _at(place: str) -> tuple[str, str]:
     if name == "kind":
         return "the model family", f"`{ModelConfig().kind}`"
     if not rest or rest == ["kind"]:
-        section = ModelConfig if name in ModelConfig.model_fields else registry.get("model", "multinodal").Config  # type: ignore[attr-defined]
-        return _described(section, name)
+        return _described(registry.get("model", "multinodal").Config, name)  # type: ignore[attr-defined]
     for _, component in _own_components(name):
         if rest[0] in component.Config.model_fields:  # type: ignore[attr-defined]
             return _described(component.Config, rest[0])  # type: ignore[attr-defined]

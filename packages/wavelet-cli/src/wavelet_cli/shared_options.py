@@ -8,6 +8,8 @@ import click
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps, ...")
+
 set_option = click.option(
     "--set",
     "overrides",

@@ -1,13 +1,9 @@
 """Product-key and fast-weight product-key memories for WaveletLM."""
 
-from importlib.metadata import PackageNotFoundError, version
-
-try:
-    __version__ = version("wavelet-memory")
-except PackageNotFoundError:
-    __version__ = "0+unknown"
+from importlib.metadata import version
 
 from wavelet_memory.fast_weight import FastWeightProductKeyMemory, learn_while_reading
 from wavelet_memory.product_key import ProductKeyMemory
 
+__version__ = version("wavelet-memory")
 __all__ = ["FastWeightProductKeyMemory", "ProductKeyMemory", "learn_while_reading"]

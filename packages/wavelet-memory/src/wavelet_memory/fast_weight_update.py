@@ -32,10 +32,10 @@ def read_and_update(q: Tensor, read: Tensor, row: Tensor, weight: Tensor, state:
     """
     pending = state["pending"]
     assert isinstance(pending, dict)
-    names = ("query", "read", "row", "weight")
     arguments = [tensor.detach() for tensor in (q, read, row, weight)]
+    buffers = [pending[name] for name in ("query", "read", "row", "weight")]
     return torch.ops.wavelet_memory.read_and_update(
-        *arguments, state["deltas"], *(pending[name] for name in names), state["count"], learning_rate
+        *arguments, state["deltas"], *buffers, state["count"], learning_rate
     )
 
 
@@ -55,6 +55,7 @@ def _walk(
     """The body of `read_and_update`: part by part, each up to the next end of a chunk in any row."""
     batch, length, _ = q.shape
     chunk = pending_query.shape[1]
+    pending = (pending_query, pending_read, pending_row, pending_weight)
     table = deltas.view(-1, deltas.shape[-1])
     batch_rows = torch.arange(batch, device=q.device).unsqueeze(-1)
     table_row = row + batch_rows.unsqueeze(-1) * deltas.shape[1]
@@ -70,21 +71,14 @@ def _walk(
         ).unflatten(0, (batch, -1))
 
         place = count.unsqueeze(-1) + torch.arange(stop - start, device=q.device)
-        pending_query[batch_rows, place] = q[:, part].to(pending_query.dtype)
-        pending_read[batch_rows, place] = (read[:, part] + learned[:, part]).to(pending_read.dtype)
-        pending_row[batch_rows, place] = row[:, part]
-        pending_weight[batch_rows, place] = weight[:, part]
+        entries = (q[:, part], read[:, part] + learned[:, part], row[:, part], weight[:, part])
+        for buffer, entry in zip(pending, entries, strict=True):
+            buffer[batch_rows, place] = entry.to(buffer.dtype)
         count += stop - start
 
         for index in (count == chunk).nonzero().flatten().tolist():
-            update_deltas(
-                deltas[index],
-                pending_query[index],
-                pending_read[index],
-                pending_row[index],
-                pending_weight[index],
-                learning_rate,
-            )
+            queries, reads, rows, weights = (buffer[index] for buffer in pending)
+            update_deltas(deltas[index], queries, reads, rows, weights, learning_rate)
             count[index] = 0
         start = stop
     return learned

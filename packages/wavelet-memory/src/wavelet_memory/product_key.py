@@ -76,16 +76,12 @@ class ProductKeyTable(nn.Module):
         self.side = math.isqrt(config.num_keys)
         self.half_reads = min(config.top_k, self.side)
         self.head_reads = min(config.top_k, self.half_reads**2)
+        self.reads = self.heads * self.head_reads  # R, values that a position reads: those of all heads
         self.query = Linear(shape.width, shape.width, bias=False)
         self.keys_a = StackedLinear(self.heads, self.half_width, self.side, std=0.02)
         self.keys_b = StackedLinear(self.heads, self.half_width, self.side, std=0.02)
         self.values = ValueTable(self.heads * self.num_keys, shape.width, mode="sum")
         nn.init.normal_(self.values.weight, std=0.02)
-
-    @property
-    def reads(self) -> int:
-        """R, values that a position reads: those of all heads."""
-        return self.heads * self.head_reads
 
     def address(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of the value table that q (B, T, C) reads and their weights, both (B, T, R).
@@ -117,9 +113,6 @@ class ProductKeyMemory(ProductKeyTable):
 
     class Config(ProductKeyConfig):
         kind: Literal["product_key"] = "product_key"
-
-    def __init__(self, config: Config, shape: ModelShape):
-        super().__init__(config, shape)
 
     def forward(self, q: Tensor) -> Tensor:
         return self.read(*self.address(q))

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wavelet_core.config import LanguageModelConfig
@@ -29,10 +30,10 @@ PREFILL_CHUNK = 256
 MATRIX_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "linear", "matmul", "stacked_linear"}
 
 
-def random_model(config: LanguageModelConfig, dtype: torch.dtype, seed: int = 0) -> Any:
+def random_model(config: LanguageModelConfig, dtype: torch.dtype) -> Any:
     """A freshly initialised model whose weights are made in `dtype` at once, without a wider copy."""
     before = torch.get_default_dtype()
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     torch.set_default_dtype(dtype)
     try:
         model: Any = build_model(config)
@@ -79,17 +80,13 @@ def weight_bytes_read(model: Any) -> int:
     session = DecodingSession(model)
     tables = {module for module in session.model.modules() if hasattr(module, "num_embeddings")}
     inside = {part for table in tables for part in table.modules()}
-    hooks = [module.register_forward_pre_hook(count) for module in session.model.modules()]
-    try:
+    with register_module_forward_pre_hook(count):
         _read_one(session)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return total
 
 
-class _RecordMatrixProducts(TorchDispatchMode):
-    """Remembers every matrix product that runs, so that they can be run again alone."""
+class _MatrixProducts(TorchDispatchMode):
+    """Remembers every matrix product that runs in it, so that they can be run again alone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,17 +98,16 @@ class _RecordMatrixProducts(TorchDispatchMode):
             self.calls.append(lambda: func(*args, **kwargs))
         return func(*args, **kwargs)
 
+    def run(self) -> None:
+        for call in self.calls:
+            call()
+
 
 def matrix_products(model: Any) -> Callable[[], None]:
     """A function that runs just the matrix products of one decoded token, on the inputs that they had."""
-    with _RecordMatrixProducts() as record:
+    with _MatrixProducts() as products:
         _read_one(DecodingSession(model))
-
-    def run() -> None:
-        for call in record.calls:
-            call()
-
-    return run
+    return products.run
 
 
 def _read_one(session: DecodingSession) -> None:
@@ -142,11 +138,10 @@ class _Text:
         self.resident: dict[int, int | None] = {}
         state = session.new_state(1)
         read = 0
-        for position in sorted(positions):
-            while read < position:
-                size = min(chunk, position - read)
-                session.hidden(self.tokens(size), state)
-                read += size
+        for position in sorted(set(positions)):
+            for tokens in self.tokens(position - read).split(chunk, dim=1):
+                session.hidden(tokens, state)
+            read = position
             self.states[position] = state.clone()
             self.resident[position] = _resident_bytes()
 
@@ -191,18 +186,18 @@ def decode_benchmark(
 
     latencies: dict[int, list[float]] = {position: [] for position in streams}
     overheads, bandwidths, shares = [], [], []
-    resident = None
-    for warm in (False, *[True] * rounds):
+    for stream in (*streams.values(), first):
+        stream.step(token, [0])
+    products()
+    bandwidth.measure()
+    resident = _resident_bytes()
+    for _ in range(rounds):
         for position, stream in streams.items():
             latencies[position].append(seconds(lambda stream=stream: stream.step(token, [0])))  # type: ignore[misc]
         alone, whole = seconds(products), seconds(lambda: first.step(token, [0]))
         overheads.append(whole / alone)
         bandwidths.append(bandwidth.measure())
         shares.append(read / whole / bandwidths[-1])
-        if not warm:
-            resident = _resident_bytes()
-            for measured in (*latencies.values(), overheads, bandwidths, shares):
-                measured.clear()
 
     medians = {position: statistics.median(values) for position, values in latencies.items()}
     latency = statistics.median([value for values in latencies.values() for value in values])

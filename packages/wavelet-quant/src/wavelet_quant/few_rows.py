@@ -10,6 +10,7 @@ products are used: the same results up to rounding, only slower.
 from __future__ import annotations
 
 import ctypes
+import functools
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,17 +136,12 @@ def _shape(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
     return x.new_empty((*x.shape[:-1], weight.shape[-2]))
 
 
-def _autocast(operator: Any) -> Any:
+def _autocast(operator: Any, *arguments: Tensor | bool | None) -> Any:
     """The operator on what autocast makes of its tensors."""
-
-    def run(*arguments: Tensor | bool | None) -> Tensor:
-        dtype = torch.get_autocast_dtype("cpu")
-        cast = [argument.to(dtype) if isinstance(argument, Tensor) else argument for argument in arguments]
-        with torch.autocast("cpu", enabled=False):
-            result: Tensor = operator(*cast)
-        return result
-
-    return run
+    dtype = torch.get_autocast_dtype("cpu")
+    cast = [argument.to(dtype) if isinstance(argument, Tensor) else argument for argument in arguments]
+    with torch.autocast("cpu", enabled=False):
+        return operator(*cast)
 
 
 _operators = torch.library.Library("wavelet_quant", "DEF")
@@ -154,5 +150,5 @@ _operators.define("stacked_linear(Tensor x, Tensor weight) -> Tensor")
 _linear, _stacked_linear = torch.ops.wavelet_quant.linear.default, torch.ops.wavelet_quant.stacked_linear.default
 for _operator in (_linear, _stacked_linear):
     _operators.impl(_operator, _checked, "CPU")
-    _operators.impl(_operator, _autocast(_operator), "AutocastCPU")
+    _operators.impl(_operator, functools.partial(_autocast, _operator), "AutocastCPU")
     torch.library.register_fake(_operator, _shape, lib=_operators)

@@ -130,25 +130,17 @@ class Int8EmbeddingBag(Int8Module):
     def __init__(self, module: nn.EmbeddingBag, weight: Int8Matrix):
         super().__init__(module, weight)
         self.num_embeddings, self.embedding_dim = module.num_embeddings, module.embedding_dim
-        self.mode, self.padding_idx = module.mode, module.padding_idx
-        self.include_last_offset = module.include_last_offset
+        options = ("mode", "padding_idx", "include_last_offset")
+        self.options: dict[str, Any] = {option: getattr(module, option) for option in options}
 
     def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
         gathers_less = input.dim() == 2 and input.numel() < self.num_embeddings
-        if gathers_less and self.padding_idx is None:
+        if gathers_less and self.options["padding_idx"] is None:
             table = self.weight.rows(input.flatten())
             input = torch.arange(input.numel(), device=input.device).view_as(input)
         else:
             table = self.matrix()
-        return F.embedding_bag(
-            input,
-            table,
-            offsets,
-            mode=self.mode,
-            per_sample_weights=per_sample_weights,
-            include_last_offset=self.include_last_offset,
-            padding_idx=self.padding_idx,
-        )
+        return F.embedding_bag(input, table, offsets, per_sample_weights=per_sample_weights, **self.options)
 
 
 # What is replaced, the `forward`s that its drop-in knows, and the drop-in.

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from wavelet_cli.output import byte_size, print_json
-from wavelet_cli.shared_options import json_option, set_option
+from wavelet_cli.output import byte_size, print_report
+from wavelet_cli.shared_options import device_option, json_option, set_option
 from wavelet_train.tables import table
 
 
@@ -41,7 +41,7 @@ def command() -> None:
     type=click.Choice(["float32", "bfloat16", "float16"]),
     help="Type of the weights. Default: as stored, float32 for random ones.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps, ...")
+@device_option
 @click.option("--compile", "compiled", is_flag=True, help="Compile the steps with torch.compile first; takes a minute.")
 @click.option("--threads", type=click.IntRange(min=1), help="Processor threads. Default: torch's choice.")
 @click.option(
@@ -137,10 +137,7 @@ def decode_command(
     report = {"model": checkpoint or f"{preset} (random weights)", **report}
     if plot is not None:
         _plot(report, plot)
-    if as_json:
-        print_json(report)
-    else:
-        click.echo(_describe(report))
+    print_report(report, as_json, _describe)
 
 
 def _describe(report: dict[str, Any]) -> str:

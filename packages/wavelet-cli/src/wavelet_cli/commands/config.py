@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from wavelet_cli.output import print_json
+from wavelet_cli.output import print_json, print_report
 from wavelet_cli.shared_options import json_option, set_option
 from wavelet_train.tables import table
 
@@ -26,11 +26,7 @@ def list_command(as_json: bool) -> None:
     """
     from wavelet_train.run_config import list_presets
 
-    presets = list_presets()
-    if as_json:
-        print_json(presets)
-    else:
-        click.echo(table(list(presets.items())))
+    print_report(list_presets(), as_json, lambda presets: table(list(presets.items())))
 
 
 @command.command("show")
@@ -56,15 +52,9 @@ def show_command(config: str, overrides: tuple[str, ...], parameters: bool, as_j
     if parameters:
         from wavelet_cli.parameter_table import parameter_report, parameter_table, vocabulary_resolved
 
-        report = parameter_report(vocabulary_resolved(run))
-        text = parameter_table(report)
+        print_report(parameter_report(vocabulary_resolved(run)), as_json, parameter_table)
     else:
-        report = run.model_dump(mode="json")
-        text = dump(run).rstrip()
-    if as_json:
-        print_json(report)
-    else:
-        click.echo(text)
+        print_report(run.model_dump(mode="json"), as_json, lambda _: dump(run).rstrip())
 
 
 @command.command("schema")

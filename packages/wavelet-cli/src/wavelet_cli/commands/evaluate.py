@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wavelet_cli.output import print_json
-from wavelet_cli.shared_options import json_option
+from wavelet_cli.output import print_report
+from wavelet_cli.shared_options import device_option, json_option
 from wavelet_train.tables import table
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     help="sliding: windows start half a window apart and score the tokens that are new in them.",
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Windows at a time.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps, ...")
+@device_option
 @click.option(
     "--precision",
     type=click.Choice(["float32", "bfloat16", "float16", "auto"]),
@@ -95,10 +95,7 @@ def command(
             on_batch=progress.advance,
         )
     report = {"checkpoint": str(directory), "text": str(path or text.name), **result.as_dict()}
-    if as_json:
-        print_json(report)
-    else:
-        click.echo(_describe(report))
+    print_report(report, as_json, _describe)
 
 
 def _text(directory: Path, tokenizer: Tokenizer, path: Path | None, split: Any) -> TokenSplit:

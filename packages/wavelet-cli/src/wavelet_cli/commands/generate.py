@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from wavelet_cli.output import print_json
-from wavelet_cli.shared_options import json_option
+from wavelet_cli.shared_options import device_option, json_option
 
 
 class Finite(click.FloatRange):
@@ -89,7 +89,7 @@ class Finite(click.FloatRange):
     is_flag=True,
     help="Compile the steps with torch.compile: a minute at first, then several times faster for small models.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps, ...")
+@device_option
 @click.option(
     "--fwpkm-inference-updates", is_flag=True, help="Let fast-weight memories learn from the text as it goes."
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from wavelet_cli.output import byte_size, print_json
+from wavelet_cli.output import byte_size, print_report
 from wavelet_cli.shared_options import json_option
 from wavelet_train.tables import table
 
@@ -29,11 +29,7 @@ def command(checkpoint: str, as_json: bool) -> None:
     """
     from wavelet_core.checkpoint import locate_checkpoint
 
-    report = _report(locate_checkpoint(checkpoint))
-    if as_json:
-        print_json(report)
-    else:
-        click.echo(_describe(report))
+    print_report(_report(locate_checkpoint(checkpoint)), as_json, _describe)
 
 
 def _report(directory: Path) -> dict[str, Any]:
@@ -42,7 +38,6 @@ def _report(directory: Path) -> dict[str, Any]:
     from wavelet_core.tensor_files import open_tensors
     from wavelet_core.tokenizers import FILE_NAME
 
-    config = read_config(directory)
     model = read_model_config(directory)
     with open_tensors(directory / WEIGHTS_FILE) as file:
         types = Counter(file.get_slice(name).get_dtype() for name in file.keys())  # noqa: SIM118
@@ -51,7 +46,7 @@ def _report(directory: Path) -> dict[str, Any]:
     return {
         "checkpoint": str(directory),
         "model": model.model_dump(mode="json"),
-        "components": config.get("components", {}),
+        "components": read_config(directory).get("components", {}),
         "parameters": parameter_report(model),
         "tensor_types": dict(types),
         "tokenizer": json.loads(tokenizer.read_text("utf-8"))["kind"] if tokenizer.is_file() else None,

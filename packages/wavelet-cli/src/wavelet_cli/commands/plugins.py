@@ -57,9 +57,8 @@ def _by_kind(components: list[tuple[str, str]]) -> dict[str, list[str]]:
 def _describe(plugin: dict[str, Any]) -> str:
     title = f"{plugin['name']} ({plugin['package']} {plugin['version']}, module {plugin['module']})"
     brought = plugin["components"] | ({"command": plugin["commands"]} if plugin["commands"] else {})
-    lines = [title + (": BROKEN" if plugin["error"] else "")]
-    if brought:
-        lines.append(table([(kind, ", ".join(names)) for kind, names in brought.items()]))
+    parts = [table([(kind, ", ".join(names)) for kind, names in brought.items()])] if brought else []
     if plugin["error"]:
-        lines.append(plugin["error"].rstrip())
-    return "\n".join([lines[0], *(textwrap.indent(line, "  ") for line in lines[1:])])
+        title += ": BROKEN"
+        parts.append(plugin["error"].rstrip())
+    return "\n".join([title, *(textwrap.indent(part, "  ") for part in parts)])

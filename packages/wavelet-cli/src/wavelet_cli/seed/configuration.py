@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ class SeedKey:
     """One key of the original's flat configuration.
 
     place: where it lives in ours. absent: the value that a configuration without the key means; None where the key is
-    required. note: what the translation does, where it is more than a new name.
+    required. note: what the translation does, where it is more than the new name that `place` gives.
     """
 
     name: str
@@ -114,6 +114,25 @@ SEED_KEYS = (
 
 REQUIRED = ("C", "layers", "levels")
 
+# The memories in the original's order, each with the key that is false or zero without it.
+MEMORIES = {"mlp": "mlp_expansion", "product_key": "pkm_enabled", "fast_weight_product_key": "fwpkm_enabled"}
+
+
+def _renamed(component: str, kind: str) -> dict[str, str]:
+    """The keys that only have another name in the section of a component, with the names of its fields."""
+    place = {"model": "model", "memory": f"model.memories[{kind}]"}.get(component, f"model.{component}")
+    fields = registry.get(component, kind).Config.model_fields  # type: ignore[attr-defined]
+    names = {key.name: key.place.removeprefix(f"{place}.") for key in SEED_KEYS if not key.note}
+    return {key: field for key, field in names.items() if field in fields}
+
+
+def _from_seed(component: str, kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {"kind": kind} | {field: values[key] for key, field in _renamed(component, kind).items()}
+
+
+def _to_seed(component: str, section: Any) -> dict[str, Any]:
+    return {key: getattr(section, field) for key, field in _renamed(component, section.kind).items()}
+
 
 def model_config_from_seed(
     flat: Mapping[str, Any], vocabulary_size: int | None = None, source: str = "config.json"
@@ -129,60 +148,33 @@ def model_config_from_seed(
             f"{source}: {', '.join(missing)} missing: a configuration of the original has {', '.join(REQUIRED)}"
         )
     values = {key.name: flat.get(key.name, key.absent) for key in SEED_KEYS}
-    stable = bool(values["stable_parametrization"])
-    looped = values["looped_blocks"]
     if values["mixer_transform"] not in TRANSFORMS:
         raise ConfigurationError(
             f"{source}: mixer_transform={values['mixer_transform']!r} is not known; one of {', '.join(TRANSFORMS)}"
         )
-    data = {
+    transform = TRANSFORMS[values["mixer_transform"]]
+    bypass = {"kind": "ema" if values["decompose_bypass_ema"] else "running_mean"}
+    data = _from_seed("model", "multinodal" if values["multinodal_enabled"] else "wavelet", values) | {
         "vocabulary_size": vocabulary_size,
-        "width": _width(values),
-        "layers": values["looped_blocks_count"] if looped else values["layers"],
-        "levels": values["levels"],
-        "context_length": values["block_size"],
-        "tied_embedding": values["tie_embedding_to_lm_head"],
-        "embedding_scaling": values["stab_embed_scaling"],
-        "embedding_dropout": values["dropout_embedding"],
-        "head_dropout": values["dropout_lm_head"],
-        "shared_block": looped,
-        "shared_wavelet": values["shared_lifting_weights"],
-        "loop_iterations": values["loop_iterations"],
-        "stochastic_depth": 0.0 if looped else values["stochastic_depth_rate"],
-        "gradient_checkpointing": values["gradient_checkpointing"],
-        "cross_window_state": values["decompose_bypass"] and values["decompose_bypass_cross_window"],
-        "stable_parametrization": stable,
-        "block": {
-            "kind": "wavelet",
-            "embedding_residual": values["per_layer_embedding"],
-            "learned_residual": values["learned_residual"],
-            "projection": not (values["skip_proj_out"] and _padded_width(values) == _width(values)),
-            "projection_scaling": values["stab_proj_out_scaling"],
-            "mixer_dropout": values["dropout_mixer"],
-            "projection_dropout": values["dropout_projection"],
-            "decomposition_norm": values["wavelet_decomp_norm"],
-            "reconstruction_norm": values["wavelet_recon_norm"],
-        },
+        "stable_parametrization": bool(values["stable_parametrization"]),
+        "block": _from_seed("block", "wavelet", values),
         "wavelet": _wavelet(values),
-        "transform": {"kind": TRANSFORMS[values["mixer_transform"]]},
+        "transform": {"kind": transform},
         "mixer": _mixer(values),
-        "bypass": {"kind": "ema" if values["decompose_bypass_ema"] else "running_mean"}
-        if values["decompose_bypass"]
-        else None,
+        "bypass": bypass if values["decompose_bypass"] else None,
+        "cross_window_state": values["decompose_bypass"] and values["decompose_bypass_cross_window"],
         "memories": _memories(values),
     }
-    return parse_model(data | (_multinodal(values) if values["multinodal_enabled"] else {}), source)
-
-
-def _width(values: Mapping[str, Any]) -> Any:
-    return values["multinodal_cell_dim"] if values["multinodal_enabled"] else values["C"]
-
-
-def _padded_width(values: Mapping[str, Any]) -> Any:
-    width = _width(values)
-    if not isinstance(width, int):
-        return None
-    return registry.get("transform", TRANSFORMS[values["mixer_transform"]]).padded_width(width)  # type: ignore[attr-defined]
+    if values["looped_blocks"]:
+        data |= {"layers": values["looped_blocks_count"], "stochastic_depth": 0.0}
+    if values["multinodal_enabled"]:
+        features = values["multinodal_features_per_cell"]
+        data["width"] = values["multinodal_cell_dim"]
+        data["features_per_cell"] = None if features is None or features < 1 else features
+    width = data["width"]
+    padded = registry.get("transform", transform).padded_width(width) if isinstance(width, int) else None  # type: ignore[attr-defined]
+    data["block"]["projection"] = not (values["skip_proj_out"] and padded == width)
+    return parse_model(data, source)
 
 
 def reads_routing(values: Mapping[str, Any]) -> bool:
@@ -194,82 +186,36 @@ def reads_routing(values: Mapping[str, Any]) -> bool:
 def _wavelet(values: Mapping[str, Any]) -> dict[str, Any]:
     if values["wavelet_mode"] != "lifting":
         return {"kind": values["wavelet_mode"]}
-    linear = values["lifting_linear_only"]
-    lifting = {
-        "kind": "lifting",
-        "network": "linear" if linear else "mlp",
-        "hidden_multiplier": 1 if linear else values["lifting_hidden_mult"],
-        "dropout": 0.0 if linear else values["lifting_dropout"],
-        "level_scaling": values["stab_lifting_level_scaling"] or bool(values["stable_parametrization"]),
-        "crawl": values["wavelet_crawl_k"] if values["wavelet_crawl"] else None,
-    }
-    if values["multi_basis_lifting"]:
-        bases = [lifting | {"initialization": initialization} for initialization in values["multi_basis_inits"]]
-        return {"kind": "multi_basis", "bases": bases, "untied_reconstruction": values["untied_reconstruction"]}
-    return lifting | {
-        "initialization": values["lifting_init"],
-        "untied_reconstruction": values["untied_reconstruction"],
-    }
+    lifting = _from_seed("wavelet", "lifting", values)
+    lifting["crawl"] = values["wavelet_crawl_k"] if values["wavelet_crawl"] else None
+    lifting["level_scaling"] = values["stab_lifting_level_scaling"] or bool(values["stable_parametrization"])
+    if values["lifting_linear_only"]:
+        lifting |= {"network": "linear", "hidden_multiplier": 1, "dropout": 0.0}
+    if not values["multi_basis_lifting"]:
+        return lifting
+    untied = lifting.pop("untied_reconstruction")
+    bases = [lifting | {"initialization": initialization} for initialization in values["multi_basis_inits"]]
+    return {"kind": "multi_basis", "bases": bases, "untied_reconstruction": untied}
 
 
 def _mixer(values: Mapping[str, Any]) -> dict[str, Any]:
-    options = {
-        "rank": values["low_rank"],
+    deep = values["mixer_depth"] > 1
+    mixer = _from_seed("mixer", "deep_gated_spectral" if deep else "gated_spectral", values) | {
         "gate": values["mixer_gate_activation"] if values["use_mixer_gate"] else None,
         "parametrization": "spectral_norm" if values["stab_spectral_norm"] else "direct",
-        "noise_scaling": values["stab_mixer_eps_scaling"],
     }
-    if values["mixer_depth"] > 1:
-        return options | {
-            "kind": "deep_gated_spectral",
-            "depth": values["mixer_depth"],
-            "stabilizers": values["mixer_depth_stabilizers"],
-            "residuals": values["mixer_depth_residuals"],
-        }
-    return options | {
-        "kind": "gated_spectral",
-        "routing": reads_routing(values),
-        "widths": values["per_scale_mixer_widths"],
-    }
+    if deep:
+        return mixer | {"depth": values["mixer_depth"]}
+    return mixer | {"routing": reads_routing(values), "widths": values["per_scale_mixer_widths"]}
 
 
 def _memories(values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    memories: list[dict[str, Any]] = []
-    if values["mlp_expansion"]:
-        memories.append(
-            {
-                "kind": "mlp",
-                "expansion": values["mlp_expansion"],
-                "layers": values["mlp_layers"],
-                "dropout": values["dropout_mlp"],
-                "output_scaling": values["stab_ff_scaling"],
-            }
-        )
-    for prefix, kind in (("pkm", "product_key"), ("fwpkm", "fast_weight_product_key")):
-        if values[f"{prefix}_enabled"]:
-            keys = {name: values[f"{prefix}_{name}"] for name in ("num_keys", "top_k", "heads")}
-            memories.append({"kind": kind} | keys)
-    if values["fwpkm_enabled"]:
-        memories[-1] |= {
-            "inference_updates": values["fwpkm_inference_updates"],
-            "update_learning_rate": values["fwpkm_update_lr"],
-            "chunk_size": values["fwpkm_chunk_size"],
-        }
+    memories = []
+    for kind, switch in MEMORIES.items():
+        if values[switch]:
+            memory = _from_seed("memory", kind, values)
+            memories.append(memory | ({"expansion": values["mlp_expansion"]} if kind == "mlp" else {}))
     return memories
-
-
-def _multinodal(values: Mapping[str, Any]) -> dict[str, Any]:
-    features = values["multinodal_features_per_cell"]
-    return {
-        "kind": "multinodal",
-        "cells": values["multinodal_num_cells"],
-        "seeds": values["multinodal_seeds"],
-        "combination": values["multinodal_combination"],
-        "cross_cell_gating": values["multinodal_cross_cell_gating"],
-        "gate_interval": values["multinodal_cross_cell_gate_interval"],
-        "features_per_cell": None if features is None or features < 1 else features,
-        "bagged_value": values["multinodal_bagged_eps"],
-    }
 
 
 def seed_from_model_config(config: Any) -> dict[str, Any]:
@@ -278,37 +224,16 @@ def seed_from_model_config(config: Any) -> dict[str, Any]:
     Raises ConfigurationError naming the field that the original has no key for.
     """
     _expect("model.kind", config.kind, ("wavelet", "multinodal"))
-    flat = {key.name: key.absent for key in SEED_KEYS if key.name != "per_scale_mixer_widths"}
-    flat |= {
-        "C": config.width,
-        "layers": config.layers,
-        "levels": config.levels,
-        "block_size": config.context_length,
-        "tie_embedding_to_lm_head": config.tied_embedding,
-        "dropout_embedding": config.embedding_dropout,
-        "dropout_lm_head": config.head_dropout,
-        "looped_blocks": config.shared_block,
-        "looped_blocks_count": config.layers,
-        "loop_iterations": config.loop_iterations,
-        "stochastic_depth_rate": config.stochastic_depth,
-        "gradient_checkpointing": config.gradient_checkpointing,
-        "decompose_bypass_cross_window": config.cross_window_state,
-        "stable_parametrization": config.stable_parametrization,
-        "stab_embed_scaling": config.embedding_scaling,
-        "shared_lifting_weights": config.shared_wavelet,
-        "mixer_transform": _seed_name("model.transform", config.transform.kind, TRANSFORMS),
-        "decompose_bypass": config.bypass is not None,
-    }
+    _expect("model.transform", config.transform.kind, TRANSFORMS.values())
     _expect("model.block", config.block.kind, ("wavelet",))
+    flat = {key.name: key.absent for key in SEED_KEYS if key.name != "per_scale_mixer_widths"}
+    flat |= _to_seed("model", config) | _to_seed("block", config.block)
     flat |= {
-        "per_layer_embedding": config.block.embedding_residual,
-        "learned_residual": config.block.learned_residual,
+        "looped_blocks_count": config.layers,
+        "stable_parametrization": config.stable_parametrization,
         "skip_proj_out": not config.block.projection,
-        "stab_proj_out_scaling": config.block.projection_scaling,
-        "dropout_mixer": config.block.mixer_dropout,
-        "dropout_projection": config.block.projection_dropout,
-        "wavelet_decomp_norm": config.block.decomposition_norm,
-        "wavelet_recon_norm": config.block.reconstruction_norm,
+        "mixer_transform": next(seed for seed, ours in TRANSFORMS.items() if ours == config.transform.kind),
+        "decompose_bypass": config.bypass is not None,
     }
     if config.bypass is not None:
         _expect("model.bypass", config.bypass.kind, ("running_mean", "ema"))
@@ -317,14 +242,8 @@ def seed_from_model_config(config: Any) -> dict[str, Any]:
     if config.kind == "multinodal":
         flat |= {
             "multinodal_enabled": True,
-            "multinodal_num_cells": config.cells,
             "multinodal_cell_dim": config.width,
-            "multinodal_seeds": config.seeds,
-            "multinodal_combination": config.combination,
-            "multinodal_cross_cell_gating": config.cross_cell_gating,
-            "multinodal_cross_cell_gate_interval": config.gate_interval,
             "multinodal_features_per_cell": config.features_per_cell or -1,
-            "multinodal_bagged_eps": config.bagged_value,
         }
     return flat
 
@@ -333,16 +252,9 @@ def _refuse(place: str, value: Any, instead: str) -> ConfigurationError:
     return ConfigurationError(f"{place}={value!r} has no counterpart in the original, which has {instead}")
 
 
-def _expect(place: str, value: str, known: tuple[str, ...]) -> None:
+def _expect(place: str, value: str, known: Collection[str]) -> None:
     if value not in known:
         raise _refuse(place, value, " or ".join(known))
-
-
-def _seed_name(place: str, value: str, names: Mapping[str, str]) -> str:
-    for seed, ours in names.items():
-        if ours == value:
-            return seed
-    raise _refuse(place, value, ", ".join(names.values()))
 
 
 def _seed_wavelet(wavelet: Any) -> dict[str, Any]:
@@ -354,16 +266,12 @@ def _seed_wavelet(wavelet: Any) -> dict[str, Any]:
     for index, basis in enumerate(bases):
         if basis.model_copy(update={"initialization": first.initialization}) != first:
             raise _refuse(f"model.wavelet.bases[{index}]", basis, "bases that differ in nothing but initialization")
-    flat = {
+    flat = _to_seed("wavelet", first) | _to_seed("wavelet", wavelet)
+    flat |= {
         "wavelet_mode": "lifting",
-        "untied_reconstruction": wavelet.untied_reconstruction,
         "wavelet_crawl": first.crawl is not None,
         "wavelet_crawl_k": first.crawl or 3,
         "lifting_linear_only": first.network == "linear",
-        "lifting_hidden_mult": first.hidden_multiplier,
-        "lifting_init": first.initialization,
-        "lifting_dropout": first.dropout,
-        "stab_lifting_level_scaling": first.level_scaling,
     }
     if wavelet.kind == "multi_basis":
         flat |= {"multi_basis_lifting": True, "multi_basis_inits": [basis.initialization for basis in bases]}
@@ -373,44 +281,22 @@ def _seed_wavelet(wavelet: Any) -> dict[str, Any]:
 def _seed_mixer(mixer: Any) -> dict[str, Any]:
     _expect("model.mixer", mixer.kind, ("gated_spectral", "deep_gated_spectral"))
     _expect("model.mixer.parametrization", mixer.parametrization, ("direct", "spectral_norm"))
-    flat = {
-        "low_rank": mixer.rank,
+    flat = _to_seed("mixer", mixer) | {
         "use_mixer_gate": mixer.gate is not None,
         "mixer_gate_activation": mixer.gate or "silu",
         "stab_spectral_norm": mixer.parametrization == "spectral_norm",
-        "stab_mixer_eps_scaling": mixer.noise_scaling,
     }
     if mixer.kind == "deep_gated_spectral":
-        return flat | {
-            "mixer_depth": mixer.depth,
-            "mixer_depth_stabilizers": mixer.stabilizers,
-            "mixer_depth_residuals": mixer.residuals,
-        }
+        return flat | {"mixer_depth": mixer.depth}
     return flat | {"cross_scale_gating": mixer.routing, "per_scale_mixer_widths": mixer.widths}
 
 
 def _seed_memories(memories: list[Any]) -> dict[str, Any]:
-    order = ["mlp", "product_key", "fast_weight_product_key"]
     kinds = [memory.kind for memory in memories]
-    if kinds != [kind for kind in order if kind in kinds]:
-        raise _refuse("model.memories", kinds, f"at most one of each of {', '.join(order)}, in that order")
-    flat: dict[str, Any] = {"mlp_expansion": 0}
+    if kinds != [kind for kind in MEMORIES if kind in kinds]:
+        raise _refuse("model.memories", kinds, f"at most one of each of {', '.join(MEMORIES)}, in that order")
+    flat: dict[str, Any] = {}
     for memory in memories:
-        if memory.kind == "mlp":
-            flat |= {
-                "mlp_expansion": memory.expansion,
-                "mlp_layers": memory.layers,
-                "dropout_mlp": memory.dropout,
-                "stab_ff_scaling": memory.output_scaling,
-            }
-            continue
-        prefix = "pkm" if memory.kind == "product_key" else "fwpkm"
-        flat |= {f"{prefix}_enabled": True}
-        flat |= {f"{prefix}_{name}": getattr(memory, name) for name in ("num_keys", "top_k", "heads")}
-        if prefix == "fwpkm":
-            flat |= {
-                "fwpkm_inference_updates": memory.inference_updates,
-                "fwpkm_update_lr": memory.update_learning_rate,
-                "fwpkm_chunk_size": memory.chunk_size,
-            }
+        flat |= _to_seed("memory", memory)
+        flat[MEMORIES[memory.kind]] = memory.expansion if memory.kind == "mlp" else True
     return flat

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from wavelet_cli.seed.configuration import model_config_from_seed, reads_routing, seed_from_model_config
-from wavelet_cli.seed.names import LearnedDeltas, SeedTensor, UnreadTensor, place, seed_layout
+from wavelet_cli.seed.names import LearnedDeltas, UnreadTensor, seed_layout
 from wavelet_cli.seed.tokenizer import seed_tokenizer, tokenizer_files
 from wavelet_core.atomic_files import write_atomically
 from wavelet_core.checkpoint import TOKENIZER_DIRECTORY, load_checkpoint, materialize, named_tensors, save_checkpoint
@@ -63,14 +63,14 @@ def import_seed(checkpoint: Path, config: Path | None, out: Path) -> ImportRepor
     report = ImportReport()
     state, wrapper = read_seed_checkpoint(checkpoint)
     path = config or checkpoint.parent / "config.json"
-    flat = _read_flat(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; give the original's config.json with --config")
+    flat = read_file(path)
     flat |= _options_seen(flat, state)
-    if "token_embedding.weight" in state:
-        vocabulary = len(state["token_embedding.weight"])
-    elif "cells.0.token_embedding.weight" in state:
-        vocabulary = len(state["cells.0.token_embedding.weight"])
-    else:
+    embedding = state.get("token_embedding.weight", state.get("cells.0.token_embedding.weight"))
+    if embedding is None:
         raise CheckpointError(f"{checkpoint}: has no token_embedding.weight; it is no checkpoint of the original")
+    vocabulary = len(embedding)
     model_config = model_config_from_seed(flat, vocabulary, str(path))
     if not reads_routing(flat):
         for name in [name for name in state if name.endswith(".scale_routing")]:
@@ -79,12 +79,6 @@ def import_seed(checkpoint: Path, config: Path | None, out: Path) -> ImportRepor
     model = model_from_seed(model_config, state, str(checkpoint), report)
     save_checkpoint(model, out, tokenizer_files(wrapper, vocabulary, report.remarks))
     return report
-
-
-def _read_flat(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; give the original's config.json with --config")
-    return read_file(path)
 
 
 def _options_seen(flat: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -135,6 +129,7 @@ def model_from_seed(
     return model.eval()
 
 
+@torch.no_grad()
 def _fill(
     config: LanguageModelConfig, targets: Mapping[str, Tensor], state: dict[str, Tensor], report: ImportReport
 ) -> list[str]:
@@ -147,59 +142,48 @@ def _fill(
         used.update(present)
         if isinstance(entry, UnreadTensor):
             continue
-        if isinstance(entry, LearnedDeltas):
-            for name in present:
-                mistakes += _add_deltas(targets[entry.ours], name, state[name], report)
+        if isinstance(entry, LearnedDeltas) and not present:
             continue
         filled.add(entry.ours)
-        target = targets[entry.ours] if entry.index is None else targets[entry.ours][entry.index]
+        slot, wanted = entry.slot(targets[entry.ours]), entry.to_seed(targets[entry.ours]).shape
         if not present:
             if entry.neutral is None:
-                mistakes.append(f"missing {entry.names[0]} {list(entry.to_seed(targets[entry.ours]).shape)}")
+                mistakes.append(f"missing {entry.names[0]} {list(wanted)}")
             else:
-                target.detach().fill_(entry.neutral)
+                slot.fill_(entry.neutral)
                 report.remarks.append(f"{entry.names[0]} is not in this checkpoint: taken as {entry.neutral:g}")
             continue
         tensor = state[present[0]]
-        wanted = entry.to_seed(targets[entry.ours]).shape
-        found = tensor[:, : entry.columns].shape if entry.columns is not None else tensor.shape
-        if found != wanted:
-            mistakes.append(f"{present[0]} has shape {list(found)}, but the configuration makes it {list(wanted)}")
+        if entry.columns is not None:
+            tensor = tensor[:, : entry.columns]
+        if tensor.shape != wanted:
+            mistakes.append(
+                f"{present[0]} has shape {list(tensor.shape)}, but the configuration makes it {list(wanted)}"
+            )
             continue
         for alias in present[1:]:
             if entry.columns is None and not torch.equal(state[alias], tensor):
                 mistakes.append(f"{alias} differs from {present[0]}, but the configuration shares them")
-        place(targets[entry.ours], entry, tensor)
+        if not isinstance(entry, LearnedDeltas):
+            slot.copy_((tensor.mT if entry.transposed else tensor).reshape(slot.shape))
+        elif tensor.any():
+            slot.add_(tensor)
+            report.remarks.append(f"{present[0]}, learned at inference, is added to the memory's values")
     mistakes += [f"unexpected {name} {list(state[name].shape)}" for name in state if name not in used]
     assert filled == set(targets), f"tensors without a seed name: {set(targets) - filled}"
     return mistakes
-
-
-def _add_deltas(values: Tensor, name: str, deltas: Tensor, report: ImportReport) -> list[str]:
-    if deltas.shape != values.shape:
-        return [f"{name} has shape {list(deltas.shape)}, but the configuration makes it {list(values.shape)}"]
-    if deltas.any():
-        values.detach().add_(deltas)
-        report.remarks.append(f"{name}, learned at inference, is added to the memory's values")
-    return []
 
 
 def seed_state(model: nn.Module, config: LanguageModelConfig) -> dict[str, Tensor]:
     """The original's state dict for a model of ours, every alias and unread tensor included."""
     tensors = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
     state: dict[str, Tensor] = {}
-    layout = seed_layout(config)
-    for entry in layout:
-        if isinstance(entry, SeedTensor) and entry.columns is None:
-            tensor = entry.to_seed(tensors[entry.ours]).contiguous()
-            state |= dict.fromkeys(entry.names, tensor)
-    for entry in layout:
+    for entry in seed_layout(config):
         if isinstance(entry, UnreadTensor):
             state |= dict.fromkeys(entry.names, state[entry.copied].clone())
-        elif isinstance(entry, LearnedDeltas):
-            state |= dict.fromkeys(entry.names, torch.zeros(entry.shape, dtype=tensors[entry.ours].dtype))
-    for entry in layout:
-        if isinstance(entry, SeedTensor) and entry.columns is not None:
+        elif entry.columns is None:
+            state |= dict.fromkeys(entry.names, entry.to_seed(tensors[entry.ours]).contiguous())
+        else:
             state[entry.names[0]][:, : entry.columns] = tensors[entry.ours]
     return state
 

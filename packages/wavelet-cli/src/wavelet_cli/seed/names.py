@@ -35,15 +35,13 @@ class SeedTensor:
     columns: int | None = None
     neutral: float | None = None
 
-    def from_seed(self, tensor: Tensor) -> Tensor:
-        """The original's tensor in our layout, before it is put in its place."""
-        if self.columns is not None:
-            tensor = tensor[:, : self.columns]
-        return tensor.mT if self.transposed else tensor
+    def slot(self, tensor: Tensor) -> Tensor:
+        """The entry of our tensor."""
+        return tensor if self.index is None else tensor[self.index]
 
     def to_seed(self, tensor: Tensor) -> Tensor:
         """The entry of our tensor in the original's layout."""
-        entry = tensor if self.index is None else tensor[self.index]
+        entry = self.slot(tensor)
         entry = entry.mT if self.transposed else entry
         return entry.flatten() if self.flat else entry
 
@@ -59,58 +57,49 @@ class UnreadTensor:
     copied: str
 
 
-@dataclass(frozen=True)
-class LearnedDeltas:
+class LearnedDeltas(SeedTensor):
     """What a fast-weight memory of the original had learned when it was saved: zeros, or to be added to its values.
 
     ours: our values (h N, C). On export they are zeros: our values hold what was learned, and a state what is.
     """
 
-    names: tuple[str, ...]
-    ours: str
-    shape: tuple[int, int]
+    def to_seed(self, tensor: Tensor) -> Tensor:
+        return torch.zeros_like(tensor)
 
 
-SeedEntry = SeedTensor | UnreadTensor | LearnedDeltas
+SeedEntry = SeedTensor | UnreadTensor
 
 
 def seed_layout(config: Any) -> list[SeedEntry]:
     """Every tensor of the original's checkpoint for the configuration of a model of a family that it has."""
     if config.kind != "multinodal":
-        return list(_model(config, "", ""))
-    entries: list[SeedEntry] = []
-    for cell in range(config.cells):
-        entries += _model(config.cell, f"cells.{cell}.", f"cells.{cell}.")
-    # The original registers the first cell's head once more at the top.
-    for position, entry in enumerate(entries):
-        if "cells.0.lm_head.weight" in entry.names:
-            assert isinstance(entry, SeedTensor)
-            entries[position] = SeedTensor(entry.ours, (*entry.names, "lm_head.weight"))
+        return list(_model(config, ""))
+    entries = [entry for cell in range(config.cells) for entry in _model(config.cell, f"cells.{cell}.")]
     if config.cross_cell_gating:
         for gate in range(-(-config.layers // config.gate_interval)):
             entries.append(SeedTensor(f"gates.{gate}.proj.weight", (f"cross_cell_gates.{gate}.proj.weight",)))
     return entries
 
 
-def _model(config: ModelConfig, ours: str, seed: str) -> Iterator[SeedEntry]:
-    head = (f"{seed}lm_head.weight",)
-    if config.tied_embedding:
-        yield SeedTensor(f"{ours}embedding.weight", (f"{seed}token_embedding.weight", *head))
-    else:
-        yield SeedTensor(f"{ours}embedding.weight", (f"{seed}token_embedding.weight",))
-        yield SeedTensor(f"{ours}head.weight", head)
-    yield from _affine(f"{ours}norm", f"{seed}final_ln")
+def _model(config: ModelConfig, prefix: str) -> Iterator[SeedEntry]:
+    """The tensors of one model; prefix: of its names, ours and the original's."""
+    # The original registers the first cell's head once more at the top.
+    head = (f"{prefix}lm_head.weight", *(["lm_head.weight"] if prefix == "cells.0." else []))
+    tied = head if config.tied_embedding else ()
+    yield SeedTensor(f"{prefix}embedding.weight", (f"{prefix}token_embedding.weight", *tied))
+    if not config.tied_embedding:
+        yield SeedTensor(f"{prefix}head.weight", head)
+    yield from _affine(f"{prefix}norm", f"{prefix}final_ln")
     blocks = 1 if config.shared_block else config.layers
     for block in range(blocks):
-        yield from _block(config, f"{ours}blocks.{block}", f"{seed}layers.{block}")
+        yield from _block(config, f"{prefix}blocks.{block}", f"{prefix}layers.{block}")
     if config.wavelet.kind != "haar":
-        yield from _wavelets(config, ours, seed, blocks)
+        yield from _wavelets(config, prefix, blocks)
 
 
-def _affine(ours: str, seed: str, bias: bool = True) -> Iterator[SeedTensor]:
-    yield SeedTensor(f"{ours}.weight", (f"{seed}.weight",))
-    if bias:
-        yield SeedTensor(f"{ours}.bias", (f"{seed}.bias",))
+def _affine(ours: str, seed: str, index: int | None = None) -> Iterator[SeedTensor]:
+    for part in ("weight", "bias"):
+        yield SeedTensor(f"{ours}.{part}", (f"{seed}.{part}",), index)
 
 
 def _block(config: ModelConfig, ours: str, seed: str) -> Iterator[SeedEntry]:
@@ -133,8 +122,7 @@ def _block(config: ModelConfig, ours: str, seed: str) -> Iterator[SeedEntry]:
     for option, name in norms.items():
         if getattr(config.block, option):
             for scale in range(config.levels + 1):
-                yield SeedTensor(f"{ours}.{option}.weight", (f"{seed}.{name}.{scale}.weight",), scale)
-                yield SeedTensor(f"{ours}.{option}.bias", (f"{seed}.{name}.{scale}.bias",), scale)
+                yield from _affine(f"{ours}.{option}", f"{seed}.{name}.{scale}", scale)
     if config.transform.kind == "learned_butterfly":
         yield SeedTensor(f"{ours}.transform.angles", (f"{seed}.mixer_transform.angles",))
     yield from _mixers(config, ours, seed)
@@ -150,9 +138,7 @@ def _mixers(config: ModelConfig, ours: str, seed: str) -> Iterator[SeedEntry]:
                 names = f"{seed}.scale_mixers_by_depth.{step}.{scale}"
                 yield from _mixer(config, f"{ours}.mixer.banks.{step}", names, scale, bias=not last)
                 if not last:
-                    norm = f"{seed}.mixer_depth_norms.{step}.{scale}"
-                    yield SeedTensor(f"{ours}.mixer.norms.{step}.weight", (f"{norm}.weight",), scale)
-                    yield SeedTensor(f"{ours}.mixer.norms.{step}.bias", (f"{norm}.bias",), scale)
+                    yield from _affine(f"{ours}.mixer.norms.{step}", f"{seed}.mixer_depth_norms.{step}.{scale}", scale)
             if config.mixer.stabilizers and not last:
                 yield SeedTensor(f"{ours}.mixer.alpha", (f"{seed}.mixer_depth_alphas.{step}",), step)
                 yield SeedTensor(f"{ours}.mixer.beta", (f"{seed}.mixer_depth_betas.{step}",), step)
@@ -207,60 +193,65 @@ def _memories(config: ModelConfig, ours: str, seed: str) -> Iterator[SeedEntry]:
         yield SeedTensor(f"{inner}.keys_b.weight", (f"{seed}.{name}.keys_b",))
         yield SeedTensor(f"{inner}.values.weight", (f"{seed}.{name}.values.weight",))
         if memory.kind == "fast_weight_product_key":
-            rows = memory.num_keys * memory.heads
-            yield LearnedDeltas((f"{seed}.{name}.value_deltas",), f"{inner}.values.weight", (rows, config.width))
+            yield LearnedDeltas(f"{inner}.values.weight", (f"{seed}.{name}.value_deltas",))
 
 
-def _wavelets(config: ModelConfig, ours: str, seed: str, blocks: int) -> Iterator[SeedEntry]:
+def _wavelets(config: ModelConfig, prefix: str, blocks: int) -> Iterator[SeedEntry]:
     """The lifting networks. A wavelet that blocks share is one tensor of ours under the first block's name."""
-    seeds = [f"{seed}layers.{block}" for block in range(blocks)]
+    seeds = [f"{prefix}layers.{block}" for block in range(blocks)]
     groups = [seeds] if config.shared_wavelet else [[name] for name in seeds]
     untied = config.wavelet.untied_reconstruction
-    multi_basis = config.wavelet.kind == "multi_basis"
-    bases = config.wavelet.bases if multi_basis else [config.wavelet]
     for first, group in enumerate(groups):
-        block = f"{ours}blocks.{first}.wavelet"
-        for index, basis in enumerate(bases):
-            inner = f"{block}.bases.{index}" if multi_basis else block
-            decompose = f".wavelets.{index}" if multi_basis else ""
-            names = [f"{name}.lifting_wavelet{decompose}" for name in group]
+        block = f"{prefix}blocks.{first}.wavelet"
+        for basis in _bases(config.wavelet):
+            names = [f"{name}.lifting_wavelet{basis.seed}" for name in group]
             if not untied:
-                names += [alias for name in group for alias in _reconstruction_names(name, index, multi_basis, False)]
-            for net, part in _lifting_tensors(basis, config.levels):
-                yield SeedTensor(f"{inner}.{part}", tuple(f"{name}.{net}" for name in names))
-        if multi_basis:
+                names += [f"{name}.lifting_reconstruct{copy}" for name in group for copy in basis.copies]
+            for net, part in _lifting_tensors(basis.config, config.levels):
+                yield SeedTensor(f"{block}{basis.ours}.{part}", tuple(f"{name}.{net}" for name in names))
+        if config.wavelet.kind == "multi_basis":
             names = [f"{name}.lifting_wavelet" for name in group]
             names += [] if untied else [f"{name}.lifting_reconstruct.multi_basis" for name in group]
             yield SeedTensor(f"{block}.blend", tuple(f"{name}.basis_weights" for name in names))
     if untied:
         for number, name in enumerate(seeds):
-            yield from _untied(config, f"{ours}blocks.{number}.wavelet", name, bases, multi_basis)
+            yield from _untied(config, f"{prefix}blocks.{number}.wavelet", name)
 
 
-def _reconstruction_names(seed: str, index: int, multi_basis: bool, untied: bool) -> list[str]:
-    """The original's names of the lifting that block `seed` reconstructs with."""
-    own = [f"{seed}.lifting_reconstruct_wavelet"] if untied else []
-    if not multi_basis:
-        return [*own, f"{seed}.lifting_reconstruct.decompose"]
+@dataclass(frozen=True)
+class Basis:
+    """A lifting in a wavelet: where it is in ours and in the original's, and its copies in the reconstruction there."""
+
+    config: LiftingWavelet.Config
+    ours: str
+    seed: str
+    copies: tuple[str, ...]
+
+
+def _bases(wavelet: Any) -> list[Basis]:
+    if wavelet.kind == "lifting":
+        return [Basis(wavelet, "", "", (".decompose",))]
     return [
-        *(f"{name}.wavelets.{index}" for name in own),
-        f"{seed}.lifting_reconstruct.multi_basis.wavelets.{index}",
-        f"{seed}.lifting_reconstruct.reconstructs.{index}.decompose",
+        Basis(
+            basis,
+            f".bases.{index}",
+            f".wavelets.{index}",
+            (f".multi_basis.wavelets.{index}", f".reconstructs.{index}.decompose"),
+        )
+        for index, basis in enumerate(wavelet.bases)
     ]
 
 
-def _untied(config: ModelConfig, ours: str, seed: str, bases: list, multi_basis: bool) -> Iterator[SeedEntry]:
-    for index, basis in enumerate(bases):
-        inner = f"{ours}.bases.{index}" if multi_basis else ours
-        source = f"{seed}.lifting_wavelet.wavelets.{index}" if multi_basis else f"{seed}.lifting_wavelet"
-        names = _reconstruction_names(seed, index, multi_basis, True)
-        for net, part in _lifting_tensors(basis, config.levels):
-            aliases = tuple(f"{name}.{net}" for name in names)
+def _untied(config: ModelConfig, ours: str, seed: str) -> Iterator[SeedEntry]:
+    for basis in _bases(config.wavelet):
+        names = [f"_wavelet{basis.seed}", *basis.copies]
+        for net, part in _lifting_tensors(basis.config, config.levels):
+            aliases = tuple(f"{seed}.lifting_reconstruct{name}.{net}" for name in names)
             if part.startswith("update."):
-                yield SeedTensor(f"{inner}.reconstruction_{part}", aliases)
+                yield SeedTensor(f"{ours}{basis.ours}.reconstruction_{part}", aliases)
             else:
-                yield UnreadTensor(aliases, copied=f"{source}.{net}")
-    if multi_basis:
+                yield UnreadTensor(aliases, copied=f"{seed}.lifting_wavelet{basis.seed}.{net}")
+    if config.wavelet.kind == "multi_basis":
         reconstructions = ("lifting_reconstruct_wavelet", "lifting_reconstruct.multi_basis")
         aliases = tuple(f"{seed}.{name}.basis_weights" for name in reconstructions)
         yield UnreadTensor(aliases, copied=f"{seed}.lifting_wavelet.basis_weights")
@@ -269,24 +260,11 @@ def _untied(config: ModelConfig, ours: str, seed: str, bases: list, multi_basis:
 
 def _lifting_tensors(basis: LiftingWavelet.Config, levels: int) -> Iterator[tuple[str, str]]:
     """(the original's name, ours) for the tensors of one lifting wavelet."""
+    layers = {"": "last"} if basis.network == "linear" else {".0": "first", ".3": "last"}
     for level in range(levels):
-        for theirs, part in (("predict_nets", "predict"), ("update_nets", "update")):
-            if basis.network == "linear":
-                pairs = [(f"{theirs}.{level}", f"{part}.{level}.last")]
-            else:
-                pairs = [
-                    (f"{theirs}.{level}.0", f"{part}.{level}.first"),
-                    (f"{theirs}.{level}.3", f"{part}.{level}.last"),
-                ]
-            for their_layer, layer in pairs:
-                yield f"{their_layer}.weight", f"{layer}.weight"
-                yield f"{their_layer}.bias", f"{layer}.bias"
+        for part in ("predict", "update"):
+            for theirs, layer in layers.items():
+                for kind in ("weight", "bias"):
+                    yield f"{part}_nets.{level}{theirs}.{kind}", f"{part}.{level}.{layer}.{kind}"
     if basis.crawl is not None:
         yield "dilation_logits", "delay.theta"
-
-
-def place(target: Tensor, entry: SeedTensor, tensor: Tensor) -> None:
-    """Copy an original tensor into its place in ours. Shapes must fit, but for axes of size one."""
-    slot = target if entry.index is None else target[entry.index]
-    with torch.no_grad():
-        slot.copy_(entry.from_seed(tensor).reshape(slot.shape))
