@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import mmap
 import sys
 import time
 from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 
 from wavelet_core import WaveletLM, build_model
 from wavelet_train.run_config import load_run_config
@@ -97,7 +97,9 @@ def test_memory_that_grows_between_positions_is_seen(wavelet, report, monkeypatc
     for size in (0, 1 << 20):
 
         def leak(self, *given, size=size):
-            kept.append(torch.ones(size, dtype=torch.uint8))
+            if size:  # fresh pages, not memory that the process has had before
+                kept.append(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+                kept[-1].write(bytes([1]) * size)
             return hidden(self, *given)
 
         monkeypatch.setattr(WaveletLM, "hidden", leak)
