@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from wavelet_core import ConfigurationError, build_model
+from wavelet_core import ConfigurationError, ModelConfig, MultinodalConfig, build_model
 from wavelet_train.run_config import RunConfig, TrainConfig, dump, list_presets, load_run_config
 
 PRESETS = ["b200", "demo", "mini", "pg-19", "wikitext-103"]
@@ -183,3 +183,20 @@ def test_preset_files_write_numbers_that_yaml_reads_as_numbers() -> None:
     for name in PRESETS:
         run = load_run_config(name)
         assert isinstance(yaml.safe_load(dump(run))["train"]["lr"], float)
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ({"width": 24, "multinodal": None}, ModelConfig(width=24)),
+        (
+            {"width": 24, "multinodal": {"cells": 2, "width": 8, "seeds": [3, 4]}},
+            MultinodalConfig(width=8, cells=2, seeds=[3, 4]),
+        ),
+    ],
+    ids=["one model", "cells"],
+)
+def test_configurations_of_the_first_format_are_read(tmp_path, section, expected):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"format_version": 1, "components": {}, "format": {"kind": "int8"}, "model": section}))
+    assert load_run_config(file).model == expected

@@ -12,13 +12,14 @@ import yaml
 from pydantic import Field
 
 from wavelet_core.config import ComponentOf, ConfigurationError, Section, parse
+from wavelet_core.first_format import convert_config
 from wavelet_core.registry import nearest
 from wavelet_train.data import DataConfig
 from wavelet_train.precision import Precision
 
 PRESETS = Path(str(files("wavelet_train") / "presets"))
 # What a checkpoint's config.json holds besides the sections of a run.
-CHECKPOINT_KEYS = ("format_version", "components")
+CHECKPOINT_KEYS = ("format_version", "components", "format")
 
 
 class TrainConfig(Section):
@@ -115,6 +116,8 @@ def run_config(data: dict[str, Any], overrides: Sequence[str], source: str) -> R
             f"{source} is a flat configuration of the original WaveletLM, which wavelet-cli translates: use "
             "`wavelet train` or `wavelet config show` with it, and `wavelet import` for a checkpoint"
         )
+    if isinstance(data.get("model"), dict) and "multinodal" in data["model"]:
+        data = convert_config(data)  # of a run or a checkpoint of format version 1
     for bookkeeping in CHECKPOINT_KEYS:
         data.pop(bookkeeping, None)
     for override in overrides:
