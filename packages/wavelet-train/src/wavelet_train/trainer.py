@@ -267,9 +267,9 @@ class Trainer:
     def load(self) -> None:
         """Take everything from `last/`. Raises CheckpointError that lists by name what does not fit."""
         last, device = self.directory.last, self.device
+        self.counters, saved, scaler = read_state(last)
         with torch.no_grad():
             load_tensors_into(named_tensors(self.model), last / WEIGHTS_FILE)
-        self.counters, saved, scaler = read_state(last)
         generators = {name: saved.pop(name) for name in [*saved] if name.startswith("random.") and name != "random.cpu"}
         make_optimizer_state(self.optimizer, self.parameters, saved, self.counters.step)
         try:
