@@ -46,10 +46,6 @@ class MultiBasisWavelet(nn.Module):
                         f"bases[{index}].untied_reconstruction=true: a blend is untied as a whole; set "
                         "model.wavelet.untied_reconstruction instead"
                     )
-                try:
-                    basis.check(model)
-                except ValueError as error:
-                    raise ValueError(f"bases[{index}]: {error}") from None
 
     def __init__(self, config: Config, shape: ModelShape):
         super().__init__()
