@@ -60,11 +60,10 @@ def load_weights(model: Any, path: Path, device: torch.device | str, version: in
 
     Raises CheckpointError that lists what is missing, unexpected or mis-shaped.
     """
-    wanted = {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
     tensors = load_tensors(path)
     if version == 1:
         tensors = convert_tensors(tensors, model.config)
-    check_names(path, wanted, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    check_names(path, named_tensors(model), tensors)
     materialize(model, {name: tensor.to(device) for name, tensor in tensors.items()}, device)
 
 
@@ -109,13 +108,8 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def read_model_config(directory: Path) -> LanguageModelConfig:
-    """The model section of a checkpoint, validated."""
+    """The model section of a checkpoint, validated. Raises CheckpointError where a component is not installed."""
     data = read_config(directory)
-    _require_components(directory, data)
-    return parse_model(data["model"], f"{directory / CONFIG_FILE}: model")
-
-
-def _require_components(directory: Path, data: Mapping[str, Any]) -> None:
     for component, owner in data.get("components", {}).items():
         kind, _, name = component.partition(" ")
         try:
@@ -125,6 +119,7 @@ def _require_components(directory: Path, data: Mapping[str, Any]) -> None:
                 f"{directory / CONFIG_FILE}: the model uses the {component!r} of {owner}, which is not installed or "
                 f"failed to load; install it (see `wavelet plugins`): {error}"
             ) from None
+    return parse_model(data["model"], f"{directory / CONFIG_FILE}: model")
 
 
 def write_checkpoint(

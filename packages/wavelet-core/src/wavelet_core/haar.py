@@ -26,7 +26,6 @@ class HaarWavelet(DelayWavelet):
         super().__init__(shape, FixedDelay())
 
     def decompose(self, rows: Tensor, state: Tree | None = None) -> Tensor:
-        """Wavelet coefficients (B, T, S, P) of (B, T, P), coarse to fine."""
         details = []
         for level in range(self.shape.levels):
             past = self.delay(rows, level, None if state is None else state[f"level{level}"])
@@ -35,7 +34,6 @@ class HaarWavelet(DelayWavelet):
         return torch.stack([rows, *reversed(details)], dim=2)
 
     def reconstruct(self, coefficients: Tensor) -> Tensor:
-        """The rows (B, T, P) that coefficients (B, T, S, P) stand for."""
         rows, *details = coefficients.unbind(2)
         for detail in details:
             rows = (rows + detail) * SQRT_HALF

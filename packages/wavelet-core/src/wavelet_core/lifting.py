@@ -212,7 +212,6 @@ class LiftingWavelet(DelayWavelet):
         return wavelet
 
     def decompose(self, rows: Tensor, state: Tree | None = None) -> Tensor:
-        """Wavelet coefficients (B, T, S, P) of (B, T, P), coarse to fine."""
         approximation = rows
         details = []
         for level in range(self.levels):
@@ -224,7 +223,6 @@ class LiftingWavelet(DelayWavelet):
         return torch.stack([approximation, *reversed(details)], dim=2)
 
     def reconstruct(self, coefficients: Tensor) -> Tensor:
-        """The rows (B, T, P) that coefficients (B, T, S, P) stand for."""
         update = self.update if self.reconstruction_update is None else self.reconstruction_update
         rows, *details = coefficients.unbind(2)
         for level, detail in zip(reversed(range(self.levels)), details, strict=True):
