@@ -59,7 +59,6 @@ class MultiBasisWavelet(nn.Module):
         self.columns = [0, *range(shape.levels, 0, -1)]
 
     def new_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Tree:
-        """The states of the bases."""
         return {str(index): basis.new_state(batch_size, device, dtype) for index, basis in enumerate(self.bases)}  # type: ignore[operator]
 
     def decompose(self, rows: Tensor, state: Tree | None = None) -> Tensor:

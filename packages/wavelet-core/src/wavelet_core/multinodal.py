@@ -52,13 +52,6 @@ class MultinodalConfig(ModelConfig):
         return self
 
 
-def bagged_columns(width: int, kept: int, seed: int) -> list[int]:
-    """The embedding columns that a cell with this seed starts without (docs/model.md, section 7)."""
-    order = list(range(width))
-    random.Random(seed).shuffle(order)
-    return order[: width - kept]
-
-
 class CrossCellGate(nn.Module):
     """h_i <- h_i * (1 + tanh(W mean of the other cells' h)). W starts at zero. Shapes: n tensors (B, T, C)."""
 
@@ -113,9 +106,10 @@ class MultinodalLM(nn.Module, Pretrained):
             torch.manual_seed(seed)
             cell = WaveletLM(config.cell)
         if config.features_per_cell is not None:
-            bagged = bagged_columns(config.width, config.features_per_cell, seed)
+            columns = list(range(config.width))
+            random.Random(seed).shuffle(columns)
             with torch.no_grad():
-                cell.embedding.weight[:, bagged] = config.bagged_value
+                cell.embedding.weight[:, columns[: config.width - config.features_per_cell]] = config.bagged_value
         return cell
 
     def new_state(

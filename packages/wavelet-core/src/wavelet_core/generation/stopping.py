@@ -41,8 +41,8 @@ class TextStream:
             certain, self._held = self._held[: min(starts)], ""
             return certain
         keep = max((_overlap(self._held, stop) for stop in self.stop_strings), default=0)
-        certain = self._held[: len(self._held) - keep]
-        self._held = self._held[len(self._held) - keep :]
+        cut = len(self._held) - keep
+        certain, self._held = self._held[:cut], self._held[cut:]
         return certain
 
 
