@@ -174,33 +174,29 @@ class LiftingWavelet(DelayWavelet):
         self.reconstruction_update = self._networks(0.5) if config.untied_reconstruction else None
 
     def _networks(self, gain: float) -> nn.ModuleList:
-        width, config = self.shape.padded_width, self.config
-        networks = nn.ModuleList()
-        for level in range(self.levels):
-            network: LiftingNetwork | LinearLiftingNetwork
-            if config.network == "linear":
-                network = LinearLiftingNetwork(width)
-            else:
-                network = LiftingNetwork(width, config.hidden_multiplier * width, config.dropout)
-            self._initialize(network, gain, level)
-            networks.append(network)
-        return networks
+        return nn.ModuleList(self._network(gain, level) for level in range(self.levels))
 
     @torch.no_grad()
-    def _initialize(self, network: LiftingNetwork | LinearLiftingNetwork, gain: float, level: int) -> None:
-        layers = [network.last] if isinstance(network, LinearLiftingNetwork) else [network.first, network.last]
-        width = self.shape.padded_width
-        for layer in layers:
-            nn.init.zeros_(layer.bias)
-            nn.init.normal_(layer.weight, std=0.01)
-            if self.config.initialization == "haar":
-                layer.weight[:width, :width] = torch.eye(width)
-        if self.config.initialization == "zero":
+    def _network(self, gain: float, level: int) -> nn.Module:
+        width, config = self.shape.padded_width, self.config
+        network: LiftingNetwork | LinearLiftingNetwork
+        if config.network == "linear":
+            network = LinearLiftingNetwork(width)
+        else:
+            network = LiftingNetwork(width, config.hidden_multiplier * width, config.dropout)
+        for layer in network.children():
+            if isinstance(layer, Linear):
+                nn.init.zeros_(layer.bias)
+                nn.init.normal_(layer.weight, std=0.01)
+                if config.initialization == "haar":
+                    layer.weight[:width, :width] = torch.eye(width)
+        if config.initialization == "zero":
             nn.init.zeros_(network.last.weight)
-        elif self.config.initialization == "haar":
+        elif config.initialization == "haar":
             network.last.weight[:, :width] *= gain
-        if self.config.level_scaling:
+        if config.level_scaling:
             network.last.weight /= 1 + 0.1 * level
+        return network
 
     def for_next_block(self) -> LiftingWavelet:
         """The wavelet of the next block when blocks share one: the same, but for an untied reconstruction."""

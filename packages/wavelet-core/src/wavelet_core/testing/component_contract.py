@@ -81,8 +81,7 @@ class ComponentSubject(Subject):
             for kind in ("wavelet", "transform", "mixer", "bypass"):
                 parts[kind] = build(kind, getattr(model, kind), self.shape)
             parts["memories"] = [build("memory", memory, self.shape) for memory in model.memories]
-        module: nn.Module = self.component(self.config, self.shape, **parts)
-        return module
+        return self.component(self.config, self.shape, **parts)
 
     def input(self, length: int = LENGTH, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.randn(BATCH, length, *self.contract.sizes(self.shape)[0], dtype=dtype)

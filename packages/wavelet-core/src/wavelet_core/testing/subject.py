@@ -26,7 +26,7 @@ class Subject(ABC):
     once under the compiler.
     """
 
-    component: type
+    component: type[nn.Module]
     config: Any
     kind: str
     unused: Sequence[str] = field(default=(), kw_only=True)
