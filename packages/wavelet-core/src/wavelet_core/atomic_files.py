@@ -53,10 +53,9 @@ def recover(path: Path) -> None:
     there. Everything else that is temporary is removed, except what a living process is writing, what cannot be
     changed, and what lies on a file system without locks.
     """
-    prefix = f".{path.name}."
     with suppress(OSError):
-        for workspace in [p for p in path.parent.iterdir() if p.name.startswith(prefix)]:
-            if "." not in workspace.name.removeprefix(prefix):
+        for workspace in list(path.parent.iterdir()):
+            if workspace.name.rpartition(".")[0] == f".{path.name}":
                 _recover_from(workspace, path)
 
 

@@ -47,7 +47,6 @@ class MemorySum(nn.Module):
         self.alphas = nn.ParameterList(nn.Parameter(torch.ones(())) for _ in memories)
 
     def new_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Tree:
-        """The states of the memories that keep one."""
         return {str(i): new_state_of(memory, batch_size, device, dtype) for i, memory in enumerate(self.memories)}
 
     def forward(self, q: Tensor, state: Tree | None = None) -> Tensor:
@@ -131,7 +130,6 @@ class WaveletBlock(nn.Module):
         return projection
 
     def new_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Tree:
-        """The states of the parts."""
         parts = {"wavelet": self.wavelet, "mixer": self.mixer, "bypass": self.bypass, "memories": self.memories}
         return {
             name: {} if part is None else new_state_of(part, batch_size, device, dtype) for name, part in parts.items()

@@ -50,7 +50,6 @@ class RunningMeanBypass(Bypass):
         super().__init__(shape)
 
     def new_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Tree:
-        """The sum and the number of positions read."""
         return {
             "sum": torch.zeros(batch_size, 1, self.width, device=device),
             "count": torch.zeros(batch_size, 1, 1, dtype=torch.int64, device=device),
@@ -96,7 +95,6 @@ class ExponentialMovingAverageBypass(Bypass):
         nn.init.zeros_(self.gate.bias)
 
     def new_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Tree:
-        """The last average."""
         return {"average": torch.zeros(batch_size, 1, self.width, device=device)}
 
     def mean(self, x: Tensor, state: Tree | None) -> Tensor:

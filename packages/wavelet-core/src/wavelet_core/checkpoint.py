@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from wavelet_core.atomic_files import recover, write_atomically
 from wavelet_core.config import LanguageModelConfig, parse, parse_model
 from wavelet_core.first_format import convert_config, convert_tensors
 from wavelet_core.registry import RegistryError, build, registry
-from wavelet_core.tensor_files import CheckpointError, check_names, open_tensors, save_tensors
+from wavelet_core.tensor_files import CheckpointError, check_names, load_tensors, save_tensors
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -38,27 +38,20 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def _places(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
-    """Every (module, attribute) that holds a tensor, by the tensor's identity."""
-    places: dict[int, list[tuple[nn.Module, str]]] = {}
-    for module in model.modules():
-        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
-            if tensor is not None:
-                places.setdefault(id(tensor), []).append((module, name))
-    return places
-
-
 def materialize(model: nn.Module, tensors: Mapping[str, Tensor], device: torch.device | str = "cpu") -> None:
     """Put `tensors` (by the names of `named_tensors`) in the place of a model's tensors, without a copy.
 
     A tied or shared tensor is replaced everywhere. Buffers that no checkpoint holds are made anew.
     """
-    places = _places(model)
-    for name, old in named_tensors(model).items():
-        tensor = tensors[name]
-        new = nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
-        for module, attribute in places[id(old)]:
-            setattr(module, attribute, new)
+    replaced = named_tensors(model)
+    new = {
+        id(old): nn.Parameter(tensors[name], old.requires_grad) if isinstance(old, nn.Parameter) else tensors[name]
+        for name, old in replaced.items()
+    }
+    for module in model.modules():
+        for attribute, old in [*module._parameters.items(), *module._buffers.items()]:
+            if id(old) in new:
+                setattr(module, attribute, new[id(old)])
     _fill_buffers(model, device)
 
 
@@ -67,12 +60,10 @@ def load_weights(model: Any, path: Path, device: torch.device | str, version: in
 
     Raises CheckpointError that lists what is missing, unexpected or mis-shaped.
     """
-    wanted = {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
-    with open_tensors(path) as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors = load_tensors(path)
     if version == 1:
         tensors = convert_tensors(tensors, model.config)
-    check_names(path, wanted, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    check_names(path, named_tensors(model), tensors)
     materialize(model, {name: tensor.to(device) for name, tensor in tensors.items()}, device)
 
 
@@ -90,11 +81,6 @@ def _fill_buffers(model: nn.Module, device: torch.device | str) -> None:
         for buffer in empty:
             module._buffers[buffer] = torch.empty_like(module._buffers[buffer], device=device)
         module.reset_buffers()
-
-
-def _owners(components: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """The package and version behind every component, for the error when one is missing later."""
-    return {f"{kind} {name}": str(registry.owner(kind, name)) for kind, name in components}
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -122,13 +108,8 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def read_model_config(directory: Path) -> LanguageModelConfig:
-    """The model section of a checkpoint, validated."""
+    """The model section of a checkpoint, validated. Raises CheckpointError where a component is not installed."""
     data = read_config(directory)
-    _require_components(directory, data)
-    return parse_model(data["model"], f"{directory / CONFIG_FILE}: model")
-
-
-def _require_components(directory: Path, data: Mapping[str, Any]) -> None:
     for component, owner in data.get("components", {}).items():
         kind, _, name = component.partition(" ")
         try:
@@ -138,6 +119,7 @@ def _require_components(directory: Path, data: Mapping[str, Any]) -> None:
                 f"{directory / CONFIG_FILE}: the model uses the {component!r} of {owner}, which is not installed or "
                 f"failed to load; install it (see `wavelet plugins`): {error}"
             ) from None
+    return parse_model(data["model"], f"{directory / CONFIG_FILE}: model")
 
 
 def write_checkpoint(
@@ -154,7 +136,9 @@ def write_checkpoint(
     if weight_format is not None:
         content["format"] = weight_format.model_dump(mode="json")
         components.append(("format", weight_format.kind))
-    content |= {"components": _owners(components), **(extra or {})}
+    # The package and version behind every component, for the error when one is missing later.
+    owners = {f"{kind} {name}": str(registry.owner(kind, name)) for kind, name in components}
+    content |= {"components": owners, **(extra or {})}
     (directory / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     save_tensors(named_tensors(model), directory / WEIGHTS_FILE, metadata={"format": "pt"})
     if tokenizer is not None:
@@ -250,9 +234,9 @@ def locate_checkpoint(source: str | Path) -> Path:
                 return path / name
     if path.exists() or not _is_hub_name(str(source)):
         return path
-    wanted: Iterable[str] = (CONFIG_FILE, WEIGHTS_FILE, f"{TOKENIZER_DIRECTORY}/*")
+    wanted = [CONFIG_FILE, WEIGHTS_FILE, f"{TOKENIZER_DIRECTORY}/*"]
     try:
-        return Path(_hub().snapshot_download(str(source), allow_patterns=list(wanted)))
+        return Path(_hub().snapshot_download(str(source), allow_patterns=wanted))
     except CheckpointError:
         raise CheckpointError(
             f"{source}: no such directory here; to load it from the Hugging Face hub: pip install 'wavelet-core[hub]'"

@@ -160,10 +160,6 @@ class LanguageModelConfig(ComponentConfig):
 AnyModelConfig = TypeVar("AnyModelConfig", bound=LanguageModelConfig)
 
 
-def _default_memories() -> list[Any]:
-    return [{"kind": "mlp"}]
-
-
 class ModelConfig(LanguageModelConfig):
     """Everything that decides what a WaveletLM computes (docs/model.md)."""
 
@@ -217,7 +213,7 @@ class ModelConfig(LanguageModelConfig):
         {"kind": "running_mean"}, description="the long-range mean added to every scale; null for none"
     )
     memories: list[Annotated[Any, ComponentOf("memory")]] = Field(
-        default_factory=_default_memories,
+        [{"kind": "mlp"}],
         description="what reads the block's output in parallel and is summed with learned scalars",
     )
 
@@ -261,7 +257,7 @@ class ModelConfig(LanguageModelConfig):
         data["wavelet"] = switch_on("wavelet", data.get("wavelet", {}), "lifting", level_scaling=True)
         mixer = {"noise_scaling": True, "parametrization": "spectral_norm"}
         data["mixer"] = switch_on("mixer", data.get("mixer", {}), "gated_spectral", **mixer)
-        memories = data.get("memories", _default_memories())
+        memories = data.get("memories", cls.model_fields["memories"].default)
         if isinstance(memories, list):
             data["memories"] = [switch_on("memory", memory, None, output_scaling=True) for memory in memories]
         return data

@@ -7,12 +7,12 @@ import math
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wavelet_core.computed import Computed
-from wavelet_core.config import ComponentConfig, ModelConfig, ModelShape
+from wavelet_core.config import ComponentConfig, ModelShape
 from wavelet_core.linear import Linear
 from wavelet_core.state import Tree, move_on
 
@@ -81,14 +81,25 @@ class WaveletCrawl(Computed):
         return past
 
 
-def silent_history(
-    delay: FixedDelay | WaveletCrawl, shape: ModelShape, batch_size: int, device: torch.device, dtype: torch.dtype
-) -> Tree:
-    """Zeros for the last rows of every level's input: level k keeps as many as its delay reaches back."""
-    return {
-        f"level{level}": torch.zeros(batch_size, delay.reach(level), shape.padded_width, device=device, dtype=dtype)
-        for level in range(shape.levels)
-    }
+class DelayWavelet(nn.Module):
+    """A wavelet whose levels read their input and a delayed copy of it.
+
+    Shapes: decompose (B, T, P) -> (B, T, S, P), coarse to fine: the approximation, then the details from the deepest
+    level to the first; reconstruct the other way round.
+    """
+
+    def __init__(self, shape: ModelShape, delay: FixedDelay | WaveletCrawl):
+        super().__init__()
+        self.shape = shape
+        self.delay = delay
+
+    def new_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Tree:
+        """The last rows of every level's input: level k keeps as many as its delay reaches back."""
+        width, reach = self.shape.padded_width, self.delay.reach
+        return {
+            f"level{level}": torch.zeros(batch_size, reach(level), width, device=device, dtype=dtype)
+            for level in range(self.shape.levels)
+        }
 
 
 class LiftingNetwork(nn.Module):
@@ -117,16 +128,13 @@ class LinearLiftingNetwork(nn.Module):
         return self.last(x)
 
 
-class LiftingWavelet(nn.Module):
+class LiftingWavelet(DelayWavelet):
     """The learned causal lifting wavelet (docs/model.md, section 3; lifting scheme: Sweldens 1998).
 
     Level k splits its input c_k, with past_k its delayed copy, into
     d_k = (past_k - Predict_k(c_k)) / sqrt(2) and c_{k+1} = (c_k + Update_k(d_k)) / sqrt(2).
     Reconstruction runs the update steps backwards, so untouched coefficients give the input back exactly, whatever
-    the networks are.
-
-    Shapes: decompose (B, T, P) -> (B, T, S, P), coarse to fine: the approximation, then the details from the deepest
-    level to the first; reconstruct the other way round.
+    the networks are. Shapes as of DelayWavelet.
     """
 
     class Config(ComponentConfig):
@@ -143,11 +151,8 @@ class LiftingWavelet(nn.Module):
         )
         untied_reconstruction: bool = Field(False, description="reconstruction has its own Update networks")
 
-        def check(self, model: ModelConfig) -> None:
-            self.check_options()
-
-        def check_options(self) -> None:
-            """Raise ValueError for options that exclude each other."""
+        @model_validator(mode="after")
+        def _check_together(self) -> LiftingWavelet.Config:
             if self.crawl is not None and self.crawl % 2 == 0:
                 raise ValueError(
                     f"crawl={self.crawl} is even, but the look-backs lie around the delay 2^k of each level of "
@@ -158,49 +163,40 @@ class LiftingWavelet(nn.Module):
                     f"network='linear' has no hidden layer, but hidden_multiplier={self.hidden_multiplier} and "
                     f"dropout={self.dropout} ask for one; use network='mlp' or leave both out"
                 )
+            return self
 
     def __init__(self, config: Config, shape: ModelShape):
-        super().__init__()
-        config.check_options()
+        super().__init__(shape, FixedDelay() if config.crawl is None else WaveletCrawl(shape.levels, config.crawl))
         self.config = config
-        self.shape = shape
         self.levels = shape.levels
-        self.delay = FixedDelay() if config.crawl is None else WaveletCrawl(shape.levels, config.crawl)
         self.predict = self._networks(1.0)
         self.update = self._networks(0.5)
-        if config.untied_reconstruction:
-            self.reconstruction_update: nn.ModuleList | None = self._networks(0.5)
-        else:
-            self.reconstruction_update = None
+        self.reconstruction_update = self._networks(0.5) if config.untied_reconstruction else None
 
     def _networks(self, gain: float) -> nn.ModuleList:
-        width, config = self.shape.padded_width, self.config
-        networks = nn.ModuleList()
-        for level in range(self.levels):
-            network: LiftingNetwork | LinearLiftingNetwork
-            if config.network == "linear":
-                network = LinearLiftingNetwork(width)
-            else:
-                network = LiftingNetwork(width, config.hidden_multiplier * width, config.dropout)
-            self._initialize(network, gain, level)
-            networks.append(network)
-        return networks
+        return nn.ModuleList(self._network(gain, level) for level in range(self.levels))
 
     @torch.no_grad()
-    def _initialize(self, network: LiftingNetwork | LinearLiftingNetwork, gain: float, level: int) -> None:
-        layers = [network.last] if isinstance(network, LinearLiftingNetwork) else [network.first, network.last]
-        width = self.shape.padded_width
-        for layer in layers:
-            nn.init.zeros_(layer.bias)
-            nn.init.normal_(layer.weight, std=0.01)
-            if self.config.initialization == "haar":
-                layer.weight[:width, :width] = torch.eye(width)
-        if self.config.initialization == "zero":
+    def _network(self, gain: float, level: int) -> nn.Module:
+        width, config = self.shape.padded_width, self.config
+        network: LiftingNetwork | LinearLiftingNetwork
+        if config.network == "linear":
+            network = LinearLiftingNetwork(width)
+        else:
+            network = LiftingNetwork(width, config.hidden_multiplier * width, config.dropout)
+        for layer in network.children():
+            if isinstance(layer, Linear):
+                nn.init.zeros_(layer.bias)
+                nn.init.normal_(layer.weight, std=0.01)
+                if config.initialization == "haar":
+                    layer.weight[:width, :width] = torch.eye(width)
+        if config.initialization == "zero":
             nn.init.zeros_(network.last.weight)
-        elif self.config.initialization == "haar":
+        elif config.initialization == "haar":
             network.last.weight[:, :width] *= gain
-        if self.config.level_scaling:
+        if config.level_scaling:
             network.last.weight /= 1 + 0.1 * level
+        return network
 
     def for_next_block(self) -> LiftingWavelet:
         """The wavelet of the next block when blocks share one: the same, but for an untied reconstruction."""
@@ -211,12 +207,7 @@ class LiftingWavelet(nn.Module):
         wavelet.reconstruction_update = self._networks(0.5)
         return wavelet
 
-    def new_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Tree:
-        """The last rows of every level's input."""
-        return silent_history(self.delay, self.shape, batch_size, device, dtype)
-
     def decompose(self, rows: Tensor, state: Tree | None = None) -> Tensor:
-        """Wavelet coefficients (B, T, S, P) of (B, T, P), coarse to fine."""
         approximation = rows
         details = []
         for level in range(self.levels):
@@ -228,7 +219,6 @@ class LiftingWavelet(nn.Module):
         return torch.stack([approximation, *reversed(details)], dim=2)
 
     def reconstruct(self, coefficients: Tensor) -> Tensor:
-        """The rows (B, T, P) that coefficients (B, T, S, P) stand for."""
         update = self.update if self.reconstruction_update is None else self.reconstruction_update
         rows, *details = coefficients.unbind(2)
         for level, detail in zip(reversed(range(self.levels)), details, strict=True):

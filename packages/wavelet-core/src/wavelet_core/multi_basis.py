@@ -13,22 +13,21 @@ from wavelet_core.lifting import LiftingWavelet
 from wavelet_core.state import Tree
 
 
-def _default_bases() -> list[LiftingWavelet.Config]:
-    return [LiftingWavelet.Config(initialization="haar"), LiftingWavelet.Config(initialization="random")]
-
-
 class MultiBasisWavelet(nn.Module):
     """Parallel lifting wavelets whose coefficients, and reconstructions, are blended by learned weights.
 
     Every basis decomposes the same rows; scale by scale the coefficients are blended with a softmax over the bases.
     Every basis then reconstructs from the same blended coefficients, and the results are blended with the
-    approximation's weights. Shapes: decompose (B, T, P) -> (B, T, S, P), coarse to fine.
+    approximation's weights. Shapes: decompose (B, T, P) -> (B, T, S, P), coarse to fine; reconstruct the other way
+    round.
     """
 
     class Config(ComponentConfig):
         kind: Literal["multi_basis"] = "multi_basis"
         bases: list[LiftingWavelet.Config] = Field(
-            default_factory=_default_bases, min_length=1, description="one lifting wavelet each"
+            [LiftingWavelet.Config(initialization="haar"), LiftingWavelet.Config(initialization="random")],
+            min_length=1,
+            description="one lifting wavelet each",
         )
         untied_reconstruction: bool = Field(
             False, description="reconstruction has its own Update networks and its own blend"
@@ -46,10 +45,6 @@ class MultiBasisWavelet(nn.Module):
                         f"bases[{index}].untied_reconstruction=true: a blend is untied as a whole; set "
                         "model.wavelet.untied_reconstruction instead"
                     )
-                try:
-                    basis.check(model)
-                except ValueError as error:
-                    raise ValueError(f"bases[{index}]: {error}") from None
 
     def __init__(self, config: Config, shape: ModelShape):
         super().__init__()
@@ -64,11 +59,9 @@ class MultiBasisWavelet(nn.Module):
         self.columns = [0, *range(shape.levels, 0, -1)]
 
     def new_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Tree:
-        """The states of the bases."""
         return {str(index): basis.new_state(batch_size, device, dtype) for index, basis in enumerate(self.bases)}  # type: ignore[operator]
 
     def decompose(self, rows: Tensor, state: Tree | None = None) -> Tensor:
-        """Blended wavelet coefficients (B, T, S, P) of (B, T, P), coarse to fine."""
         weights = self.blend.softmax(0).to(rows.dtype)[:, self.columns]
         blended: Tensor | float = 0.0
         for index, basis in enumerate(self.bases):
@@ -78,7 +71,6 @@ class MultiBasisWavelet(nn.Module):
         return blended
 
     def reconstruct(self, coefficients: Tensor) -> Tensor:
-        """The blended rows (B, T, P) that coefficients (B, T, S, P) stand for."""
         weights = self.reconstruction_blend[:, 0].softmax(0).to(coefficients.dtype)
         return torch.stack(
             [weight * basis.reconstruct(coefficients) for weight, basis in zip(weights, self.bases, strict=True)]  # type: ignore[operator]

@@ -52,13 +52,6 @@ class MultinodalConfig(ModelConfig):
         return self
 
 
-def bagged_columns(width: int, kept: int, seed: int) -> list[int]:
-    """The embedding columns that a cell with this seed starts without (docs/model.md, section 7)."""
-    order = list(range(width))
-    random.Random(seed).shuffle(order)
-    return order[: width - kept]
-
-
 class CrossCellGate(nn.Module):
     """h_i <- h_i * (1 + tanh(W mean of the other cells' h)). W starts at zero. Shapes: n tensors (B, T, C)."""
 
@@ -113,9 +106,10 @@ class MultinodalLM(nn.Module, Pretrained):
             torch.manual_seed(seed)
             cell = WaveletLM(config.cell)
         if config.features_per_cell is not None:
-            bagged = bagged_columns(config.width, config.features_per_cell, seed)
+            columns = list(range(config.width))
+            random.Random(seed).shuffle(columns)
             with torch.no_grad():
-                cell.embedding.weight[:, bagged] = config.bagged_value
+                cell.embedding.weight[:, columns[: config.width - config.features_per_cell]] = config.bagged_value
         return cell
 
     def new_state(
@@ -128,12 +122,11 @@ class MultinodalLM(nn.Module, Pretrained):
         }
         return State(tree, batch_size)
 
-    def _cell_state(self, state: State | None, index: int) -> State | None:
+    def _cell_states(self, state: State | None) -> list[Any]:
+        """Every cell's part of the state."""
         if state is None:
-            return None
-        tree = state.tree[str(index)]
-        assert isinstance(tree, dict)
-        return State(tree, state.batch_size)
+            return [None] * len(self.cells)
+        return [State(tree, state.batch_size) for tree in state.tree.values()]  # type: ignore[arg-type]
 
     @property
     def carries_window(self) -> bool:
@@ -142,8 +135,8 @@ class MultinodalLM(nn.Module, Pretrained):
 
     def begin_window(self, state: State) -> State:
         """Start the next window of the same text, in place."""
-        for index, cell in enumerate(self.cells):
-            cell.begin_window(self._cell_state(state, index))  # type: ignore[operator]
+        for cell, part in zip(self.cells, self._cell_states(state), strict=True):
+            cell.begin_window(part)  # type: ignore[operator]
         return state
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -171,19 +164,18 @@ class MultinodalLM(nn.Module, Pretrained):
     def passes(self, tokens: Tensor, state: State | None = None) -> Iterator[Tensor]:
         """The cells' normalised outputs of every pass of the stacks, after dropout and side by side, (B, T, n C)."""
         cells: list[Any] = list(self.cells)
+        states = self._cell_states(state)
         outputs: Iterator[tuple[Tensor, ...]]
         if self.gates is None:
-            outputs = zip(
-                *(cell.passes(tokens, self._cell_state(state, i)) for i, cell in enumerate(cells)), strict=True
-            )
+            outputs = zip(*(cell.passes(tokens, part) for cell, part in zip(cells, states, strict=True)), strict=True)
         else:
-            outputs = self._gated(cells, tokens, state)
+            outputs = self._gated(cells, tokens, states)
         for parts in outputs:
             yield torch.cat([cell.head_dropout(x) for cell, x in zip(cells, parts, strict=True)], dim=-1)
 
-    def _gated(self, cells: list[Any], tokens: Tensor, state: State | None) -> Iterator[tuple[Tensor, ...]]:
+    def _gated(self, cells: list[Any], tokens: Tensor, states: list[Any]) -> Iterator[tuple[Tensor, ...]]:
         assert self.gates is not None
-        trees: list[Any] = [{} if state is None else state.tree[str(i)]["blocks"] for i in range(len(cells))]  # type: ignore[index]
+        trees = [{} if state is None else state.tree["blocks"] for state in states]
         hidden = [cell.embedding_dropout(cell.embed(tokens)) for cell in cells]
         means: list[Tensor | None] = [None] * len(hidden)
         kept = [cell.draw_depth() for cell in cells]

@@ -39,10 +39,9 @@ def parameter_parts(model: nn.Module) -> list[ParameterPart]:
     mixer. What a block holds besides its components (norms, projection, residual scalars) counts as the block's, and
     what no block holds (the final LayerNorm) as "rest". Works on the `meta` device.
     """
-    names = {registry.get(kind, name): f"{kind} {name}" for kind in KINDS for name in registry.names(kind)}
+    parts_of_models = [kind for kind in KINDS if kind != "model"]
+    names = {registry.get(kind, name): f"{kind} {name}" for kind in parts_of_models for name in registry.names(kind)}
     families = [registry.get("model", name) for name in registry.names("model")]
-    for family in families:
-        del names[family]
     blocks = {f"block {name}" for name in registry.names("block")}
     names[ScaleRouting] = "mixer routing"
     rest = ParameterPart("rest", [0], 1)

@@ -74,18 +74,12 @@ class PluginManager:
                 version=distribution.version if distribution else "?",
                 module=entry_point.value,
             )
-            try:
-                module = entry_point.load()
-            except Exception:
-                plugin.error = traceback.format_exc()
-                self.plugins.append(plugin)
-            else:
-                self.add(module, plugin)
+            self.add(entry_point.load, plugin)
 
-    def add(self, module: Any, plugin: Plugin) -> None:
-        """Take an imported plugin module in."""
+    def add(self, load: Callable[[], Any], plugin: Plugin) -> None:
+        """Take in the plugin module that `load` gives; a failure is kept in ``plugin.error``."""
         try:
-            self._manager.register(module, name=plugin.name)
+            self._manager.register(load(), name=plugin.name)
         except Exception:
             plugin.error = traceback.format_exc()
         self.plugins.append(plugin)

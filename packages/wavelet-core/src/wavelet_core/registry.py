@@ -75,7 +75,7 @@ class Registry:
     def add_plugin(self, module: Any, name: str, package: str = "this program", version: str = "?") -> Plugin:
         """Register a plugin module that is not installed as a package (tests, notebooks)."""
         plugin = Plugin(name, package, version, getattr(module, "__name__", type(module).__name__))
-        self.manager.add(module, plugin)
+        self.manager.add(lambda: module, plugin)
         self._collect(plugin)
         return plugin
 

@@ -136,16 +136,12 @@ class State:
     def join(states: Sequence[State]) -> State:
         """One state with the rows of several, in order."""
 
-        def cat(trees: list[Tree]) -> Tree:
-            first = trees[0]
-            return {
-                key: cat([tree[key] for tree in trees])  # type: ignore[misc]
-                if isinstance(node, dict)
-                else torch.cat([tree[key] for tree in trees])  # type: ignore[misc]
-                for key, node in first.items()
-            }
+        def cat(*nodes: Any) -> Any:
+            if isinstance(nodes[0], dict):
+                return {key: cat(*(node[key] for node in nodes)) for key in nodes[0]}
+            return torch.cat(nodes)
 
-        return State(cat([state.tree for state in states]), sum(state.batch_size for state in states))
+        return State(cat(*(state.tree for state in states)), sum(state.batch_size for state in states))
 
     def reset(self, rows: Sequence[int] | Tensor | None = None) -> State:
         """Back to silence, in place: all rows or some of them. Do this at the start of every document."""

@@ -16,27 +16,19 @@ class StochasticDepth(nn.Module):
 
     seed: Tensor
     passes: Tensor
-    thresholds: Tensor
 
     def __init__(self, rate: float, layers: int, loop_iterations: int):
         super().__init__()
-        self.shape = rate, layers, loop_iterations
+        self.rate, self.layers, self.loop_iterations = rate, layers, loop_iterations
         self.register_buffer("seed", torch.randint(1 << 31, ()))
         self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("thresholds", torch.empty(layers * loop_iterations), persistent=False)
-        self.reset_buffers()
-
-    def reset_buffers(self) -> None:
-        """Fill in what the checkpoint does not hold."""
-        rate, layers, loop_iterations = self.shape
-        self.thresholds.copy_((torch.arange(layers) * (rate / layers)).repeat(loop_iterations))
 
     def forward(self) -> Tensor:
         """Whether each application of a block is kept in the next pass, (layers * loop_iterations), bool."""
         self.passes += 1
-        places = torch.arange(len(self.thresholds), device=self.passes.device)
+        places = torch.arange(self.layers * self.loop_iterations, device=self.passes.device)
         bits = _scramble(_scramble(_scramble(self.seed) ^ self.passes) ^ places)
-        return bits >= self.thresholds * 2.0**31
+        return bits >= places % self.layers * (self.rate / self.layers) * 2.0**31
 
 
 def _scramble(bits: Tensor) -> Tensor:

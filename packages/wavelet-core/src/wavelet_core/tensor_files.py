@@ -41,26 +41,24 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def check_names(
-    path: Path, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], limit: int = 20
-) -> None:
-    """Raise CheckpointError that lists every missing, unexpected and mis-shaped tensor by name and shape."""
-    mistakes = [f"missing {name} {list(wanted[name])}" for name in wanted if name not in found]
-    mistakes += [f"unexpected {name} {list(found[name])}" for name in found if name not in wanted]
+def check_names(path: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError that lists the first 20 missing, unexpected and mis-shaped tensors by name and shape."""
+    mistakes = [f"missing {name} {list(wanted[name].shape)}" for name in wanted if name not in found]
+    mistakes += [f"unexpected {name} {list(found[name].shape)}" for name in found if name not in wanted]
     mistakes += [
-        f"{name} has shape {list(found[name])}, but the configuration makes it {list(wanted[name])}"
+        f"{name} has shape {list(found[name].shape)}, but the configuration makes it {list(wanted[name].shape)}"
         for name in wanted
-        if name in found and tuple(found[name]) != tuple(wanted[name])
+        if name in found and found[name].shape != wanted[name].shape
     ]
     if mistakes:
-        shown = "\n  ".join(mistakes[:limit])
-        more = f"\n  and {len(mistakes) - limit} more" if len(mistakes) > limit else ""
+        shown = "\n  ".join(mistakes[:20])
+        more = f"\n  and {len(mistakes) - 20} more" if len(mistakes) > 20 else ""
         raise CheckpointError(f"{path} does not fit its configuration:\n  {shown}{more}")
 
 
 def check_fit(path: Path, targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     """Raise CheckpointError unless the tensors of a file have the names, shapes and dtypes of the targets."""
-    check_names(path, {n: tuple(t.shape) for n, t in targets.items()}, {n: tuple(t.shape) for n, t in tensors.items()})
+    check_names(path, targets, tensors)
     for name, target in targets.items():
         if tensors[name].dtype != target.dtype:
             raise CheckpointError(f"{path}: {name} is {tensors[name].dtype}, but {target.dtype} is needed")

@@ -38,12 +38,16 @@ class Tokenizer(ABC):
     """A component of kind `tokenizer`.
 
     vocabulary_size: ids are 0 .. vocabulary_size - 1. end_of_text: the id that separates documents, or None.
-    A subclass has a nested `Config`. One that is learnt from text has a class method `train(config, documents)`;
-    others are made with their `Config` alone.
+    A subclass has a nested `Config`. One that is learnt from text has a class method `train(config, documents)`, and
+    its own `save` and `load`; others are made with their `Config` alone.
     """
 
+    Config: type[ComponentConfig]
     vocabulary_size: int
     end_of_text: int | None = None
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -56,14 +60,14 @@ class Tokenizer(ABC):
         Raises TokenizerError for an id outside the vocabulary.
         """
 
-    @abstractmethod
     def save(self, directory: str | Path) -> None:
         """Write `tokenizer.json`, with the kind under "kind", and whatever else `load` needs."""
+        save_description(directory, self.config.model_dump())
 
     @classmethod
-    @abstractmethod
     def load(cls, directory: Path, saved: dict[str, Any]) -> Tokenizer:
         """Read what `save` wrote; `saved` is the content of `tokenizer.json`."""
+        return cls(cls.Config.model_validate({name: saved[name] for name in cls.Config.model_fields}))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some ids; bytes that are not UTF-8 become U+FFFD."""
@@ -127,7 +131,7 @@ class BytesTokenizer(Tokenizer):
     vocabulary_size = 256
 
     def __init__(self, config: Config | None = None) -> None:
-        self.config = config or self.Config()
+        super().__init__(config or self.Config())
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode("utf-8", errors="replace"))
@@ -141,13 +145,6 @@ class BytesTokenizer(Tokenizer):
     def pieces(self, text: str, size: int) -> Iterator[str]:
         return cut_before_spaces(text, size)
 
-    def save(self, directory: str | Path) -> None:
-        save_description(directory, {"kind": "bytes"})
-
-    @classmethod
-    def load(cls, directory: Path, saved: dict[str, Any]) -> BytesTokenizer:
-        return cls()
-
 
 class TokenIds(Tokenizer):
     """No text: "12 7 55" is the ids 12, 7 and 55. For models whose tokenizer is not known."""
@@ -157,7 +154,7 @@ class TokenIds(Tokenizer):
         vocabulary_size: int = Field(ge=1, description="number of ids")
 
     def __init__(self, config: Config) -> None:
-        self.config = config
+        super().__init__(config)
         self.vocabulary_size = config.vocabulary_size
 
     def encode(self, text: str) -> list[int]:
@@ -174,18 +171,12 @@ class TokenIds(Tokenizer):
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         return "".join(f"{token} " for token in ids).encode()
 
-    def save(self, directory: str | Path) -> None:
-        save_description(directory, {"kind": "token_ids", "vocabulary_size": self.vocabulary_size})
-
-    @classmethod
-    def load(cls, directory: Path, saved: dict[str, Any]) -> TokenIds:
-        return cls(cls.Config(vocabulary_size=saved["vocabulary_size"]))
-
 
 class _EncodingTokenizer(Tokenizer):
     """What the two kinds that run a `tiktoken.Encoding` share."""
 
-    def __init__(self, encoding: Any) -> None:
+    def __init__(self, config: Any, encoding: Any) -> None:
+        super().__init__(config)
         self.encoding = encoding
         self.vocabulary_size = encoding.n_vocab
         self.end_of_text = encoding.eot_token if END_OF_TEXT in encoding.special_tokens_set else None
@@ -236,16 +227,14 @@ class BytePairTokenizer(_EncodingTokenizer):
         )
 
     def __init__(self, config: Config, tokens: Sequence[bytes]) -> None:
-        self.config = config
         self.tokens = list(tokens)
         ranks = {token: rank for rank, token in enumerate(self.tokens)}
         if set(self.tokens[:256]) != {bytes([byte]) for byte in range(256)} or len(ranks) != len(self.tokens):
             raise TokenizerError("a byte-pair vocabulary needs the 256 single bytes first and no token twice")
         tiktoken = _import_tiktoken("byte_pair")
         special = {END_OF_TEXT: len(self.tokens)}
-        super().__init__(
-            tiktoken.Encoding("byte_pair", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special)
-        )
+        encoding = tiktoken.Encoding("byte_pair", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+        super().__init__(config, encoding)
 
     def save(self, directory: str | Path) -> None:
         tokens = [base64.b64encode(token).decode() for token in self.tokens]
@@ -268,7 +257,6 @@ class TiktokenTokenizer(_EncodingTokenizer):
         encoding: str = Field("gpt2", description="tiktoken's name of the encoding")
 
     def __init__(self, config: Config) -> None:
-        self.config = config
         tiktoken = _import_tiktoken("tiktoken")
         known = tiktoken.list_encoding_names()
         if config.encoding not in known:
@@ -283,14 +271,7 @@ class TiktokenTokenizer(_EncodingTokenizer):
                 f"the encoding {config.encoding!r} is not on this machine and could not be downloaded "
                 f"({type(error).__name__}); set TIKTOKEN_CACHE_DIR to a folder that has it"
             ) from error
-        super().__init__(encoding)
-
-    def save(self, directory: str | Path) -> None:
-        save_description(directory, {"kind": "tiktoken", "encoding": self.config.encoding})
-
-    @classmethod
-    def load(cls, directory: Path, saved: dict[str, Any]) -> TiktokenTokenizer:
-        return cls(cls.Config(encoding=saved["encoding"]))
+        super().__init__(config, encoding)
 
 
 def _import_tiktoken(kind: str) -> ModuleType:
@@ -317,18 +298,13 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     if not (directory / FILE_NAME).exists() and (directory / "tokenizer" / FILE_NAME).exists():
         directory = directory / "tokenizer"
     path = directory / FILE_NAME
+    if not path.exists():
+        raise CheckpointError(f"{directory} holds no tokenizer: there is no {FILE_NAME} in it")
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         tokenizer_class: Any = registry.get("tokenizer", str(saved["kind"]))
-    except FileNotFoundError:
-        raise CheckpointError(f"{directory} holds no tokenizer: there is no {FILE_NAME} in it") from None
-    except RegistryError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error!r}") from error
-    try:
         tokenizer: Tokenizer = tokenizer_class.load(directory, saved)
-    except (TokenizerError, ConfigurationError):
+    except (RegistryError, TokenizerError, ConfigurationError):
         raise
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}") from error

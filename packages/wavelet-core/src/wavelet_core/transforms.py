@@ -43,6 +43,18 @@ class _SelfInverse(torch.autograd.Function):
         return _SelfInverse.apply(gradient, ctx.left, ctx.right), None, None
 
 
+class AnyWidthTransform(nn.Module):
+    """A transform that exists for every width, and so needs no padding."""
+
+    def __init__(self, config: ComponentConfig, shape: ModelShape):
+        super().__init__()
+
+    @staticmethod
+    def padded_width(width: int) -> int:
+        """How wide `width` channels must be made."""
+        return width
+
+
 class WalshHadamard(nn.Module):
     """The orthonormal Walsh-Hadamard transform, its own inverse (docs/model.md, section 2).
 
@@ -83,21 +95,11 @@ class WalshHadamard(nn.Module):
     inverse = forward
 
 
-def _any_width(width: int) -> int:
-    """Transforms that exist for every width need no padding."""
-    return width
-
-
-class Identity(nn.Module):
+class Identity(AnyWidthTransform):
     """No transform: the mixer works on the wavelet coefficients themselves. Shapes: (..., P) -> (..., P)."""
 
     class Config(ComponentConfig):
         kind: Literal["identity"] = "identity"
-
-    def __init__(self, config: Config, shape: ModelShape):
-        super().__init__()
-
-    padded_width = staticmethod(_any_width)
 
     def forward(self, x: Tensor) -> Tensor:
         return x
@@ -105,7 +107,7 @@ class Identity(nn.Module):
     inverse = forward
 
 
-class Hartley(nn.Module):
+class Hartley(AnyWidthTransform):
     """The orthonormal discrete Hartley transform, its own inverse, by a fast Fourier transform in at least float32.
 
     Shapes: (..., P) -> (..., P).
@@ -113,11 +115,6 @@ class Hartley(nn.Module):
 
     class Config(ComponentConfig):
         kind: Literal["hartley"] = "hartley"
-
-    def __init__(self, config: Config, shape: ModelShape):
-        super().__init__()
-
-    padded_width = staticmethod(_any_width)
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x if x.dtype == torch.float64 else x.float()
@@ -127,7 +124,7 @@ class Hartley(nn.Module):
     inverse = forward
 
 
-class DiscreteCosine(nn.Module):
+class DiscreteCosine(AnyWidthTransform):
     """The orthonormal discrete cosine transform of type II; the inverse is its transpose.
 
     Shapes: (..., P) -> (..., P).
@@ -139,11 +136,9 @@ class DiscreteCosine(nn.Module):
     basis: Tensor
 
     def __init__(self, config: Config, shape: ModelShape):
-        super().__init__()
+        super().__init__(config, shape)
         self.register_buffer("basis", torch.empty(shape.padded_width, shape.padded_width), persistent=False)
         self.reset_buffers()
-
-    padded_width = staticmethod(_any_width)
 
     def reset_buffers(self) -> None:
         """Fill in what the checkpoint does not hold."""

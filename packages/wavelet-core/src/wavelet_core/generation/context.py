@@ -51,7 +51,6 @@ class Window:
         return self.since == 0
 
     def copy(self) -> Window:
-        """An independent copy."""
         return Window(self.tokens, self.tokens.maxlen or 0, self.every, self.since)
 
 

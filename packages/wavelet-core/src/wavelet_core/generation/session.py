@@ -19,16 +19,11 @@ def decoding_view(model: Any) -> Any:
 
     What belongs to decoding is set on the view, so that the model can be trained, or decoded by others, meanwhile.
     """
-    twins: dict[nn.Module, nn.Module] = {}
-
-    def twin_of(module: nn.Module) -> nn.Module:
-        if module not in twins:
-            twin = twins[module] = copy.copy(module)
-            twin._modules = {name: child and twin_of(child) for name, child in module._modules.items()}
-            twin.training = False
-        return twins[module]
-
-    return twin_of(model)
+    twins: dict[nn.Module, nn.Module] = {module: copy.copy(module) for module in model.modules()}
+    for twin in twins.values():
+        twin._modules = {name: child and twins[child] for name, child in twin._modules.items()}
+        twin.training = False
+    return twins[model]
 
 
 class DecodingSession:

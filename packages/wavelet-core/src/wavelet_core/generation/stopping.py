@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from wavelet_core.tokenizers import Tokenizer
+from wavelet_core.tokenizers import Tokenizer
 
 
 class TextStream:
@@ -43,8 +41,8 @@ class TextStream:
             certain, self._held = self._held[: min(starts)], ""
             return certain
         keep = max((_overlap(self._held, stop) for stop in self.stop_strings), default=0)
-        certain = self._held[: len(self._held) - keep]
-        self._held = self._held[len(self._held) - keep :]
+        cut = len(self._held) - keep
+        certain, self._held = self._held[:cut], self._held[cut:]
         return certain
 
 

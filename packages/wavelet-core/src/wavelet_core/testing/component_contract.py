@@ -9,16 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wavelet_core.bypass import RunningMeanBypass
-from wavelet_core.config import ComponentConfig, ModelShape
-from wavelet_core.lifting import LiftingWavelet
-from wavelet_core.mixers import GatedSpectralMixer
-from wavelet_core.mlp import MLP
-from wavelet_core.registry import KINDS, registry
+from wavelet_core.config import ComponentConfig, ModelConfig, ModelShape
+from wavelet_core.registry import KINDS, build, registry
 from wavelet_core.state import State, Tree, call, is_stateful, new_state_of
 from wavelet_core.testing.shared_checks import COMPILE_REMEDY, SHARED_CHECKS
 from wavelet_core.testing.subject import BATCH, CPU, LENGTH, TOLERANCE, Subject, difference, run_checks
-from wavelet_core.transforms import WalshHadamard
 
 Sizes = tuple[int, ...]
 
@@ -82,15 +77,11 @@ class ComponentSubject(Subject):
     def construct(self) -> nn.Module:
         parts: dict[str, Any] = {}
         if self.kind == "block":
-            parts = {
-                "wavelet": LiftingWavelet(LiftingWavelet.Config(), self.shape),
-                "transform": WalshHadamard(WalshHadamard.Config(), self.shape),
-                "mixer": GatedSpectralMixer(GatedSpectralMixer.Config(), self.shape),
-                "bypass": RunningMeanBypass(RunningMeanBypass.Config(), self.shape),
-                "memories": [MLP(MLP.Config(), self.shape)],
-            }
-        module: nn.Module = self.component(self.config, self.shape, **parts)
-        return module
+            model = ModelConfig()
+            for kind in ("wavelet", "transform", "mixer", "bypass"):
+                parts[kind] = build(kind, getattr(model, kind), self.shape)
+            parts["memories"] = [build("memory", memory, self.shape) for memory in model.memories]
+        return self.component(self.config, self.shape, **parts)
 
     def input(self, length: int = LENGTH, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.randn(BATCH, length, *self.contract.sizes(self.shape)[0], dtype=dtype)

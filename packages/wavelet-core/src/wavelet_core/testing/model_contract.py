@@ -35,8 +35,7 @@ class ModelSubject(Subject):
     compiled_chunk: ClassVar[int] = 1
 
     def construct(self) -> nn.Module:
-        model: nn.Module = self.component(self.config)
-        return model
+        return self.component(self.config)
 
     def input(self, length: int = LENGTH, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.randint(self.config.vocabulary, (BATCH, length))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from fnmatch import fnmatch
 from typing import Any
 
 import torch
@@ -146,7 +147,7 @@ def _check_gradients(subject: Subject) -> None:
         subject.backward(module)
     gradients = {name: parameter.grad for name, parameter in module.named_parameters() if parameter.requires_grad}
     dead = [name for name, gradient in gradients.items() if gradient is None or not gradient.any()]
-    if dead := list(filter(subject.must_learn, dead)):
+    if dead := [name for name in dead if not any(fnmatch(name, pattern) for pattern in subject.unused)]:
         subject.fail(
             f"gives no gradient to {', '.join(dead)}",
             "use each parameter in forward without detaching it, or do not create it where an option is off",

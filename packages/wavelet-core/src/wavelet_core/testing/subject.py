@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from typing import Any, ClassVar, NoReturn
 
 import torch
@@ -27,7 +26,7 @@ class Subject(ABC):
     once under the compiler.
     """
 
-    component: type
+    component: type[nn.Module]
     config: Any
     kind: str
     unused: Sequence[str] = field(default=(), kw_only=True)
@@ -83,9 +82,6 @@ class Subject(ABC):
             for parameter in module.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
         return module.eval()
-
-    def must_learn(self, parameter: str) -> bool:
-        return not any(fnmatch(parameter, pattern) for pattern in self.unused)
 
     def run(self, module: nn.Module, x: Tensor, state: State | None = None) -> Tensor:
         """All outputs side by side, (B, T, -1)."""

@@ -61,10 +61,8 @@ class WaveletCoherence(Sampler):
 
     def start(self, prompts: Sequence[Tensor]) -> Memory:
         window, device = self.config.window, prompts[0].device
-        recent = torch.zeros(len(prompts), window, dtype=torch.long, device=device)
-        for row, prompt in zip(recent, prompts, strict=True):
-            tail = prompt[-window:]
-            row[window - len(tail) :] = tail
+        tails = [prompt[-window:] for prompt in prompts]
+        recent = torch.stack([F.pad(tail, (window - len(tail), 0)) for tail in tails])
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
         signatures = [
             signature(self.embed(prompt.unsqueeze(0)), lengths[row : row + 1], self.config.levels)
