@@ -15,6 +15,8 @@ from wavelet_core.linear import Linear
 from wavelet_core.norms import ScaleNorm
 from wavelet_core.state import Tree, call, new_state_of
 
+STATEFUL_PARTS = ("wavelet", "mixer", "bypass", "memories")
+
 
 class EmbeddingResidual(nn.Module):
     """x + gamma * E: every block sees the token embedding again. gamma (C,) starts at zero. Shapes: (B, T, C)."""
@@ -130,15 +132,12 @@ class WaveletBlock(nn.Module):
         return projection
 
     def new_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Tree:
-        parts = {"wavelet": self.wavelet, "mixer": self.mixer, "bypass": self.bypass, "memories": self.memories}
-        return {
-            name: {} if part is None else new_state_of(part, batch_size, device, dtype) for name, part in parts.items()
-        }
+        return {part: new_state_of(getattr(self, part), batch_size, device, dtype) for part in STATEFUL_PARTS}
 
     def forward(
         self, x: Tensor, embedding: Tensor, previous_mean: Tensor | None = None, state: Tree | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        history: Any = dict.fromkeys(("wavelet", "mixer", "bypass", "memories")) if state is None else state
+        history: Any = dict.fromkeys(STATEFUL_PARTS) if state is None else state
         bias = mean = None
         if self.bypass is not None:
             bias, mean = self.bypass(x, previous_mean, history["bypass"])

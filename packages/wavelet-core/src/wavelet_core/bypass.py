@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -59,8 +59,8 @@ class RunningMeanBypass(Bypass):
         sums = x.float().cumsum(1)
         counts = torch.arange(1, x.shape[1] + 1, device=x.device).view(1, -1, 1)
         if state is not None:
-            history, read = state["sum"], state["count"]
-            assert isinstance(history, Tensor) and isinstance(read, Tensor)
+            history: Any = state["sum"]
+            read: Any = state["count"]
             sums = sums + history
             counts = counts + read
             move_on(history, sums)
@@ -102,8 +102,7 @@ class ExponentialMovingAverageBypass(Bypass):
         inputs = (1 - gates) * x.float()
         if state is None:
             return gated_scan(gates, inputs).to(x.dtype)
-        history = state["average"]
-        assert isinstance(history, Tensor)
+        history: Any = state["average"]
         # Autograd keeps the history for the gates' gradient: a copy, because the state moves on before that.
         first = inputs[:, :1] + gates[:, :1] * history.clone()
         average = gated_scan(gates, torch.cat([first, inputs[:, 1:]], dim=1))

@@ -125,10 +125,11 @@ def read_model_config(directory: Path) -> LanguageModelConfig:
 def write_checkpoint(
     model: Any, directory: Path, tokenizer: Any = None, extra: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the checkpoint's files of a model of any family into an existing, empty directory.
+    """Write the checkpoint's files of a model of any family into an empty directory, made where there is none.
 
     A model whose weights are in a format other than floating point carries it as `weight_format`.
     """
+    directory.mkdir(exist_ok=True)
     config: LanguageModelConfig = model.config
     components = [("model", config.kind), *((kind, component.kind) for _, kind, component in config.components())]
     content = {"format_version": FORMAT_VERSION, "model": config.model_dump(mode="json")}
@@ -158,12 +159,7 @@ def save_checkpoint(
         raise CheckpointError(
             f"{path} holds files that are no checkpoint, and saving replaces the directory whole; name another one"
         )
-
-    def write(fresh: Path) -> None:
-        fresh.mkdir()
-        write_checkpoint(model, fresh, tokenizer, extra)
-
-    write_atomically(path, write)
+    write_atomically(path, lambda fresh: write_checkpoint(model, fresh, tokenizer, extra))
 
 
 def load_checkpoint(source: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Any:
@@ -226,12 +222,12 @@ def locate_checkpoint(source: str | Path) -> Path:
     nowhere here and reads `owner/name` is downloaded from the Hugging Face hub.
     """
     path = Path(source)
-    for checkpoint in (path, path / "best", path / "last"):
-        recover(checkpoint)
-    if not (path / CONFIG_FILE).exists():
-        for name in ("best", "last"):
-            if (path / name / CONFIG_FILE).exists():
-                return path / name
+    places = (path, path / "best", path / "last")
+    for place in places:
+        recover(place)
+    for place in places:
+        if (place / CONFIG_FILE).exists():
+            return place
     if path.exists() or not _is_hub_name(str(source)):
         return path
     wanted = [CONFIG_FILE, WEIGHTS_FILE, f"{TOKENIZER_DIRECTORY}/*"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -63,12 +64,11 @@ class MultiBasisWavelet(nn.Module):
 
     def decompose(self, rows: Tensor, state: Tree | None = None) -> Tensor:
         weights = self.blend.softmax(0).to(rows.dtype)[:, self.columns]
-        blended: Tensor | float = 0.0
-        for index, basis in enumerate(self.bases):
-            coefficients = basis.decompose(rows, None if state is None else state[str(index)])  # type: ignore[operator]
-            blended = blended + weights[index, :, None] * coefficients
-        assert isinstance(blended, Tensor)
-        return blended
+        parts = (
+            weights[index, :, None] * basis.decompose(rows, None if state is None else state[str(index)])  # type: ignore[operator]
+            for index, basis in enumerate(self.bases)
+        )
+        return reduce(torch.add, parts)
 
     def reconstruct(self, coefficients: Tensor) -> Tensor:
         weights = self.reconstruction_blend[:, 0].softmax(0).to(coefficients.dtype)

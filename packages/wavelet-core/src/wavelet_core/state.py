@@ -36,14 +36,14 @@ def leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
             yield prefix + key, node
 
 
-def is_stateful(module: nn.Module) -> bool:
+def is_stateful(module: nn.Module | None) -> bool:
     """Whether a module keeps history between chunks of one text."""
     return hasattr(module, "new_state")
 
 
-def new_state_of(module: nn.Module, batch_size: int, device: torch.device, dtype: torch.dtype) -> Tree:
-    """A silent state for a module; an empty one for a per-position module."""
-    return module.new_state(batch_size, device, dtype) if is_stateful(module) else {}  # type: ignore[operator]
+def new_state_of(module: nn.Module | None, batch_size: int, device: torch.device, dtype: torch.dtype) -> Tree:
+    """A silent state for a module; an empty one for a per-position module or none."""
+    return module.new_state(batch_size, device, dtype) if is_stateful(module) else {}  # type: ignore[operator, union-attr]
 
 
 def call(module: nn.Module, *arguments: Any, state: Tree | None) -> Any:

@@ -84,7 +84,6 @@ class WalshHadamard(nn.Module):
     padded_width = staticmethod(next_power_of_two)
 
     def reset_buffers(self) -> None:
-        """Fill in what the checkpoint does not hold."""
         self.left.copy_(hadamard(self.left.shape[0]))
         self.right.copy_(hadamard(self.right.shape[0]))
 
@@ -141,7 +140,6 @@ class DiscreteCosine(AnyWidthTransform):
         self.reset_buffers()
 
     def reset_buffers(self) -> None:
-        """Fill in what the checkpoint does not hold."""
         size = self.basis.shape[0]
         index = torch.arange(size, dtype=torch.float64)
         basis = torch.cos(math.pi / size * (index + 0.5)[:, None] * index) * math.sqrt(2 / size)

@@ -160,7 +160,8 @@ class Batch:
             row = self._slots[slot]
             assert row is not None
             token, logits = found[slot]
-            events.append(row.accept(token, _statistics(logits, token) if row.request.settings.metrics else None))
+            measured = row.request.settings.metrics and token >= 0
+            events.append(row.accept(token, _statistics(logits, token) if measured else None))
             if events[-1].finish is not None:
                 self._slots[slot] = None
         return events
@@ -279,9 +280,7 @@ def _memory(rows: dict[int, _Row]) -> State:
     return memories[0] if len(memories) == 1 else State.join(memories)
 
 
-def _statistics(logits: Tensor, token: int) -> tuple[float, float] | None:
+def _statistics(logits: Tensor, token: int) -> tuple[float, float]:
     """Log-probability and entropy in nats of a token under the model's logits (1, V)."""
-    if token < 0:
-        return None
     logits = logits.float()
     return float(logits.log_softmax(-1)[0, token]), float(entropy_of(logits))

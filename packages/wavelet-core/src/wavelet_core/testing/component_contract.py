@@ -157,7 +157,7 @@ def _check_shapes(subject: ComponentSubject) -> None:
     size, sizes = subject.contract.sizes(subject.shape)
     with subject.expecting(
         f"on an input of shape {list(x.shape)}",
-        f"a {subject.kind} takes (B, T, {_written(size)}); see the {subject.kind} components of wavelet_core",
+        f"a {subject.kind} takes (B, T, {', '.join(map(str, size))}); see wavelet_core's {subject.kind} components",
     ):
         outputs = subject.contract.run(module, x, None)
         if subject.kind == "bypass":
@@ -166,7 +166,7 @@ def _check_shapes(subject: ComponentSubject) -> None:
         if output.shape != (BATCH, LENGTH, *wanted):
             subject.fail(
                 f"gave an output of shape {list(output.shape)} for an input of shape {list(x.shape)}",
-                f"return (B, T, {_written(wanted)}), here {[BATCH, LENGTH, *wanted]}",
+                f"return (B, T, {', '.join(map(str, wanted))}), here {[BATCH, LENGTH, *wanted]}",
             )
     if subject.kind == "transform":
         norms = [tensor.flatten(2).norm(dim=2) for tensor in (x, outputs[0])]
@@ -175,10 +175,6 @@ def _check_shapes(subject: ComponentSubject) -> None:
                 "is not orthogonal: inverse(forward(x)) is not x, or norms change",
                 "scale it to keep norms, and let `inverse` undo `forward`",
             )
-
-
-def _written(sizes: Sizes) -> str:
-    return ", ".join(str(size) for size in sizes)
 
 
 def _check_compiled_training(subject: ComponentSubject) -> None:
