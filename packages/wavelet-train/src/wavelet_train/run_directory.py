@@ -100,7 +100,6 @@ class RunDirectory:
         sections = run.model_dump(mode="json", include={"data", "train"})
 
         def write(fresh: Path) -> None:
-            fresh.mkdir()
             write_checkpoint(model, fresh, tokenizer, sections)
             write_more(fresh)
 
