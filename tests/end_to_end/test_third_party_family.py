@@ -156,7 +156,8 @@ def test_every_sampler_draws_from_it(tokens):
     ids=lambda options: options[0].strip("-"),
 )
 def test_it_generates_in_every_way(tokens, options):
-    tokens(*options)
+    generated = tokens(*options)
+    assert generated and generated == tokens(*options)
 
 
 @pytest.mark.parametrize("temperature", [0, 0.8])
