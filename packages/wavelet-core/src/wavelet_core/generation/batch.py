@@ -181,9 +181,10 @@ class Batch:
             self._contexts.step(tokens, list(plain))
             for group in _alike(plain):
                 memory = _memory(group)
-                group[min(group)].chain.observe(tokens[list(group)], memory)
-                for place, row in enumerate(group.values()):
-                    row.memory = memory[place] if len(group) > 1 else memory
+                if memory.nbytes:
+                    group[min(group)].chain.observe(tokens[list(group)], memory)
+                    for place, row in enumerate(group.values()):
+                        row.memory = memory[place] if len(group) > 1 else memory
         for slot, row in rows.items():
             if row.after is not None:
                 contexts, row.memory = row.after
@@ -203,7 +204,7 @@ class Batch:
         found: dict[int, tuple[int, Tensor]] = {}
         for group in _alike(self._rows()):
             slots, first = list(group), group[min(group)]
-            logits = self._contexts.logits[slots]
+            logits = self._contexts.logits if len(slots) == self.slots else self._contexts.logits[slots]
             if (search := first.request.settings.lookahead) is not None:
                 tokens, contexts, memory = look_ahead(self._contexts, slots, first.chain, _memory(group), search)
                 for place, row in enumerate(group.values()):
@@ -277,6 +278,8 @@ def _alike(rows: dict[int, _Row]) -> list[dict[int, _Row]]:
 def _memory(rows: dict[int, _Row]) -> State:
     """What the samplers remember of some rows, in their order."""
     memories = [row.memory for row in rows.values() if row.memory is not None]
+    if not memories[0].nbytes:  # samplers that remember nothing
+        return State(memories[0].tree, len(memories))
     return memories[0] if len(memories) == 1 else State.join(memories)
 
 
