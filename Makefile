@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PACKAGES := $(addprefix packages/wavelet-,core memory quant train cli)
-KERNEL := packages/wavelet-quant/hatch_build.py packages/wavelet-quant/src/wavelet_quant/native/few_rows.cpp
+KERNEL := packages/wavelet-quant/hatch_build.py $(wildcard packages/wavelet-quant/src/wavelet_quant/native/*.cpp packages/wavelet-quant/src/wavelet_quant/native/*.h)
 
 WORKERS ?= 2
 ARGS ?=

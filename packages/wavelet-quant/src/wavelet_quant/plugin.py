@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from wavelet_core import hookimpl
-from wavelet_quant.few_rows import FewRows
 from wavelet_quant.int8 import Int8
+from wavelet_quant.native_kernel import Native
 
 
 @hookimpl
 def register_components(register: Callable[[str, type], None]) -> None:
     register("format", Int8)
-    register("kernel", FewRows)
+    register("kernel", Native)

@@ -1,0 +1,379 @@
+// A few vectors times one large matrix, which is what decoding consists of: reading the matrix is all that takes time.
+//
+// Compiled once for each instruction set, with its flags and its name as SET. Nothing but that name may be visible to
+// the linker: it keeps one copy of an inline function, and would choose the one that not every processor can run. So
+// there is nothing of the standard library here, and memory comes from the caller.
+//
+// Four rows of the matrix are read at a time and multiplied with up to six vectors. For so few these rows are a quarter
+// of the thread's share apart: four streams without gaps. More vectors take turns with a block of the matrix that stays in
+// the cache. The sums of one row and one vector are always made in the same order, whatever else is computed with them:
+// neither threads nor more vectors change a result.
+
+#include "instruction_set.h"
+
+#include <stdint.h>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "bfloat16 numbers are taken out of words in little-endian order"
+#endif
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr long lanes = 16;
+#elif defined(__AVX2__)
+constexpr long lanes = 8;
+#else
+constexpr long lanes = 4;
+#endif
+#if defined(__AVX512F__) || defined(__aarch64__) // 32 registers
+constexpr int most_sharing = 6, rows_sharing = 4;
+#else // 16
+constexpr int most_sharing = 6, rows_sharing = 2;
+#endif
+constexpr int streams = 4;
+constexpr long prefetch_bytes = 8192;
+constexpr int second_level = 2; // where prefetching goes: the first level of the cache is too small for it
+constexpr long cached_bytes = 1 << 17, cached_piece = 1 << 12;
+// Between prepared vectors: were they a multiple of 4096 bytes apart, they would share a few places of the cache.
+constexpr long padding = 128;
+
+using Floats = float __attribute__((vector_size(4 * lanes)));
+using Words = uint32_t __attribute__((vector_size(4 * lanes)));
+using Halves = uint16_t __attribute__((vector_size(2 * lanes)));
+using Quad = float __attribute__((vector_size(16)));
+
+template <class Vector> Vector load(const void *from) {
+    Vector result;
+    __builtin_memcpy(&result, from, sizeof result);
+    return result;
+}
+template <class Vector> void store(void *to, Vector vector) { __builtin_memcpy(to, &vector, sizeof vector); }
+
+long smaller(long a, long b) { return a < b ? a : b; }
+
+float total(Floats v) {
+    Quad sum = load<Quad>(&v);
+    for (long i = 4; i < lanes; i += 4) sum += load<Quad>(reinterpret_cast<const float *>(&v) + i);
+    return (sum[0] + sum[2]) + (sum[1] + sum[3]);
+}
+
+// How the numbers of a type are multiplied: `step` of them are loaded as one Vectors, of the matrix and of x alike.
+// `widen` and `narrow` convert `lanes` numbers in order.
+
+struct Float32 {
+    static constexpr long bytes = 4, step = lanes;
+    using Vectors = Floats;
+    static Vectors loaded(const void *p) { return load<Floats>(p); }
+    static Floats add(Floats sum, Vectors a, Vectors b) { return sum + a * b; }
+    static Floats widen(const void *p) { return load<Floats>(p); }
+    static void narrow(void *to, Floats v) { store(to, v); }
+};
+
+struct Pair {
+    Floats even, odd;
+};
+
+// Not as a whole, which compilers would move through memory.
+template <> Pair load<Pair>(const void *from) {
+    return {load<Floats>(from), load<Floats>(static_cast<const char *>(from) + sizeof(Floats))};
+}
+template <> void store<Pair>(void *to, Pair pair) {
+    store(to, pair.even);
+    store(static_cast<char *>(to) + sizeof(Floats), pair.odd);
+}
+
+struct BFloat16 {
+    static constexpr long bytes = 2, step = 2 * lanes;
+    static Floats widen(const void *p) {
+        return (Floats)(__builtin_convertvector(load<Halves>(p), Words) << 16);
+    }
+#if defined(__AVX512BF16__)
+    using Vectors = __m512bh;
+    static Vectors loaded(const void *p) { return load<__m512bh>(p); }
+    static Floats add(Floats sum, Vectors a, Vectors b) { return (Floats)_mm512_dpbf16_ps((__m512)sum, a, b); }
+#else
+    using Vectors = Pair;
+    static Vectors loaded(const void *p) {
+        const Words words = load<Words>(p);
+        return {(Floats)(words << 16), (Floats)(words & 0xffff0000u)};
+    }
+    static Floats add(Floats sum, Vectors a, Vectors b) { return sum + a.even * b.even + a.odd * b.odd; }
+#endif
+    static void narrow(void *to, Floats v) {
+        const Words bits = (Words)v, rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+        store(to, __builtin_convertvector(v == v ? rounded : rounded * 0 + 0x7fc0u, Halves));
+    }
+};
+
+struct Float16 {
+    static constexpr long bytes = 2, step = lanes;
+    using Vectors = Floats;
+    static Vectors loaded(const void *p) { return widen(p); }
+    static Floats add(Floats sum, Vectors a, Vectors b) { return sum + a * b; }
+#if defined(__AVX512F__)
+    static Floats widen(const void *p) { return (Floats)_mm512_cvtph_ps(load<__m256i>(p)); }
+    static void narrow(void *to, Floats v) { store(to, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT)); }
+#elif defined(__F16C__)
+    static Floats widen(const void *p) { return (Floats)_mm256_cvtph_ps(load<__m128i>(p)); }
+    static void narrow(void *to, Floats v) { store(to, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT)); }
+#elif defined(__aarch64__)
+    using Own = __fp16 __attribute__((vector_size(2 * lanes)));
+    static Floats widen(const void *p) { return __builtin_convertvector(load<Own>(p), Floats); }
+    static void narrow(void *to, Floats v) { store(to, __builtin_convertvector(v, Own)); }
+#else
+    // The exponents differ by 112; scaling with floating-point numbers takes care of subnormal ones, and of rounding.
+    static Floats widen(const void *p) {
+        const Words bits = __builtin_convertvector(load<Halves>(p), Words);
+        const Words magnitude = (Words)((Floats)((bits & 0x7fffu) << 13) * 0x1p112f);
+        const Words special = (bits & 0x7c00u) == 0x7c00u ? magnitude | 0x7f800000u : magnitude;
+        return (Floats)(special | (bits & 0x8000u) << 16);
+    }
+    static void narrow(void *to, Floats v) {
+        const Words bits = (Words)v, sign = bits & 0x80000000u, twice = bits << 1, exponent = twice & 0xff000000u;
+        const Words least = exponent < 0x71000000u ? exponent * 0 + 0x71000000u : exponent;
+        const Floats scaled = ((Floats)(bits ^ sign) * 0x1p112f) * 0x1p-110f;
+        const Words rounded = (Words)((Floats)((least >> 1) + 0x07800000u) + scaled);
+        const Words number = ((rounded >> 13) & 0x7c00u) + (rounded & 0x0fffu);
+        store(to, __builtin_convertvector(sign >> 16 | (v == v ? number : number * 0 + 0x7e00u), Halves));
+    }
+#endif
+};
+
+// The numbers of a row that fill no step, with zeros after them.
+template <class Kind> typename Kind::Vectors padded(const char *from, long count) {
+    char memory[Kind::step * Kind::bytes] = {};
+    __builtin_memcpy(memory, from, count * Kind::bytes);
+    return Kind::loaded(memory);
+}
+
+template <class Kind> long prepared_bytes(long width) {
+    return (width + Kind::step - 1) / Kind::step * sizeof(typename Kind::Vectors) + padding;
+}
+
+template <class Kind> void prepare(const void *vector, long width, void *prepared) {
+    const char *from = static_cast<const char *>(vector);
+    char *to = static_cast<char *>(prepared);
+    using Vectors = typename Kind::Vectors;
+    const long whole = width / Kind::step;
+    for (long i = 0; i < whole; i++)
+        store<Vectors>(to + i * sizeof(Vectors), Kind::loaded(from + i * Kind::step * Kind::bytes));
+    if (width % Kind::step)
+        store<Vectors>(to + whole * sizeof(Vectors),
+                       padded<Kind>(from + whole * Kind::step * Kind::bytes, width % Kind::step));
+}
+
+// In a step of `rows_sharing` rows: enough for two passes over a block.
+template <class Kind> constexpr int prefetches = Kind::step * Kind::bytes * rows_sharing > 128 ? 2 : 1;
+
+// A piece of some rows of the matrix and of the prepared vectors that they are multiplied with.
+struct Piece {
+    const char *row[streams], *vectors;
+    long stride; // bytes from vector to vector
+    long width;  // numbers
+    bool first, last;
+    // What is prefetched: `next` moves on by `advance` bytes for each step.
+    const char *next;
+    long advance;
+};
+
+// `rows` rows times `count` vectors: row r's sums with vector t are kept in sums[(t * streams + r) * lanes] from piece to
+// piece, and their total goes to the same place in totals after the last one. Steady: there is one piece, of four streams
+// that go on with it; otherwise the next block of the matrix is read from memory meanwhile.
+template <class Kind, int rows, int count, bool steady>
+void multiply_few(const Piece &piece, int first_row, Floats *sums, float *totals) {
+    using Vectors = typename Kind::Vectors;
+    const char *row[rows], *x = piece.vectors, *next = piece.next;
+    const long stride = piece.stride, advance = piece.advance;
+    Floats sum[rows][count];
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++) {
+        row[r] = piece.row[first_row + r];
+#pragma GCC unroll 8
+        for (int t = 0; t < count; t++) sum[r][t] = steady || piece.first ? Floats{} : sums[(t * streams + r) * lanes];
+    }
+    for (long left = piece.width / Kind::step; left; left--) {
+        Vectors weight[rows];
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++) {
+            weight[r] = Kind::loaded(row[r]);
+            if (steady) __builtin_prefetch(row[r] + prefetch_bytes, 0, second_level);
+            row[r] += Kind::step * Kind::bytes;
+        }
+        if (!steady)
+#pragma GCC unroll 2
+            for (int i = 0; i < prefetches<Kind>; i++) {
+                __builtin_prefetch(next, 0, second_level);
+                next += advance;
+            }
+#pragma GCC unroll 8
+        for (int t = 0; t < count; t++) {
+            const Vectors vector = load<Vectors>(x + t * stride);
+#pragma GCC unroll 8
+            for (int r = 0; r < rows; r++) sum[r][t] = Kind::add(sum[r][t], weight[r], vector);
+        }
+        x += sizeof(Vectors);
+    }
+    if (!steady && !piece.last) {
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+            for (int t = 0; t < count; t++) sums[(t * streams + r) * lanes] = sum[r][t];
+        return;
+    }
+    if (const long left = piece.width % Kind::step) {
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++) {
+            const Vectors weight = padded<Kind>(row[r], left);
+#pragma GCC unroll 8
+            for (int t = 0; t < count; t++) sum[r][t] = Kind::add(sum[r][t], weight, load<Vectors>(x + t * stride));
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+        for (int t = 0; t < count; t++) totals[(t * streams + r) * lanes] = total(sum[r][t]);
+}
+
+// Four rows times `count` vectors.
+template <class Kind, int count, bool steady>
+void multiply_streams(const Piece &piece, Floats *sums, float *totals) {
+    // Up to two vectors leave even 16 registers free for all of them.
+    constexpr int rows = count <= 2 ? streams : rows_sharing;
+    for (int r = 0; r < streams; r += rows)
+        multiply_few<Kind, rows, count, steady>(piece, r, sums + r * lanes, totals + r * lanes);
+}
+
+// GELU, with the error function within 1e-6: x P(x^2) / Q(x^2) for |x| < 4, +1 and -1 beyond; coefficients as in Eigen's.
+Floats gelu(Floats v) {
+    Floats x = v * 0.70710678f;
+    x = x > 4.0f ? x * 0 + 4.0f : x;
+    x = x < -4.0f ? x * 0 - 4.0f : x;
+    const Floats y = x * x;
+    const Floats p = -1.60960333262415e-02f +
+                     y * (-2.95459980854025e-03f +
+                          y * (-7.34990630326855e-04f +
+                               y * (-5.69250639462346e-05f +
+                                    y * (-2.10102402082508e-06f + y * (2.77068142495902e-08f + y * -2.72614225801306e-10f)))));
+    const Floats q =
+        -1.42647390514189e-02f +
+        y * (-7.37332916720468e-03f + y * (-1.68282697438203e-03f + y * (-2.13374055278905e-04f + y * -1.45660718464996e-05f)));
+    return v * (0.5f + 0.5f * (x * p / q));
+}
+
+// The results of `count` neighbouring rows of the matrix, from n on, for vector t.
+template <class Kind> void finish(const Product &product, Floats sums, long t, long n, long count) {
+    if (product.bias) {
+        char bias[lanes * Kind::bytes] = {};
+        __builtin_memcpy(bias, static_cast<const char *>(product.bias) + n * Kind::bytes, count * Kind::bytes);
+        sums += Kind::widen(bias);
+    }
+    if (product.gelu) sums = gelu(sums);
+    char results[lanes * Kind::bytes];
+    Kind::narrow(results, sums);
+    __builtin_memcpy(static_cast<char *>(product.out) + (t * product.height + n) * Kind::bytes, results, count * Kind::bytes);
+}
+
+template <class Kind, bool steady>
+constexpr void (*of_count[])(const Piece &, Floats *, float *) = {
+    multiply_streams<Kind, 1, steady>, multiply_streams<Kind, 2, steady>, multiply_streams<Kind, 3, steady>,
+    multiply_streams<Kind, 4, steady>, multiply_streams<Kind, 5, steady>, multiply_streams<Kind, 6, steady>};
+
+template <class Kind>
+void multiply(const Product &product, const void *prepared, long begin, long end, void *scratch) {
+    using Vectors = typename Kind::Vectors;
+    const long width = product.width, vectors = product.vectors, row_bytes = width * Kind::bytes;
+    const long stride = prepared_bytes<Kind>(width);
+    const long parts = (vectors + most_sharing - 1) / most_sharing;
+    Floats *const sums = static_cast<Floats *>(scratch);
+    float *const totals = reinterpret_cast<float *>(sums + most_sharing * streams * lanes);
+    // So many rows of each stream stay in the cache until they are multiplied with all vectors.
+    const long fitting = cached_bytes / streams / row_bytes, group = smaller(fitting < 1 ? 1 : fitting, lanes);
+    const long piece_width = cached_piece / sizeof(Vectors) * Kind::step;
+    const long block = parts == 1 ? end - begin : streams * group;
+    for (long start = begin; start < end; start += block) {
+        const long stop = smaller(start + block, end), length = (stop - start + streams - 1) / streams;
+        for (long done = 0; done < length; done += group) {
+            const long count = smaller(group, length - done);
+            // The streams overlap where their number does not divide the rows: these are computed twice.
+            long first[streams];
+            for (int s = 0; s < streams; s++) first[s] = smaller(start + s * length, stop - length) + done;
+            const auto row = [&](int s, long j) { return static_cast<const char *>(product.weight) + (first[s] + j) * row_bytes; };
+            Piece piece;
+            piece.stride = stride;
+            for (long part = 0; part < parts; part++) {
+                const long t = part * vectors / parts, sharing = (part + 1) * vectors / parts - t;
+                const char *const x = static_cast<const char *>(prepared) + t * stride;
+                float *const own = totals + t * streams * lanes;
+                if (parts == 1) {
+                    piece.width = width;
+                    piece.vectors = x;
+                    for (long j = 0; j < count; j++) {
+                        for (int s = 0; s < streams; s++) piece.row[s] = row(s, j);
+                        of_count<Kind, true>[sharing - 1](piece, sums + j, own + j);
+                    }
+                    continue;
+                }
+                // The next block comes into the cache while this one is multiplied.
+                const long advance = Kind::step * Kind::bytes * rows_sharing / prefetches<Kind> / parts;
+                piece.advance = advance;
+                piece.next = row(0, 0) + block * row_bytes + part * (block * row_bytes / parts);
+                for (long k = 0; k < width; k += piece_width) {
+                    piece.width = smaller(piece_width, width - k);
+                    piece.first = k == 0;
+                    piece.last = k + piece_width >= width;
+                    piece.vectors = x + k / Kind::step * sizeof(Vectors);
+                    for (long j = 0; j < count; j++) {
+                        for (int s = 0; s < streams; s++) piece.row[s] = row(s, j) + k * Kind::bytes;
+                        of_count<Kind, false>[sharing - 1](piece, sums + j, own + j);
+                        piece.next += piece.width / Kind::step * prefetches<Kind> * advance * (streams / rows_sharing);
+                    }
+                }
+            }
+            for (long t = 0; t < vectors; t++)
+                for (int s = 0; s < streams; s++)
+                    finish<Kind>(product, load<Floats>(totals + (t * streams + s) * lanes), t, first[s], count);
+        }
+    }
+}
+
+template <class Function> auto of_type(Type type, Function function) {
+    return type == float32 ? function(Float32()) : type == bfloat16 ? function(BFloat16()) : function(Float16());
+}
+
+long prepared_bytes(Type type, long width) {
+    return of_type(type, [=](auto kind) { return prepared_bytes<decltype(kind)>(width); });
+}
+
+void prepare(Type type, const void *vector, long width, void *prepared) {
+    of_type(type, [=](auto kind) { prepare<decltype(kind)>(vector, width, prepared); });
+}
+
+long scratch(long vectors) { return (most_sharing * lanes + vectors) * streams * sizeof(Floats); }
+
+void multiply(const Product &product, const void *prepared, long begin, long end, void *scratch) {
+    of_type(product.type, [&](auto kind) { multiply<decltype(kind)>(product, prepared, begin, end, scratch); });
+}
+
+unsigned read(const void *memory, long bytes) {
+    const char *from = static_cast<const char *>(memory);
+    constexpr long size = sizeof(Words);
+    const long length = bytes / streams / size * size;
+    Words sums[streams] = {};
+    for (long i = 0; i < length; i += size)
+#pragma GCC unroll 4
+        for (int s = 0; s < streams; s++) {
+            __builtin_prefetch(from + s * length + i + prefetch_bytes, 0, second_level);
+            sums[s] += load<Words>(from + s * length + i);
+        }
+    const Words sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    unsigned result = 0;
+    for (long i = 0; i < lanes; i++) result += sum[i];
+    return result;
+}
+
+} // namespace
+
+extern const InstructionSet SET = {prepared_bytes, prepare, scratch, multiply, read};

@@ -1,0 +1,28 @@
+// What the library computes with one instruction set: arithmetic.cpp, compiled once for each of them.
+#pragma once
+
+enum Type { float32, bfloat16, float16 };
+
+// out[t][n] = f(sum_k x[t][k] * weight[n][k] + bias[n]), f the identity or GELU, sums in float32; weight, bias (or null)
+// and out are contiguous and of one type.
+struct Product {
+    Type type;
+    const void *weight, *bias;
+    bool gelu;
+    void *out;
+    long vectors, width, height;
+};
+
+struct InstructionSet {
+    // Vectors are prepared once for the whole product: the bytes that a prepared one takes.
+    long (*prepared_bytes)(Type type, long width);
+    void (*prepare)(Type type, const void *vector, long width, void *prepared);
+    // Bytes of memory that `multiply` needs, at a multiple of 64.
+    long (*scratch)(long vectors);
+    // Rows begin to end of the matrix.
+    void (*multiply)(const Product &product, const void *prepared, long begin, long end, void *scratch);
+    // Reads memory as fast as it can, and returns what depends on all of it.
+    unsigned (*read)(const void *memory, long bytes);
+};
+
+extern const InstructionSet portable, avx2, avx512;

@@ -1,0 +1,191 @@
+"""The native kernel: few vectors times one large matrix, and the torch operators that it computes.
+
+Decoding consists of such products, and reading the matrix is all that takes time there. torch reads it once per vector
+or worse on a processor (measured in docs/benchmarks.md); the kernel reads it once for all of them. For many vectors
+arithmetic takes the time, and whichever of the two is faster on this machine multiplies.
+
+Without the library torch's products are used: the same results up to rounding, only slower.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import _disable_current_modes
+
+from wavelet_core import ComponentConfig
+from wavelet_core.kernels import Kernel
+from wavelet_quant.native_library import instruction_set, library
+
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+SMALLEST_COMPILED = 1 << 18  # entries; below, and in float32, a compiled graph is faster without another operator
+MOST_MEASURED = 1024  # rows; more are decided alike
+MEASURED_MATRIX = (2048, 1024)
+
+
+def _multiply(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False, instructions: int | None = None
+) -> Tensor:
+    """x weight^T + bias with sums in float32, then GELU where asked; the shapes and types are what `_fits` says."""
+    x = x.contiguous()
+    if bias is not None:
+        bias = bias.contiguous()
+    shape = x.shape
+    width, height = shape[-1], weight.shape[-2]
+    out = x.new_empty((*shape[:-1], height))
+    matrices = 1 if weight.dim() == 2 else shape[0]
+    library().multiply(
+        instruction_set() if instructions is None else instructions,
+        TYPES[weight.dtype],
+        weight.data_ptr(),
+        x.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        gelu,
+        out.data_ptr(),
+        matrices,
+        x.numel() // (matrices * width),
+        width,
+        height,
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether shapes and types make a product that the kernel computes, for any number of rows."""
+    return (
+        x.shape[-1] == weight.shape[-1] > 0
+        and x.dtype is weight.dtype
+        and weight.dtype in TYPES
+        and weight.is_contiguous()
+        and (weight.dim() == 2 or (bias is None and x.dim() == weight.dim() == 3 and len(x) == len(weight)))
+        and (bias is None or (bias.is_cpu and bias.dtype is weight.dtype and bias.shape == weight.shape[:1]))
+    )
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+@functools.cache
+def _is_faster(rows: int, dtype: torch.dtype, threads: int, instructions: int) -> bool:
+    """Whether the kernel multiplies so many rows faster than torch, measured once in a process."""
+    with _disable_current_modes(), torch.inference_mode():
+        weight = torch.ones(MEASURED_MATRIX, dtype=dtype)
+        x = torch.ones(rows, weight.shape[1], dtype=dtype)
+        times = [
+            (_seconds(lambda: _multiply(x, weight, None, False, instructions)), _seconds(lambda: F.linear(x, weight)))
+            for _ in range(4)
+        ]
+    ours, torchs = (min(values) for values in zip(*times[1:], strict=True))
+    return ours <= torchs
+
+
+def _most_rows(dtype: torch.dtype, instructions: int) -> int:
+    """Up to how many rows the kernel is the faster one: a power of two, or all."""
+    threads, rows = torch.get_num_threads(), 1
+    while _is_faster(rows, dtype, threads, instructions):
+        if rows == MOST_MEASURED:
+            return 1 << 62
+        rows *= 2
+    return rows // 2
+
+
+_most_compiled_rows = torch.compiler.assume_constant_result(_most_rows)
+
+
+class Native(Kernel):
+    """Reads a matrix once for all rows, on a processor, in float32, bfloat16 or float16, in C++."""
+
+    class Config(ComponentConfig):
+        kind: Literal["native"] = "native"
+        instruction_set: Literal["portable", "avx2", "avx512"] | None = Field(
+            default=None, description="what computes; null for the best that the processor has"
+        )
+
+    config: Config
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.instructions = instruction_set(config.instruction_set) if library() else None
+
+    def available(self) -> bool:
+        return self.instructions is not None
+
+    def accepts(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+        return (
+            type(x) is Tensor
+            and x.is_cpu
+            and weight.is_cpu
+            and not torch.is_autocast_enabled("cpu")
+            and _fits(x, weight, bias)
+            and self._is_faster(x.numel() // x.shape[-1] if weight.dim() == 2 else x.shape[-2], weight)
+        )
+
+    def _is_faster(self, rows: int, weight: Tensor) -> bool:
+        if torch.compiler.is_compiling():
+            large = weight.numel() >= SMALLEST_COMPILED and weight.dtype is not torch.float32
+            return large and rows <= _most_compiled_rows(weight.dtype, self.instructions)
+        measured = min(1 << max(rows - 1, 0).bit_length(), MOST_MEASURED)
+        return _is_faster(measured, weight.dtype, torch.get_num_threads(), self.instructions)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+        if _observed():
+            return _linear(x, weight, bias, gelu)
+        return _multiply(x, weight, bias, gelu, self.instructions)
+
+    def stacked_linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        if _observed():
+            return _stacked_linear(x, weight)
+        return _multiply(x, weight, None, False, self.instructions)
+
+
+def _observed() -> bool:
+    """Whether somebody wants to see operators: the compiler, the profiler or a dispatch mode.
+
+    Starting an operator that is written in Python takes a third of the time of a small product, so nobody else pays it.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._autograd._profiler_enabled()
+    )
+
+
+def _checked(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
+    if not _fits(x, weight, bias):
+        raise ValueError(
+            f"no product of {tuple(x.shape)} {x.dtype} with a contiguous matrix {tuple(weight.shape)} {weight.dtype}"
+        )
+    return _multiply(x, weight, bias, gelu)
+
+
+def _shape(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[-2]))
+
+
+def _autocast(operator: Any, *arguments: Tensor | bool | None) -> Any:
+    """The operator on what autocast makes of its tensors."""
+    dtype = torch.get_autocast_dtype("cpu")
+    cast = [argument.to(dtype) if isinstance(argument, Tensor) else argument for argument in arguments]
+    with torch.autocast("cpu", enabled=False):
+        return operator(*cast)
+
+
+_operators = torch.library.Library("wavelet_quant", "DEF")
+_operators.define("linear(Tensor x, Tensor weight, Tensor? bias, bool gelu) -> Tensor")
+_operators.define("stacked_linear(Tensor x, Tensor weight) -> Tensor")
+_linear, _stacked_linear = torch.ops.wavelet_quant.linear.default, torch.ops.wavelet_quant.stacked_linear.default
+for _operator in (_linear, _stacked_linear):
+    _operators.impl(_operator, _checked, "CPU")
+    _operators.impl(_operator, functools.partial(_autocast, _operator), "AutocastCPU")
+    torch.library.register_fake(_operator, _shape, lib=_operators)

@@ -1,0 +1,63 @@
+"""The native library: what C++ computes for this package, for every instruction set in one file.
+
+It is built when wavelet-quant is installed, where there is a C++ compiler. Which instruction set computes is decided
+when it is first used, by what the processor has; the environment variable WAVELET_INSTRUCTION_SET names another.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wavelet_core.config import ConfigurationError
+
+LIBRARY = Path(__file__).with_name("native") / "libwavelet_native.so"
+INSTRUCTION_SETS = ("portable", "avx2", "avx512")  # the best one last
+VARIABLE = "WAVELET_INSTRUCTION_SET"
+
+
+@functools.cache
+def library() -> Any:
+    """The loaded library, or None where it was not built."""
+    try:
+        loaded = ctypes.CDLL(str(LIBRARY))
+    except OSError:
+        return None
+    integer, address, long = ctypes.c_int, ctypes.c_void_p, ctypes.c_long
+    loaded.multiply.argtypes = [integer, integer, address, address, address, integer, address, *[long] * 5]
+    loaded.multiply.restype = None
+    loaded.read_bytes.argtypes = [integer, address, long, long]
+    return loaded
+
+
+@functools.cache
+def instruction_sets() -> tuple[str, ...]:
+    """Those that the library was built with and this processor has."""
+    loaded = library()
+    return tuple(name for i, name in enumerate(INSTRUCTION_SETS) if loaded and loaded.has_instruction_set(i))
+
+
+def instruction_set(name: str | None = None) -> int:
+    """The number of the instruction set to use: the one named by WAVELET_INSTRUCTION_SET, else `name`, else the best.
+
+    Raises ConfigurationError where the processor or the library lacks it.
+    """
+    forced = os.environ.get(VARIABLE)
+    name = forced or name or instruction_sets()[-1]
+    if name not in instruction_sets():
+        field = VARIABLE if forced else "instruction_set"
+        raise ConfigurationError(
+            f"{field}={name}: this processor and the library that was built have {', '.join(instruction_sets())}"
+        )
+    return INSTRUCTION_SETS.index(name)
+
+
+def read(memory: Tensor) -> None:
+    """Read a contiguous tensor with all threads as fast as the kernels could."""
+    library().read_bytes(instruction_set(), memory.data_ptr(), memory.nbytes, torch.get_num_threads())
