@@ -12,6 +12,9 @@
 extern "C" int has_instruction_set(int set);
 extern "C" void multiply(int set, int type, const void *weight, const void *x, const void *bias, int gelu, void *out,
                          long matrices, long vectors, long width, long height, long threads);
+extern "C" void multiply_packed(int set, int type, int bits, int scale_type, const void *values, const void *scales,
+                                const void *x, const void *bias, int gelu, void *out, long matrices, long vectors,
+                                long width, long height, long group, long threads);
 extern "C" unsigned read_bytes(int set, const void *memory, long bytes, long threads);
 
 static std::mt19937 random_numbers;
@@ -81,13 +84,57 @@ static bool right(int set, int type) {
     return good;
 }
 
+static bool packed_right(int set, int type) {
+    const int bits = 2 << draw(0, 2), scale_type = int(draw(0, 2));
+    const long group = draw(0, 1) ? 32 << draw(0, 2) : 0, width = group ? group * draw(1, 5) : draw(1, draw(0, 9) ? 150 : 1500);
+    const long matrices = draw(1, 2), vectors = draw(1, 20), height = draw(1, 150), channels = 32 / bits;
+    const long blocks = (height + 15) / 16, words = (width + channels - 1) / channels, groups = group ? width / group : 1;
+    const long value_bytes = matrices * blocks * words * 64;
+    std::unique_ptr<unsigned char[]> values(new unsigned char[value_bytes]);
+    for (long i = 0; i < value_bytes; i++) values[i] = static_cast<unsigned char>(draw(0, 255));
+    Numbers scales(scale_type, matrices * blocks * groups * 16), x(type, matrices * vectors * width), bias(type, height);
+    scales.fill(matrices * blocks * groups * 16);
+    x.fill(matrices * vectors * width);
+    bias.fill(height);
+    Numbers out(type, matrices * vectors * height), again(type, matrices * vectors * height);
+    const void *const given = draw(0, 1) ? bias.bytes.get() : nullptr;
+    multiply_packed(set, type, bits, scale_type, values.get(), scales.bytes.get(), x.bytes.get(), given, 0, out.bytes.get(),
+                    matrices, vectors, width, height, group, 1);
+    multiply_packed(set, type, bits, scale_type, values.get(), scales.bytes.get(), x.bytes.get(), given, 0, again.bytes.get(),
+                    matrices, vectors, width, height, group, draw(2, 4));
+    bool good = std::memcmp(out.bytes.get(), again.bytes.get(), matrices * vectors * height * out.size()) == 0;
+    const double offset = bits == 2 ? 1.5 : 1 << (bits - 1);
+    for (long m = 0; m < matrices; m++)
+        for (long t = 0; t < vectors; t++)
+            for (long n = 0; n < height; n++) {
+                const long block = m * blocks + n / 16;
+                double sum = given ? bias[n] : 0, most = 0;
+                for (long k = 0; k < width; k++) {
+                    const long channel = k % channels;
+                    const int byte = values[((block * words + k / channels) * 16 + n % 16) * 4 + channel % 4];
+                    const int code = (byte >> (bits * (channel / 4))) & ((1 << bits) - 1);
+                    const double weight = (code - offset) * scales[(block * groups + (group ? k / group : 0)) * 16 + n % 16];
+                    sum += weight * x[(m * vectors + t) * width + k];
+                    most += std::fabs(weight);
+                }
+                // x is at most 2, and off by half of its step of 2 / 32512.
+                const double tolerance = most / 32512 * 1.001 + (type == 0 ? 1e-5 : type == 1 ? 4e-3 : 6e-4) * (1 + std::fabs(sum));
+                const bool overflown = type == 2 && std::fabs(sum) > 65000;
+                good = good && (overflown || std::fabs(out[(m * vectors + t) * height + n] - sum) <= tolerance);
+            }
+    if (!good)
+        std::printf("instruction set %d, type %d, %d bits, group %ld: %ld matrices %ld x %ld, %ld vectors\n", set, type, bits,
+                    group, matrices, height, width, vectors);
+    return good;
+}
+
 int main(int, char **arguments) {
     const long shapes = std::atol(arguments[1]);
     random_numbers.seed(std::atol(arguments[2]));
     long wrong = 0;
     for (long i = 0; i < shapes; i++)
         for (int set = 0; set < 3; set++)
-            if (has_instruction_set(set)) wrong += !right(set, int(i % 3));
+            if (has_instruction_set(set)) wrong += !right(set, int(i % 3)) + !packed_right(set, int(i % 3));
     std::printf("%ld of %ld shapes are wrong\n", wrong, shapes);
     return wrong != 0;
 }

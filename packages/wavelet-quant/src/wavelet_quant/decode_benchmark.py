@@ -28,7 +28,18 @@ from wavelet_quant import native_library
 
 READ_BUFFER = 1 << 28
 PREFILL_CHUNK = 256
-MATRIX_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "linear", "matmul", "stacked_linear"}
+MATRIX_PRODUCTS = {
+    "mm",
+    "addmm",
+    "bmm",
+    "baddbmm",
+    "mv",
+    "addmv",
+    "linear",
+    "matmul",
+    "stacked_linear",
+    "packed_linear",
+}
 
 
 def random_model(config: LanguageModelConfig, dtype: torch.dtype) -> Any:

@@ -32,6 +32,8 @@ def library() -> Any:
     integer, address, long = ctypes.c_int, ctypes.c_void_p, ctypes.c_long
     loaded.multiply.argtypes = [integer, integer, address, address, address, integer, address, *[long] * 5]
     loaded.multiply.restype = None
+    loaded.multiply_packed.argtypes = [*[integer] * 4, *[address] * 4, integer, address, *[long] * 6]
+    loaded.multiply_packed.restype = None
     loaded.read_bytes.argtypes = [integer, address, long, long]
     return loaded
 

@@ -12,7 +12,7 @@
 #include "instruction_set.h"
 
 #include <stdint.h>
-#if defined(__AVX2__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
@@ -149,6 +149,13 @@ template <class Kind> typename Kind::Vectors padded(const char *from, long count
     return Kind::loaded(memory);
 }
 
+// Up to `lanes` numbers in order, with zeros after them.
+template <class Kind> Floats ordered(const char *from, long count) {
+    char memory[lanes * Kind::bytes] = {};
+    __builtin_memcpy(memory, from, count * Kind::bytes);
+    return Kind::widen(memory);
+}
+
 template <class Kind> long prepared_bytes(long width) {
     return (width + Kind::step - 1) / Kind::step * sizeof(typename Kind::Vectors) + padding;
 }
@@ -265,11 +272,7 @@ Floats gelu(Floats v) {
 
 // The results of `count` neighbouring rows of the matrix, from n on, for vector t.
 template <class Kind> void finish(const Product &product, Floats sums, long t, long n, long count) {
-    if (product.bias) {
-        char bias[lanes * Kind::bytes] = {};
-        __builtin_memcpy(bias, static_cast<const char *>(product.bias) + n * Kind::bytes, count * Kind::bytes);
-        sums += Kind::widen(bias);
-    }
+    if (product.bias) sums += ordered<Kind>(static_cast<const char *>(product.bias) + n * Kind::bytes, count);
     if (product.gelu) sums = gelu(sums);
     char results[lanes * Kind::bytes];
     Kind::narrow(results, sums);
@@ -357,6 +360,282 @@ void multiply(const Product &product, const void *prepared, long begin, long end
     of_type(product.type, [&](auto kind) { multiply<decltype(kind)>(product, prepared, begin, end, scratch); });
 }
 
+// Packed matrices. 16 rows lie together, word by word: a word of 32 bits has 4, 8 or 16 codes of 8, 4 or 2 bits of one row.
+// Plane j of a word is its bits from bits * j on in each byte; byte i of it is the code of channel 4 j + i. Code c stands
+// for (c - offset) times the scale of its group. x becomes integers of 16 bits with one scale for a vector, so that all
+// sums within a run of channels are integers, exact, and a row stays in its lane: there is nothing to add across lanes.
+
+constexpr long packed_rows = 16, word_bytes = 4, line_bytes = packed_rows * word_bytes, parts_of_line = packed_rows / lanes;
+constexpr float largest = 32512; // 127 * 256: both bytes of such a number have 8 bits with a sign
+constexpr long longest_run = 256; // 255 * 32512 * 256 is still an integer of 32 bits
+
+using Integers = int32_t __attribute__((vector_size(4 * lanes)));
+
+#if defined(__AVX512VNNI__)
+// x in two signed bytes, the upper one and the rest, four channels to a word.
+struct Sums {
+    Words upper, lower;
+
+    void add(Words word, int bits, int j, const uint32_t *x) {
+        const Words plane = bits == 8 ? word : (word >> (bits * j)) & (bits == 4 ? 0x0f0f0f0fu : 0x03030303u);
+        upper = (Words)_mm512_dpbusd_epi32((__m512i)upper, (__m512i)plane, _mm512_set1_epi32(int(x[0])));
+        lower = (Words)_mm512_dpbusd_epi32((__m512i)lower, (__m512i)plane, _mm512_set1_epi32(int(x[1])));
+    }
+    Floats total() const { return __builtin_convertvector((Integers)((upper << 8) + lower), Floats); }
+};
+void split(const int *x, uint32_t *words) {
+    words[0] = words[1] = 0;
+    for (int i = 0; i < 4; i++) {
+        const int lower = int8_t(x[i] & 255);
+        words[0] |= uint32_t(((x[i] - lower) >> 8) & 255) << (8 * i);
+        words[1] |= uint32_t(lower & 255) << (8 * i);
+    }
+}
+constexpr int most_packed = 8;
+constexpr int blocks_sharing(int count) { return count <= 2 ? 4 : count <= 4 ? 2 : 1; }
+#else
+// x in pairs, channels 0 and 2, and 1 and 3.
+using Shorts = uint16_t __attribute__((vector_size(4 * lanes)));
+struct Sums {
+    Words sum;
+
+    static Words pairs(Words codes, uint32_t x) {
+#if defined(__AVX2__)
+        return (Words)_mm256_madd_epi16((__m256i)codes, _mm256_set1_epi32(int(x)));
+#elif defined(__SSE2__)
+        return (Words)_mm_madd_epi16((__m128i)codes, _mm_set1_epi32(int(x)));
+#else
+        return (codes & 0xffffu) * uint32_t(int16_t(x)) + (codes >> 16) * uint32_t(int16_t(x >> 16));
+#endif
+    }
+    void add(Words word, int bits, int j, const uint32_t *x) {
+        const Shorts even = (Shorts)word >> (bits * j), odd = (Shorts)word >> (bits * j + 8);
+        const uint16_t mask = (1 << bits) - 1;
+        sum += pairs((Words)(even & mask), x[0]) + pairs((Words)(odd & mask), x[1]);
+    }
+    Floats total() const { return __builtin_convertvector((Integers)sum, Floats); }
+};
+void split(const int *x, uint32_t *words) {
+    for (int i = 0; i < 2; i++) words[i] = uint32_t(x[i] & 0xffff) | uint32_t(x[i + 2]) << 16;
+}
+constexpr int most_packed = lanes == 8 ? 4 : 2;
+constexpr int blocks_sharing(int count) { return lanes == 8 && count == 1 ? 2 : 1; }
+#endif
+
+long line_channels(const Packed &packed) { return 32 / packed.bits; }
+long lines(const Packed &packed) { return (packed.product.width + line_channels(packed) - 1) / line_channels(packed); }
+long run_channels(const Packed &packed) { return packed.group ? packed.group : longest_run; }
+long runs(const Packed &packed) { return (packed.product.width + run_channels(packed) - 1) / run_channels(packed); }
+
+// A prepared vector: its scale, for each run what the offset adds, and the words of every four channels, two for each.
+long prepared_packed_bytes(const Packed &packed) {
+    const long words = 1 + runs(packed) + lines(packed) * line_channels(packed) / 4 * 2;
+    return (words * word_bytes + 63) / 64 * 64 + padding;
+}
+
+template <class Kind> void prepare_packed(const Packed &packed, const void *vector, void *prepared) {
+    const long width = packed.product.width, run = run_channels(packed);
+    const char *const from = static_cast<const char *>(vector);
+    float *const scale = static_cast<float *>(prepared), *const offsets = scale + 1;
+    uint32_t *const words = reinterpret_cast<uint32_t *>(offsets + runs(packed));
+    const auto values = [&](long k) {
+        return k + lanes <= width ? Kind::widen(from + k * Kind::bytes) : ordered<Kind>(from + k * Kind::bytes, width - k);
+    };
+    Words most = {};
+    for (long k = 0; k < width; k += lanes) {
+        const Words magnitude = (Words)values(k) & 0x7fffffffu;
+        most = magnitude > most ? magnitude : most;
+    }
+    uint32_t bits = 0;
+    for (long i = 0; i < lanes; i++) bits = most[i] > bits ? most[i] : bits;
+    float greatest;
+    __builtin_memcpy(&greatest, &bits, sizeof greatest);
+    const bool finite = bits < 0x7f800000u;
+    *scale = finite ? greatest / largest : __builtin_nanf("");
+    const float inverse = finite && *scale >= 0x1p-126f ? 1 / *scale : 0;
+    const float offset = packed.bits == 2 ? 1.5f : float(1 << (packed.bits - 1));
+    long total = 0, next_run = run, r = 0;
+    const long channels = lines(packed) * line_channels(packed);
+    int whole[lanes];
+    for (long k = 0; k < channels; k += lanes) {
+        const Floats scaled = k < width && inverse != 0 ? values(k) * inverse : Floats{};
+        // Adding and taking away 1.5 * 2^23 rounds to the nearest integer.
+        store(whole, __builtin_convertvector((scaled + 12582912.0f) - 12582912.0f, Integers));
+        for (long i = 0; i < lanes && k + i < channels; i += 4) {
+            if (k + i == next_run) {
+                offsets[r++] = -offset * float(total);
+                total = 0;
+                next_run += run;
+            }
+            for (int j = 0; j < 4; j++) total += whole[i + j];
+            split(whole + i, words + (k + i) / 2);
+        }
+    }
+    offsets[r] = -offset * float(total);
+}
+
+// What several blocks of 16 rows are multiplied with.
+struct PackedPiece {
+    const char *values[streams], *scales[streams], *vectors;
+    long stride, runs, run_lines, lines, scale_bytes;
+    bool grouped;
+    const char *next;
+    long advance;
+};
+
+// `blocks` blocks times `count` vectors; row i's total with vector t goes to totals[(t * streams + block) * packed_rows + i].
+template <int bits, class Scale, int blocks, int count, bool steady>
+void multiply_blocks(const PackedPiece &piece, int first, float *totals) {
+    constexpr int planes = 8 / bits;
+    const char *values[blocks], *next = piece.next;
+    const float *offsets = reinterpret_cast<const float *>(piece.vectors) + 1;
+    const uint32_t *x = reinterpret_cast<const uint32_t *>(offsets + piece.runs);
+    const long stride = piece.stride / word_bytes, advance = piece.advance;
+    Floats sum[blocks][parts_of_line][count];
+#pragma GCC unroll 8
+    for (int b = 0; b < blocks; b++) {
+        values[b] = piece.values[first + b];
+#pragma GCC unroll 8
+        for (int h = 0; h < parts_of_line; h++)
+#pragma GCC unroll 8
+            for (int t = 0; t < count; t++) sum[b][h][t] = Floats{};
+    }
+    for (long run = 0; run < piece.runs; run++) {
+        Sums sums[blocks][parts_of_line][count];
+#pragma GCC unroll 8
+        for (int b = 0; b < blocks; b++)
+#pragma GCC unroll 8
+            for (int h = 0; h < parts_of_line; h++)
+#pragma GCC unroll 8
+                for (int t = 0; t < count; t++) sums[b][h][t] = Sums{};
+        for (long left = smaller(piece.run_lines, piece.lines - run * piece.run_lines); left; left--) {
+            if (!steady) {
+                __builtin_prefetch(next, 0, second_level);
+                next += advance;
+            }
+#pragma GCC unroll 8
+            for (int b = 0; b < blocks; b++) {
+                if (steady) __builtin_prefetch(values[b] + prefetch_bytes, 0, second_level);
+#pragma GCC unroll 8
+                for (int h = 0; h < parts_of_line; h++) {
+                    const Words word = load<Words>(values[b] + h * sizeof(Words));
+#pragma GCC unroll 8
+                    for (int j = 0; j < planes; j++)
+#pragma GCC unroll 8
+                        for (int t = 0; t < count; t++) sums[b][h][t].add(word, bits, j, x + t * stride + 2 * j);
+                }
+                values[b] += line_bytes;
+            }
+            x += 2 * planes;
+        }
+        const long scales = piece.grouped ? run * packed_rows * Scale::bytes : 0;
+#pragma GCC unroll 8
+        for (int b = 0; b < blocks; b++)
+#pragma GCC unroll 8
+            for (int h = 0; h < parts_of_line; h++) {
+                const Floats scale = Scale::widen(piece.scales[first + b] + scales + h * lanes * Scale::bytes);
+#pragma GCC unroll 8
+                for (int t = 0; t < count; t++)
+                    sum[b][h][t] += (sums[b][h][t].total() + offsets[run + t * stride]) * scale;
+            }
+    }
+#pragma GCC unroll 8
+    for (int b = 0; b < blocks; b++)
+#pragma GCC unroll 8
+        for (int h = 0; h < parts_of_line; h++)
+#pragma GCC unroll 8
+            for (int t = 0; t < count; t++)
+                store(totals + (t * streams + b) * packed_rows + h * lanes, sum[b][h][t] * offsets[t * stride - 1]);
+}
+
+// Four blocks times `count` vectors.
+template <int bits, class Scale, int count, bool steady>
+void multiply_block_streams(PackedPiece &piece, float *totals) {
+    constexpr int blocks = blocks_sharing(count);
+    for (int b = 0; b < streams; b += blocks) {
+        multiply_blocks<bits, Scale, blocks, count, steady>(piece, b, totals + b * packed_rows);
+        piece.next += piece.lines * piece.advance;
+    }
+}
+
+template <int bits, class Scale, bool steady, int... count>
+void multiply_block_streams(PackedPiece &piece, long vectors, float *totals) {
+    ((vectors == count ? multiply_block_streams<bits, Scale, count, steady>(piece, totals) : void()), ...);
+}
+
+template <int bits, class Scale> void multiply_packed(const Packed &packed, const void *prepared, long begin, long end, float *totals) {
+    const long vectors = packed.product.vectors, stride = prepared_packed_bytes(packed), line_count = lines(packed);
+    const long block_bytes = line_count * line_bytes, parts = (vectors + most_packed - 1) / most_packed;
+    PackedPiece piece;
+    piece.stride = stride;
+    piece.runs = runs(packed);
+    piece.run_lines = run_channels(packed) / line_channels(packed);
+    piece.lines = line_count;
+    piece.grouped = packed.group != 0;
+    const long scales_bytes = (piece.grouped ? piece.runs : 1) * packed_rows * Scale::bytes;
+    const char *const values = static_cast<const char *>(packed.product.weight), *const scales = static_cast<const char *>(packed.scales);
+    // As above: few vectors read four streams, more take turns with four neighbouring blocks.
+    const long together = parts == 1 ? end - begin : streams;
+    for (long start = begin; start < end; start += together) {
+        const long stop = smaller(start + together, end), length = (stop - start + streams - 1) / streams;
+        for (long done = 0; done < length; done++) {
+            long block[streams];
+            for (int s = 0; s < streams; s++) {
+                block[s] = smaller(start + s * length, stop - length) + done;
+                piece.values[s] = values + block[s] * block_bytes;
+                piece.scales[s] = scales + block[s] * scales_bytes;
+            }
+            piece.advance = parts == 1 ? 0 : line_bytes * blocks_sharing(most_packed) / parts;
+            for (long part = 0; part < parts; part++) {
+                const long t = part * vectors / parts, count = (part + 1) * vectors / parts - t;
+                piece.vectors = static_cast<const char *>(prepared) + t * stride;
+                piece.next = values + (start + streams) * block_bytes + part * streams * block_bytes / parts;
+                float *const own = totals + t * streams * packed_rows;
+#if defined(__AVX512VNNI__)
+                if (parts == 1)
+                    multiply_block_streams<bits, Scale, true, 1, 2, 3, 4, 5, 6, 7, 8>(piece, count, own);
+                else
+                    multiply_block_streams<bits, Scale, false, 4, 5, 6, 7, 8>(piece, count, own);
+#else
+                if (parts == 1)
+                    multiply_block_streams<bits, Scale, true, 1, 2, 3, 4>(piece, count, own);
+                else
+                    multiply_block_streams<bits, Scale, false, 1, 2, 3, 4>(piece, count, own);
+#endif
+            }
+            for (long t = 0; t < vectors; t++)
+                for (int s = 0; s < streams; s++)
+                    for (long h = 0; h < parts_of_line; h++) {
+                        const long n = block[s] * packed_rows + h * lanes;
+                        const Floats sums = load<Floats>(totals + (t * streams + s) * packed_rows + h * lanes);
+                        if (n < packed.product.height)
+                            of_type(packed.product.type, [&](auto kind) {
+                                finish<decltype(kind)>(packed.product, sums, t, n, smaller(lanes, packed.product.height - n));
+                            });
+                    }
+        }
+    }
+}
+
+void prepare_packed(const Packed &packed, const void *vector, void *prepared) {
+    of_type(packed.product.type, [&](auto kind) { prepare_packed<decltype(kind)>(packed, vector, prepared); });
+}
+
+long packed_scratch(long vectors) { return vectors * streams * packed_rows * sizeof(float); }
+
+void multiply_packed(const Packed &packed, const void *prepared, long begin, long end, void *scratch) {
+    float *const totals = static_cast<float *>(scratch);
+    of_type(packed.scale_type, [&](auto kind) {
+        using Scale = decltype(kind);
+        if (packed.bits == 8)
+            multiply_packed<8, Scale>(packed, prepared, begin, end, totals);
+        else if (packed.bits == 4)
+            multiply_packed<4, Scale>(packed, prepared, begin, end, totals);
+        else
+            multiply_packed<2, Scale>(packed, prepared, begin, end, totals);
+    });
+}
+
 unsigned read(const void *memory, long bytes) {
     const char *from = static_cast<const char *>(memory);
     constexpr long size = sizeof(Words);
@@ -376,4 +655,5 @@ unsigned read(const void *memory, long bytes) {
 
 } // namespace
 
-extern const InstructionSet SET = {prepared_bytes, prepare, scratch, multiply, read};
+extern const InstructionSet SET = {prepared_bytes, prepare, scratch, multiply,
+                                    prepared_packed_bytes, prepare_packed, packed_scratch, multiply_packed, read};

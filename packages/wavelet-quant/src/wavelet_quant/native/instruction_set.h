@@ -13,6 +13,16 @@ struct Product {
     long vectors, width, height;
 };
 
+// A product with a packed matrix (arithmetic.cpp says how it lies in memory): codes of 8, 4 or 2 bits, scales for groups of
+// channels, or, with group 0, one for each row.
+struct Packed {
+    Product product; // its type is that of x, bias and out
+    int bits;
+    Type scale_type;
+    const void *scales;
+    long group;
+};
+
 struct InstructionSet {
     // Vectors are prepared once for the whole product: the bytes that a prepared one takes.
     long (*prepared_bytes)(Type type, long width);
@@ -21,6 +31,11 @@ struct InstructionSet {
     long (*scratch)(long vectors);
     // Rows begin to end of the matrix.
     void (*multiply)(const Product &product, const void *prepared, long begin, long end, void *scratch);
+    // The same for packed matrices; begin and end count blocks of 16 rows.
+    long (*prepared_packed_bytes)(const Packed &packed);
+    void (*prepare_packed)(const Packed &packed, const void *vector, void *prepared);
+    long (*packed_scratch)(long vectors);
+    void (*multiply_packed)(const Packed &packed, const void *prepared, long begin, long end, void *scratch);
     // Reads memory as fast as it can, and returns what depends on all of it.
     unsigned (*read)(const void *memory, long bytes);
 };

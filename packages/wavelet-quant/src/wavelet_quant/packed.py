@@ -1,0 +1,218 @@
+"""Packed matrices: integers of 8, 4 or 2 bits with scales, in the order in which the native library reads them.
+
+A code c of b bits stands for (c - offset) times the scale of its group: offset 128, 8 or 1.5. Rows lie together in
+blocks of 16, and the codes of one row in words of 32 bits, word by word of the block:
+
+    values (..., blocks, words, 16, 4), uint8    byte i of word w has the codes of channels (32 / b) w + 4 j + i in its
+                                                 bits from b j on
+    scales (..., blocks, groups, 16)             float32, bfloat16 or float16; groups of channels, or one for all
+
+The last block and the last word are filled up with zeros. The library turns x into integers of 16 bits with one scale
+for each vector, more than 100 times finer than bfloat16, and multiplies these exactly. Elsewhere torch multiplies the
+dense matrix.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wavelet_core.kernels import active_kernel
+from wavelet_quant.native_kernel import TYPES, Native, _observed
+from wavelet_quant.native_library import library
+
+OFFSETS = {8: 128.0, 4: 8.0, 2: 1.5}
+GROUPS = (32, 64, 128)
+BLOCK = 16  # rows
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Codes (..., M, K) of `bits` bits in the order of the library, (..., blocks, words, 16, 4) uint8."""
+    channels = 32 // bits
+    codes = F.pad(codes, (0, -codes.shape[-1] % channels, 0, -codes.shape[-2] % BLOCK)).to(torch.uint8)
+    shape = (*codes.shape[:-2], codes.shape[-2] // BLOCK, BLOCK, codes.shape[-1] // channels, 8 // bits, 4)
+    planes = codes.view(shape).transpose(-4, -3).unbind(-2)
+    packed = planes[0].clone(memory_format=torch.contiguous_format)
+    for j, plane in enumerate(planes[1:], 1):
+        packed |= plane << (bits * j)
+    return packed
+
+
+def unpack(values: Tensor, bits: int, height: int, width: int) -> Tensor:
+    """The codes (..., height, width), uint8, of packed values: what `pack` was given."""
+    mask = (1 << bits) - 1
+    planes = torch.stack([(values >> (bits * j)) & mask for j in range(8 // bits)], -2)
+    rows = planes.transpose(-4, -3).flatten(-3).flatten(-3, -2)
+    return rows[..., :height, :width]
+
+
+def dense(values: Tensor, scales: Tensor, bits: int, height: int, width: int) -> Tensor:
+    """The matrix (..., height, width) that packed values and scales stand for, in float32."""
+    per_row = scales.float().transpose(-1, -2).flatten(-3, -2)[..., :height, :]
+    codes = unpack(values, bits, height, width).float() - OFFSETS[bits]
+    return (codes.unflatten(-1, (per_row.shape[-1], -1)) * per_row[..., None]).flatten(-2)
+
+
+class PackedMatrix(nn.Module):
+    """A matrix (M, K), or a stack of them (S, M, K), in `bits` bits; calling it multiplies.
+
+    codes: (..., M, K), integers from 0 to 2^bits - 1. scales: (..., M, groups), floating point, with 1 group or K / 32,
+    K / 64 or K / 128. Buffers: values and scales, packed as the module says; `.to(dtype)` leaves them as they are.
+
+    Raises ValueError for bits, groups and shapes that there are not.
+    """
+
+    values: Tensor
+    scales: Tensor
+
+    def __init__(self, codes: Tensor, scales: Tensor, bits: int):
+        super().__init__()
+        if bits not in OFFSETS:
+            raise ValueError(f"{bits} bits: packed matrices have {', '.join(map(str, OFFSETS))}")
+        self.bits, (self.height, self.width) = bits, codes.shape[-2:]
+        _check_scales(scales, codes.shape)
+        self.register_buffer("values", pack(codes, bits))
+        padded = F.pad(scales, (0, 0, 0, -self.height % BLOCK))
+        self.register_buffer("scales", padded.unflatten(-2, (-1, BLOCK)).transpose(-1, -2).contiguous())
+
+    @classmethod
+    def quantized(
+        cls, weight: Tensor, bits: int, group: int | None = None, scale_type: torch.dtype = torch.float16
+    ) -> PackedMatrix:
+        """A weight (..., M, K) rounded to nearest; each group of channels, by default a whole row, has its own scale.
+
+        Raises ValueError for a weight that is not finite, and for a group that does not divide K.
+        """
+        if bits not in OFFSETS:
+            raise ValueError(f"{bits} bits: packed matrices have {', '.join(map(str, OFFSETS))}")
+        width = weight.shape[-1]
+        if group is not None and (group not in GROUPS or width % group):
+            sizes = ", ".join(map(str, GROUPS))
+            raise ValueError(f"group {group} for {width} channels: a group has {sizes} and divides the channels")
+        grouped = weight.detach().float().unflatten(-1, (-1, group or width))
+        absmax = grouped.abs().amax(-1)
+        if not absmax.isfinite().all():
+            raise ValueError("has entries that are not finite, which no integer stands for")
+        largest = OFFSETS[bits] if bits == 2 else OFFSETS[bits] - 1
+        scales = (absmax / largest).clamp_min(torch.finfo(scale_type).tiny).to(scale_type)
+        if not scales.isfinite().all():
+            raise ValueError(f"has entries up to {absmax.max():g}, too large for scales in {scale_type}")
+        most = (1 << bits) - 1
+        codes = (grouped / scales.float()[..., None] + OFFSETS[bits]).round_().clamp_(0, most)
+        return cls(codes.flatten(-2).to(torch.uint8), scales, bits)
+
+    def forward(self, x: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
+        """x W^T + b, then GELU where asked, in x's type. Shapes: (..., K) -> (..., M) or (S, N, K) -> (S, N, M)."""
+        return packed_linear(x, self.values, self.scales, bias, self.bits, self.height, gelu)
+
+    def matrix(self) -> Tensor:
+        """The whole matrix (..., M, K) in float32."""
+        return dense(self.values, self.scales, self.bits, self.height, self.width)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> PackedMatrix:
+        scales = self.scales
+        super()._apply(fn, recurse)
+        if self.scales.dtype is not scales.dtype:
+            self.scales = scales.to(self.scales.device)
+        return self
+
+    def extra_repr(self) -> str:
+        return f"{self.height} x {self.width}, {self.bits} bits, {self.scales.shape[-2]} groups"
+
+
+def _check_scales(scales: Tensor, shape: torch.Size) -> None:
+    groups = scales.shape[-1] if scales.dim() else 0
+    sizes = {1, *(shape[-1] // group for group in GROUPS if shape[-1] % group == 0)}
+    if scales.dtype not in TYPES or scales.shape[:-1] != shape[:-1] or groups not in sizes:
+        raise ValueError(f"scales {tuple(scales.shape)} {scales.dtype} do not fit codes {tuple(shape)}")
+
+
+def packed_linear(
+    x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None, bits: int, height: int, gelu: bool = False
+) -> Tensor:
+    """x W^T + b for a packed W, then GELU where asked; see PackedMatrix."""
+    if _observed() or torch.is_grad_enabled():
+        return _packed_linear(x, values, scales, bias, bits, height, gelu)
+    return (_multiply if x.is_cpu else _reference)(x, values, scales, bias, bits, height, gelu)
+
+
+def _check(x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None, bits: int, height: int) -> None:
+    width = x.shape[-1]
+    blocks, stack = -(-height // BLOCK), values.shape[:-4]
+    groups = scales.shape[-2] if scales.dim() > 1 else 0
+    if (
+        bits not in OFFSETS
+        or values.dtype is not torch.uint8
+        or values.shape[-4:] != (blocks, -(-width * bits // 32), BLOCK, 4)
+        or scales.shape != (*stack, blocks, groups, BLOCK)
+        or not (groups == 1 or (groups and width % groups == 0 and width // groups in GROUPS))
+        or (stack and (len(stack) != 1 or x.dim() != 3 or len(x) != stack[0] or bias is not None))
+        or (bias is not None and bias.shape != (height,))
+    ):
+        raise ValueError(
+            f"no product of {tuple(x.shape)} with {height} rows of {bits} bits packed as {tuple(values.shape)} "
+            f"with scales {tuple(scales.shape)}"
+        )
+
+
+def _reference(
+    x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None, bits: int, height: int, gelu: bool
+) -> Tensor:
+    _check(x, values, scales, bias, bits, height)
+    weight = dense(values, scales, bits, height, x.shape[-1]).to(x.dtype)
+    out = torch.bmm(x, weight.mT) if weight.dim() == 3 else F.linear(x, weight, bias)
+    return F.gelu(out) if gelu else out
+
+
+def _multiply(
+    x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None, bits: int, height: int, gelu: bool
+) -> Tensor:
+    kernel = active_kernel()
+    if not isinstance(kernel, Native) or x.dtype not in TYPES or scales.dtype not in TYPES:
+        return _reference(x, values, scales, bias, bits, height, gelu)
+    _check(x, values, scales, bias, bits, height)
+    x, values, scales = x.contiguous(), values.contiguous(), scales.contiguous()
+    if bias is not None:
+        bias = bias.to(x.dtype).contiguous()
+    out = x.new_empty((*x.shape[:-1], height))
+    width, groups = x.shape[-1], scales.shape[-2]
+    matrices = 1 if values.dim() == 4 else len(x)
+    if out.numel():
+        library().multiply_packed(
+            kernel.instructions,
+            TYPES[x.dtype],
+            bits,
+            TYPES[scales.dtype],
+            values.data_ptr(),
+            scales.data_ptr(),
+            x.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            gelu,
+            out.data_ptr(),
+            matrices,
+            x.numel() // (matrices * width),
+            width,
+            height,
+            0 if groups == 1 else width // groups,
+            torch.get_num_threads(),
+        )
+    return out
+
+
+def _shape(
+    x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None, bits: int, height: int, gelu: bool
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], height))
+
+
+_operators = torch.library.Library("wavelet_quant", "FRAGMENT")
+_operators.define(
+    "packed_linear(Tensor x, Tensor values, Tensor scales, Tensor? bias, int bits, int height, bool gelu) -> Tensor"
+)
+_packed_linear = torch.ops.wavelet_quant.packed_linear.default
+_operators.impl(_packed_linear, _reference, "CompositeExplicitAutograd")
+_operators.impl(_packed_linear, _multiply, "CPU")
+torch.library.register_fake(_packed_linear, _shape, lib=_operators)

@@ -1,0 +1,195 @@
+"""Packed matrices: their layout, and products by the library and by torch that agree for every shape."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from wavelet_core import kernels
+from wavelet_quant import native_library
+from wavelet_quant.native_kernel import Native
+from wavelet_quant.native_library import instruction_sets
+from wavelet_quant.packed import OFFSETS, PackedMatrix, dense, pack, unpack
+
+ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}  # of what comes out, relative
+needs_library = pytest.mark.skipif(native_library.library() is None, reason="the native library is not installed here")
+
+formats = st.sampled_from([(8, None), (4, 32), (4, 64), (4, 128), (4, None), (2, 32), (2, 64), (2, 128)])
+
+
+@pytest.fixture
+def use(monkeypatch):
+    """Choose the kernel: an instruction set, or "torch"."""
+
+    def use(name):
+        kernel = None if name == "torch" else Native(Native.Config(instruction_set=name))
+        monkeypatch.setattr(kernels, "_chosen", [kernel])
+
+    monkeypatch.delenv("WAVELET_INSTRUCTION_SET", raising=False)
+    return use
+
+
+def numbers(*size, seed=0):
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sampled_from(list(OFFSETS)), st.integers(1, 40), st.integers(1, 70), st.booleans(), st.integers(0, 99))
+def test_unpacking_gives_what_was_packed(bits, height, width, stacked, seed):
+    shape = (3, height, width) if stacked else (height, width)
+    codes = torch.randint(0, 1 << bits, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    packed = pack(codes, bits)
+    assert packed.shape[-4:] == (-(-height // 16), -(-width * bits // 32), 16, 4)
+    assert torch.equal(unpack(packed, bits, height, width), codes)
+
+
+def test_the_layout_is_the_one_that_is_documented():
+    codes = torch.arange(16 * 16).view(16, 16) % 16
+    word = pack(codes, 4)[0, 1, 3]  # row 3, channels 8 to 15
+    row = codes[3, 8:]
+    assert word.tolist() == [int(row[i] + 16 * row[4 + i]) for i in range(4)]
+
+
+@pytest.mark.parametrize(("bits", "group"), [(8, None), (4, 32), (2, 32)])
+def test_no_entry_is_off_by_more_than_half_a_step(bits, group):
+    weight = numbers(20, 64)
+    packed = PackedMatrix.quantized(weight, bits, group)
+    error = (packed.matrix() - weight).abs().unflatten(-1, (-1, group or 64)).amax(-1)
+    scales = packed.scales.float().transpose(-1, -2).flatten(0, 1)[:20]
+    assert (error <= 0.501 * scales).all()
+    assert packed.values.nbytes == 32 * 64 * bits // 8
+
+
+@needs_library
+@pytest.mark.parametrize("name", instruction_sets())
+@settings(max_examples=60, deadline=None)
+@given(
+    formats,
+    st.sampled_from(list(ROUNDING)),
+    st.sampled_from(list(ROUNDING)),
+    st.integers(1, 20),
+    st.integers(1, 5),
+    st.integers(1, 70),
+    st.sampled_from(["", "bias", "gelu", "stack"]),
+    st.integers(0, 99),
+)
+def test_the_library_multiplies_like_torch(name, format, dtype, scale_type, rows, width, height, form, seed):
+    bits, group = format
+    width = width * group if group else 1 + seed * 11
+    weight = numbers(*([2] if form == "stack" else []), height, width, seed=seed) * width**-0.5
+    packed = PackedMatrix.quantized(weight, bits, group, scale_type)
+    x = numbers(*([2] if form == "stack" else []), rows, width, seed=seed + 1).to(dtype)
+    bias = numbers(height, seed=seed + 2).to(dtype) if form in ("bias", "gelu") else None
+    matrix = packed.matrix().double()
+    expected = x.double() @ matrix.mT + (0 if bias is None else bias.double())
+    expected = F.gelu(expected) if form == "gelu" else expected
+    before = torch.get_num_threads()
+    results = []
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.delenv("WAVELET_INSTRUCTION_SET", raising=False)
+        patch.setattr(kernels, "_chosen", [Native(Native.Config(instruction_set=name))])
+        try:
+            for threads in (1, 2, 4):
+                torch.set_num_threads(threads)
+                results.append(packed(x, bias, form == "gelu"))
+        finally:
+            torch.set_num_threads(before)
+        row = packed(x[..., -1:, :], bias, form == "gelu")
+    assert results[0].dtype is dtype
+    assert all(torch.equal(result, results[0]) for result in results)
+    assert torch.equal(row, results[0][..., -1:, :])
+    # x is off by half a step, 2 * 127 * 256 of which its greatest entry has; GELU is nowhere steeper than 1.13.
+    step = x.double().abs().amax(-1, keepdim=True) / 32512
+    most = 1.13 * step / 2 * matrix.abs().sum(-1)[..., None, :] + ROUNDING[dtype] * (expected.abs() + 1)
+    assert ((results[0].double() - expected).abs() <= most).all()
+
+
+@needs_library
+@pytest.mark.parametrize("name", instruction_sets())
+@pytest.mark.parametrize("bits", OFFSETS)
+def test_the_largest_sums_are_exact(use, name, bits):
+    """Every code and every entry of x at its limits, over more channels than a run of integers has."""
+    use(name)
+    most = (1 << bits) - 1
+    codes = torch.tensor([[0], [most]]).expand(2, 600)
+    packed = PackedMatrix(codes, torch.ones(2, 1), bits)
+    x = torch.cat([torch.ones(1, 600), -torch.ones(1, 600), torch.ones(1, 600).cumsum(1).remainder(2) * 2 - 1])
+    with torch.no_grad():
+        out = packed(x)
+    expected = x @ (codes - OFFSETS[bits]).float().mT
+    torch.testing.assert_close(out, expected, rtol=1e-6, atol=0.02)
+
+
+@needs_library
+@pytest.mark.parametrize("name", instruction_sets())
+def test_x_of_zeros_of_tiny_and_of_infinite_numbers(use, name):
+    use(name)
+    packed = PackedMatrix.quantized(torch.ones(3, 64), 4, 64)
+    x = torch.zeros(4, 64)
+    x[1, 5], x[2, 0], x[3, 1] = torch.inf, torch.nan, 1e-42
+    with torch.no_grad():
+        out = packed(x)
+    assert out[0].eq(0).all()
+    assert out[1].isnan().all()
+    assert out[2].isnan().all()
+    assert out[3].abs().max() < 1e-40
+
+
+def test_torch_multiplies_where_no_kernel_does(use):
+    use("torch")
+    packed = PackedMatrix.quantized(numbers(5, 64), 4, 32)
+    x = numbers(2, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(packed(x), x @ packed.matrix().mT)
+        torch.testing.assert_close(packed(x.double()), x.double() @ packed.matrix().double().mT)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_the_operator_keeps_torchs_rules_for_operators(stacked):
+    packed = PackedMatrix.quantized(numbers(*([2] if stacked else []), 5, 64), 4, 32)
+    x, bias = numbers(2, 3, 64), None if stacked else numbers(5)
+    arguments = (x, packed.values, packed.scales, bias, 4, 5, True)
+    checked = torch.library.opcheck(
+        torch.ops.wavelet_quant.packed_linear.default,
+        arguments,
+        test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
+    )
+    assert set(checked.values()) == {"SUCCESS"}
+
+
+def test_a_packed_matrix_is_saved_loaded_and_moved_as_it_is():
+    packed, other = (PackedMatrix.quantized(numbers(17, 64, seed=seed), 4, 32) for seed in (0, 1))
+    other.load_state_dict(packed.state_dict())
+    assert torch.equal(other.matrix(), packed.matrix())
+    assert other.to(torch.bfloat16).scales.dtype is torch.float16
+    assert torch.equal(dense(other.values, other.scales, 4, 17, 64), packed.matrix())
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"bits": 3}, "3 bits"),
+        ({"group": 48}, "group 48 for 96 channels"),
+        ({"group": 64}, "group 64 for 96 channels"),
+        ({"weight": torch.full((2, 96), torch.nan)}, "not finite"),
+        ({"weight": torch.full((2, 96), 1e9)}, "too large for scales"),
+    ],
+)
+def test_what_cannot_be_packed_is_refused(change, says):
+    with pytest.raises(ValueError, match=says):
+        PackedMatrix.quantized(**{"weight": numbers(2, 96), "bits": 4, "group": 32, **change})
+
+
+def test_scales_and_tensors_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="do not fit codes"):
+        PackedMatrix(torch.zeros(3, 64), torch.ones(3, 5), 4)
+    packed = PackedMatrix.quantized(numbers(20, 64), 4, 32)
+    for values, scales, x in (
+        (packed.values[:1], packed.scales, numbers(1, 64)),
+        (packed.values, packed.scales[:1], numbers(1, 64)),
+        (packed.values, packed.scales, numbers(1, 65)),
+    ):
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad), pytest.raises(ValueError, match="no product of"):
+                torch.ops.wavelet_quant.packed_linear(x, values, scales, None, 4, 20, False)
