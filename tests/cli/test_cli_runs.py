@@ -144,9 +144,7 @@ def test_a_dry_run_of_a_resume_changes_nothing(wavelet, run):
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
-def test_one_directory_is_trained_into_by_one_process_until_that_is_killed(
-    wavelet, wavelet_process, configuration, tmp_path
-):
+def test_a_second_process_is_refused_until_the_first_is_killed(wavelet, wavelet_process, configuration, tmp_path):
     directory = tmp_path / "run"
     forever = ("--set", "train.steps=1000000", "--set", "train.validate_every=2")
     first = wavelet_process("train", configuration, "--out", directory, *forever)

@@ -50,12 +50,14 @@ FIXED = {
     "train.optimizer.initial_accumulator": "the sums have long started",
 }
 
+# The path under which a changed text stands among the changes.
+TEXT = "data.fingerprint"
 # What the report on a finished run depends on, besides its weights.
-REPORT = ("data.canonical_words", "train.precision", "train.final_stride", "train.compare_with_xz")
+REPORT = (TEXT, "data.canonical_words", "train.precision", "train.final_stride", "train.compare_with_xz")
 # What validation losses depend on, so that those before and after a change of it do not compare.
-SCORE = ("train.validation_tokens",)
+SCORE = (TEXT, "train.validation_tokens")
 # What decides the learning rate of a step.
-RATE = ("train.epochs", "train.steps", "train.batch_size", "train.accumulation", "train.lr", "train.schedule")
+RATE = (TEXT, "train.epochs", "train.steps", "train.batch_size", "train.accumulation", "train.lr", "train.schedule")
 
 Changes = dict[str, tuple[Any, Any]]
 
@@ -97,7 +99,7 @@ def explain(changes: Changes, before: Counters, steps: int, rates: tuple[float, 
             f"The learning rate jumps at step {before.step + 1:,}: it is {rates[1]:.4g}, and would have been "
             f"{rates[0]:.4g} before {causes} changed"
         )
-    if "data.fingerprint" in changes or touched(changes, SCORE):
+    if touched(changes, SCORE):
         lines.append("Validation losses do not compare with those before; the best checkpoint is chosen anew")
     return "\n".join(lines)
 

@@ -43,7 +43,8 @@ class RunLog(Progress):
         left = self.counters.steps - step
         if not self._told_time and left and steps >= FIRST_STEPS and seconds >= FIRST_SECONDS:
             self._told_time = True
-            self.message(f"{left:,} steps will take about {duration(left * seconds / steps)}, validations not counted")
+            time_left = duration(left * seconds / steps)
+            self.message(f"The {left:,} steps that are left will take about {time_left}, validations not counted")
 
     def step(self, lr: float, gradient_norm: float) -> None:
         """A line of metrics about the steps since the last one."""

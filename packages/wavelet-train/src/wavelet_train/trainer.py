@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 import time
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 
 from wavelet_core import build, build_model, load_checkpoint
 from wavelet_core.checkpoint import WEIGHTS_FILE, named_tensors
-from wavelet_core.config import ConfigurationError
 from wavelet_core.devices import resolve_device
 from wavelet_core.state import leaves
 from wavelet_core.tensor_files import CheckpointError, check_fit, load_tensors_into
@@ -27,9 +25,10 @@ from wavelet_train.interruption import StopOnSignal, Stopped
 from wavelet_train.precision import autocast, resolve_precision
 from wavelet_train.progress import Progress
 from wavelet_train.report import Report, make_report
-from wavelet_train.resume_rules import REPORT, SCORE, Changes, changes_between, check_changes, explain, touched
+from wavelet_train.resume_rules import Changes
+from wavelet_train.resuming import changes_to, go_on
 from wavelet_train.run_config import RunConfig
-from wavelet_train.run_directory import RunDirectory, SavedRun
+from wavelet_train.run_directory import RunDirectory
 from wavelet_train.run_lock import run_lock
 from wavelet_train.run_log import RunLog
 from wavelet_train.run_plan import RunPlan, expected_seconds, make_plan
@@ -38,7 +37,6 @@ from wavelet_train.training_state import (
     DIRECTORY,
     TENSORS_FILE,
     Counters,
-    DataIdentity,
     LossScaler,
     TrainingState,
     make_optimizer_state,
@@ -119,18 +117,17 @@ def _prepare(
     if not resume:
         return Trainer(run, directory)
     saved = directory.read_last()
-    model = run.model.with_vocabulary(saved.tokenizer.vocabulary_size)
-    changes = changes_between(saved.config, run.model_copy(update={"model": model}))
-    check_changes(changes)
+    changes = changes_to(saved, run)
     trainer = Trainer(run, directory, saved.tokenizer)
-    trainer.load(saved, changes, accept_changed_data)
+    go_on(trainer, saved, changes, accept_changed_data)
     return trainer
 
 
 class Trainer:
     """One run in one process: the model and everything that changes while it is trained.
 
-    tokenizer: that of a run that is resumed, instead of the configured one.
+    tokenizer: that of a run that is resumed, instead of the configured one. changes: of its configuration.
+    earlier_report: what it ended with, if there is nothing left to do.
     """
 
     def __init__(self, run: RunConfig, directory: RunDirectory, tokenizer: Tokenizer | None = None):
@@ -352,53 +349,11 @@ class Trainer:
             states[f"random.{self.device.type}"] = torch.get_device_module(self.device).get_rng_state(self.device)
         return states
 
-    def load(self, saved: SavedRun, changes: Changes, accept_changed_data: bool = False) -> None:
-        """Take everything from `last/`, and say what the changes of the configuration do.
+    def load_tensors(self, state: TrainingState, restart_text: bool) -> None:
+        """Take weights and all other tensors from `last/`. restart_text: read from its beginning what is read in order.
 
-        Raises CheckpointError that lists by name what does not fit, ConfigurationError for a text that is no longer
-        what it was, unless that is accepted, and for a change that the run cannot take.
+        Raises CheckpointError that lists by name what does not fit.
         """
-        before, planned, tokens_per_step = saved.state.counters, self.steps, self.tokens_per_step
-        changed_data = self._check_data(saved.state.data, accept_changed_data)
-        self.changes = {**changes, **changed_data}
-        if self.carried is not None and "train.batch_size" in changes:
-            raise ConfigurationError(
-                f"train.batch_size is {self.config.batch_size}, but the model carries something from window to window "
-                f"for each of the {changes['train.batch_size'][0]} that the run was trained with: leave it as it was"
-            )
-        self._load_tensors(saved.state, restart_text=bool(changed_data))
-
-        counters = self.counters = before.model_copy()
-        if self.config.steps is None:
-            left = max(0, round((planned * tokens_per_step - before.tokens) / tokens_per_step))
-            planned = before.step + left
-        if planned < before.step:
-            raise ConfigurationError(
-                f"train.steps={planned} is less than the {before.step} steps that the run has done; its checkpoints "
-                "are what they are, so name a larger number"
-            )
-        counters.steps = planned
-        self.schedule = build("schedule", self.config.schedule, self.config.lr, planned)
-        if changed_data or touched(changes, SCORE):
-            counters.best_nats = counters.best_step = None
-        if self.changes:
-            print(explain(self.changes, before, planned, self._rates(saved)), file=sys.stderr)
-        if counters.step == planned and not changed_data and not touched(changes, REPORT):
-            self.earlier_report = self._find_report()
-
-    def _check_data(self, before: DataIdentity, accept_changed_data: bool) -> Changes:
-        now = self.data.identity
-        if now.fingerprint == before.fingerprint:
-            return {}
-        if accept_changed_data:
-            return {"data.fingerprint": (before.fingerprint, now.fingerprint)}
-        raise ConfigurationError(
-            f"data.dataset: the text is not what the run was trained on: that was {before.description} (fingerprint "
-            f"{before.fingerprint[:8]}), this is {now.description} (fingerprint {now.fingerprint[:8]}). Put the text "
-            "back, name the place where it is with --set data.dataset, or go on with this one by --accept-changed-data"
-        )
-
-    def _load_tensors(self, state: TrainingState, restart_text: bool) -> None:
         last = self.directory.last
         file = last / DIRECTORY / TENSORS_FILE
         saved = read_tensors(last)
@@ -430,19 +385,3 @@ class Trainer:
 
     def _set_device_random_state(self, state: Tensor) -> None:
         torch.get_device_module(self.device).set_rng_state(state, self.device)
-
-    def _rates(self, saved: SavedRun) -> tuple[float, float] | None:
-        """The learning rate of the next step as the run was configured before, and as it is now."""
-        step, before, config = self.counters.step, saved.state.counters, saved.config.train
-        if step == self.steps:
-            return None
-        schedule = build("schedule", config.schedule, config.lr, before.steps)
-        return schedule(min(step, before.steps - 1)), self.schedule(step)
-
-    def _find_report(self) -> Report | None:
-        """The report that the finished run wrote, where it is still whole."""
-        for line in self.directory.events_after(self.counters.metrics_size):
-            with suppress(KeyError, TypeError, ValueError):
-                if line["event"] == "report" and line["step"] == self.counters.step:
-                    return Report.from_dict(line)
-        return None
