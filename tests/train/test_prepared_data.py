@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from wavelet_core import ComponentConfig, ConfigurationError, hookimpl
+from wavelet_core.cache_directory import default_cache_directory
 from wavelet_core.config import parse
 from wavelet_core.registry import RegistryError, registry
 from wavelet_core.tokenizers import BytesTokenizer, Tokenizer
 from wavelet_train import token_cache
 from wavelet_train.data import DataConfig, PreparedData
-from wavelet_train.token_cache import default_cache_directory, token_byte_lengths
+from wavelet_train.token_cache import token_byte_lengths
 
 TEXTS = {
     "train": ["the first document, of some length\n" * 20, "a second one: é 漢\n" * 30],

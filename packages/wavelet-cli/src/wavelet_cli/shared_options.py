@@ -10,6 +10,15 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print as JSO
 
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps, ...")
 
+verify_option = click.option(
+    "--no-verify",
+    "verify",
+    is_flag=True,
+    default=True,
+    flag_value=False,
+    help="Do not check first that the checkpoint's files are what was saved.",
+)
+
 set_option = click.option(
     "--set",
     "overrides",

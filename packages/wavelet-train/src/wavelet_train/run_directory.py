@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from wavelet_core.atomic_files import recover, write_atomically
-from wavelet_core.checkpoint import write_checkpoint
+from wavelet_core.checkpoint import save_checkpoint, verify_checkpoint
 from wavelet_core.tensor_files import CheckpointError
 from wavelet_core.tokenizers import Tokenizer
 from wavelet_train.run_config import RunConfig, dump
@@ -69,9 +69,11 @@ class RunDirectory:
             recover(checkpoint)
 
     def check(self, resume: bool, overwrite: bool) -> None:
-        """Raise CheckpointError where there is no run to resume, FileExistsError where one would be lost unasked."""
+        """Raise CheckpointError unless a run to resume is whole, FileExistsError where one would be lost unasked."""
         if resume and not self.last.is_dir():
             raise CheckpointError(f"{self.path} holds no run that can be resumed: it has no {self.last.name}/")
+        if resume:
+            verify_checkpoint(self.last)
         if not (resume or overwrite) and self.last.exists():
             raise FileExistsError(
                 f"{self.path} holds a run already: resume that one, name another directory, or ask to overwrite it"
@@ -98,9 +100,4 @@ class RunDirectory:
     ) -> None:
         """Replace a checkpoint; `write_more` puts what else belongs to it into the new directory."""
         sections = run.model_dump(mode="json", include={"data", "train"})
-
-        def write(fresh: Path) -> None:
-            write_checkpoint(model, fresh, tokenizer, sections)
-            write_more(fresh)
-
-        write_atomically(checkpoint, write)
+        save_checkpoint(model, checkpoint, tokenizer, sections, write_more)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -66,11 +65,6 @@ def token_byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
     if tokenizer.end_of_text is not None:
         lengths[tokenizer.end_of_text] = 0
     return lengths
-
-
-def default_cache_directory() -> Path:
-    """$WAVELET_CACHE, or else ~/.cache/wavelet."""
-    return Path(os.environ.get("WAVELET_CACHE") or Path.home() / ".cache" / "wavelet")
 
 
 class TokenCache:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from wavelet_cli.output import print_json
-from wavelet_cli.shared_options import device_option, json_option
+from wavelet_cli.shared_options import device_option, json_option, verify_option
 
 
 class Finite(click.FloatRange):
@@ -97,6 +97,7 @@ class Finite(click.FloatRange):
 @click.option(
     "--fwpkm-chunk-size", type=click.IntRange(min=2), help="Tokens of one of their updates. Default: the model's."
 )
+@verify_option
 @json_option
 def command(checkpoint: str, **options: Any) -> None:
     """Continue a prompt with the model in CHECKPOINT, a checkpoint or run directory.
@@ -124,7 +125,7 @@ def command(checkpoint: str, **options: Any) -> None:
     settings = generation_settings(options)
     directory = locate_checkpoint(checkpoint)
     model = load_model(directory, options)
-    tokenizer = checkpoint_tokenizer(directory, model.config.vocabulary)
+    tokenizer = checkpoint_tokenizer(directory, model.config.vocabulary, verify=False)
     draft = load_draft(options)
     seed = secrets.randbelow(2**32) if options["seed"] is None else options["seed"]
     prompts = [encode_prompt(text, model.config.vocabulary, tokenizer) for text in texts]
