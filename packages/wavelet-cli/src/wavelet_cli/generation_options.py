@@ -96,9 +96,9 @@ def load_model(directory: Path, options: dict[str, Any], draft: bool = False) ->
     """The model in a checkpoint directory, as the options want it; a draft's memories do not learn."""
     dtype = getattr(torch, options["dtype"]) if options["dtype"] else None
     device = resolve_device(options["device"], "--device")
+    model = load_checkpoint(directory, dtype, device, verify=options["verify"] and not options["ptq8"])
     if options["ptq8"]:
         verify_checkpoint(directory, MODEL_PARTS)
-    model = load_checkpoint(directory, dtype, device, verify=options["verify"] and not options["ptq8"])
     if options["fwpkm_inference_updates"] and not draft:
         try:
             learn_while_reading(model, options["fwpkm_update_lr"], options["fwpkm_chunk_size"])

@@ -29,6 +29,7 @@ from wavelet_core.tensor_files import SHOWN, CheckpointError, first_lines, non_f
 DIGESTS_FILE = "digests.json"
 ALGORITHM = "xxh3_128"
 BLOCK = 1 << 20  # bytes that are read at a time
+THREADED = 1 << 24  # bytes beyond which several threads read
 
 Digests = dict[str, dict[str, str]]
 Span = tuple[int, int]  # position of the first byte, number of bytes
@@ -82,12 +83,12 @@ def verify_digests(directory: str | Path, parts: Collection[str] | None = None) 
 def _changes(path: Path, name: str, saved: Any, found: dict[str, str]) -> list[str]:
     """A line for each part of a file whose digest is another."""
     if not isinstance(saved, Mapping) or saved.keys() != found.keys():
-        whole = path.suffix != ".safetensors" or len(found) > 1
-        return [f"{name} has been changed" if whole else f"{name} is no whole safetensors file any more"]
+        cut_off = path.suffix == ".safetensors" and len(found) == 1
+        return [f"{name} {'is not a whole safetensors file: probably cut off' if cut_off else 'has changed'}"]
     parts = [part for part, digest in found.items() if digest != saved[part]]
     lines = [f"{name}: {part or 'the header'}" if len(found) > 1 else name for part in parts]
     remarks = [_remark(path, part) for part in parts[:SHOWN]]
-    return [f"{line} has been changed{remark}" for line, remark in zip_longest(lines, remarks, fillvalue="")]
+    return [f"{line} has changed{remark}" for line, remark in zip_longest(lines, remarks, fillvalue="")]
 
 
 def _remark(path: Path, tensor: str) -> str:
@@ -124,13 +125,15 @@ def _is_part(name: str, parts: Collection[str] | None) -> bool:
 
 
 def _digests(files: Mapping[str, Path]) -> Digests:
-    spans = {name: _spans(path) for name, path in files.items()}
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        digests = {
-            name: {part: threads.submit(_digest, files[name], span) for part, span in parts.items()}
-            for name, parts in spans.items()
-        }
-        return {name: {part: digest.result() for part, digest in parts.items()} for name, parts in digests.items()}
+    spans = [(name, part, span) for name, path in files.items() for part, span in _spans(path).items()]
+    # Threads would wait for each other where there is little to read.
+    threads = os.cpu_count() if sum(size for _, _, (_, size) in spans) > THREADED else 1
+    with ThreadPoolExecutor(threads) as executor:
+        found = executor.map(lambda entry: _digest(files[entry[0]], entry[2]), spans)
+        digests: Digests = {name: {} for name in files}
+        for (name, part, _), digest in zip(spans, found, strict=True):
+            digests[name][part] = digest
+    return digests
 
 
 def _spans(path: Path) -> dict[str, Span]:

@@ -50,13 +50,20 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def check_names(path: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError that lists the first 20 missing, unexpected and mis-shaped tensors by name and shape."""
+    """Raise CheckpointError that lists the first tensors that are missing, unexpected, of another shape, or whole
+    numbers where floating point is wanted.
+    """
     mistakes = [f"missing {name} {list(wanted[name].shape)}" for name in wanted if name not in found]
     mistakes += [f"unexpected {name} {list(found[name].shape)}" for name in found if name not in wanted]
     mistakes += [
         f"{name} has shape {list(found[name].shape)}, but the configuration makes it {list(wanted[name].shape)}"
         for name in wanted
         if name in found and found[name].shape != wanted[name].shape
+    ]
+    mistakes += [
+        f"{name} is {found[name].dtype}, but the configuration makes it {wanted[name].dtype}"
+        for name in wanted
+        if name in found and found[name].is_floating_point() != wanted[name].is_floating_point()
     ]
     if mistakes:
         raise CheckpointError(f"{path} does not fit its configuration:\n  {first_lines(mistakes)}")

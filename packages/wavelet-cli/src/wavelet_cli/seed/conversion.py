@@ -200,8 +200,8 @@ def export_seed(checkpoint: Path, out: Path) -> None:
     Raises CheckpointError for a damaged checkpoint, ConfigurationError naming the first option that the original does
     not have.
     """
-    verify_checkpoint(checkpoint)
     model = load_checkpoint(checkpoint, verify=False)
+    verify_checkpoint(checkpoint)
     flat = seed_from_model_config(model.config)
     name, sentencepiece = seed_tokenizer(checkpoint / TOKENIZER_DIRECTORY)
     content = {
