@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,8 +47,11 @@ def read_seed_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; give the original's best_model.pt")
     try:
+        _check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+    except CheckpointError:
+        raise
+    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, OSError) as error:
         reason = str(error).strip().split("\n", 1)[0]
         raise CheckpointError(f"{path}: not a whole PyTorch checkpoint of plain tensors ({reason})") from None
     if not isinstance(content, Mapping):
@@ -59,6 +63,16 @@ def read_seed_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]
         raise CheckpointError(f"{path}: not a state dict; no tensors under {', '.join(strangers[:5]) or 'any name'}")
     check_finite(path, state)
     return {name.replace(COMPILE_PREFIX, ""): tensor for name, tensor in state.items()}, wrapper
+
+
+def _check_archive(path: Path) -> None:
+    """Compare a `.pt` with its checksums, which torch.load does not; one of before torch 1.6 has none."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise CheckpointError(f"{path} is damaged: {damaged} in it does not have its checksum; copy it again")
 
 
 def import_seed(checkpoint: Path, config: Path | None, out: Path) -> ImportReport:
