@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from wavelet_core.language_model import LanguageModel
+from wavelet_core.tokenizers import Tokenizer
 
 Memory = dict[str, Tensor]
 
@@ -23,6 +24,14 @@ class Sampler:
 
     def __init__(self, config: Any, model: LanguageModel):
         self.config = config
+
+    def learn_vocabulary(self, tokenizer: Tokenizer | None) -> None:
+        """Learn what the tokens are, once, before the first text; `tokenizer.token_bytes` has the text of each.
+
+        tokenizer: that of the generation; None where prompts and tokens are ids alone, which a sampler that needs text
+        refuses by a ConfigurationError. The model's vocabulary V may be larger (padding); nothing beyond the
+        tokenizer's tokens is ever drawn.
+        """
 
     def start(self, prompts: Sequence[Tensor]) -> Memory:
         """The memory of a batch whose rows have read `prompts`: one tensor of token ids, not empty, for every row."""
