@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from itertools import count
+from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from wavelet_core import ComponentConfig, ConfigurationError
+from wavelet_core import ComponentConfig, ConfigurationError, registry
 from wavelet_core.testing import check_component
+from wavelet_train.trainer import Trainer, train
 
 
 def message_of(broken: type, kind: str) -> str:
@@ -134,6 +138,11 @@ class KeepsAList(Momentum):
         return {**super().new_state(parameter), "history": []}
 
 
+class StartsFromNothing(Momentum):
+    def new_state(self, parameter: Tensor) -> dict[str, Any]:
+        return {**super().new_state(parameter), "best_loss": float("nan")}
+
+
 class KeepsItOnItself(Momentum):
     calls = 0
 
@@ -187,6 +196,7 @@ class Halves(Momentum):
         (Ascends, "takes a quadratic's loss from 1.03 to 4.58 in 30 steps", "step against the gradient"),
         (Normalizes, "NaN or infinite with gradients of 0 times the usual", "divide by no zero"),
         (KeepsAList, "keeps a list, 'history', in the state of table", "keep tensors and numbers"),
+        (StartsFromNothing, "keeps a NaN, 'best_loss', in the state of table", "taken for damaged"),
         (KeepsItOnItself, "goes on otherwise after a resume", "self.state[parameter]"),
         (KeepsItInTheGroup, "goes on otherwise after a resume", "self.state[parameter]"),
         (KeepsItUnderAnotherKey, "goes on otherwise after a resume", "self.state[parameter]"),
@@ -203,6 +213,29 @@ def test_a_broken_optimizer_is_told_what_to_change(broken: type, found: str, rem
 @pytest.mark.parametrize("sound", [Momentum, Stateless])
 def test_sound_third_party_optimizers_pass(sound: type) -> None:
     check_component(sound, kind="optimizer")
+
+
+@pytest.mark.parametrize(("optimizer", "same"), [(Momentum, True), (KeepsItOnItself, False)], ids=name_of)
+def test_the_verdict_is_that_of_a_run_that_was_killed_and_resumed(
+    optimizer: type, same: bool, tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(self: Trainer, lr: float) -> tuple[float, float]:
+        if self.counters.step == 4:
+            raise SystemExit("killed")
+        return original(self, lr)
+
+    original = Trainer._step
+    registry.names("optimizer")  # so that plugins are loaded, and stay
+    with patch.dict(registry._components):
+        registry.register("optimizer", optimizer)
+        run = tiny_run("train.optimizer=plain")
+        train(run, tmp_path / "whole")
+        with monkeypatch.context() as patched, pytest.raises(SystemExit):
+            patched.setattr(Trainer, "_step", killed)
+            train(run, tmp_path / "parts")
+        train(run, tmp_path / "parts", resume=True)
+    whole, parts = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("whole", "parts"))
+    assert all(tensor.equal(parts[name]) for name, tensor in whole.items()) is same
 
 
 class Inverse:

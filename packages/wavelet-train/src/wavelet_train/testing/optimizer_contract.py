@@ -108,6 +108,11 @@ def _check_state(subject: Subject) -> None:
                     f"keeps a {type(value).__name__}, {key!r}, in the state of {name}",
                     "keep tensors and numbers: nothing is pickled in a checkpoint",
                 )
+            if torch.as_tensor(value).isnan().any():
+                subject.fail(
+                    f"keeps a NaN, {key!r}, in the state of {name}",
+                    "start from another number: a checkpoint that holds NaN is taken for damaged",
+                )
 
 
 def _check_resume(subject: Subject) -> None:
