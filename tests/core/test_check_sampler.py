@@ -153,6 +153,11 @@ class MeanOfRows(Plain):
         return logits / logits[logits.isfinite()].std()
 
 
+class TwoTextsOrMore(Plain):
+    def __call__(self, logits, memory):
+        return logits / (2 if logits.shape[1] == 2 else logits[1].softmax(-1).sum())
+
+
 class LongestPrompt(Counting):
     def start(self, prompts):
         return {"count": torch.full((len(prompts),), float(max(map(len, prompts))))}
@@ -178,6 +183,7 @@ class LongestPrompt(Counting):
         (Grows, "replaced or resized 'text'", "cost must not grow"),
         (Random, "gives other logits when it is called again", "draw no random numbers"),
         (CountsOnItself, "mixes up texts", "in its rows of the memory alone"),
+        (TwoTextsOrMore, "failed on a batch of one text: IndexError", "any number of rows"),
         (MeanOfRows, "mixes up texts", "rows as independent texts"),
         (LongestPrompt, "mixes up texts", "rows as independent texts"),
     ],

@@ -38,7 +38,8 @@ class NoDigits(Sampler):
         if tokenizer is None:
             raise ConfigurationError("the sampler no_digits needs a tokenizer, to know what the tokens say")
         NoDigits.made += 1
-        self.banned = torch.tensor([token for token, text in enumerate(tokenizer.token_bytes) if DIGITS & set(text)])
+        banned = [token for token, text in enumerate(tokenizer.token_bytes) if DIGITS & set(text)]
+        self.banned = torch.tensor(banned, dtype=torch.long)
 
     def __call__(self, logits, memory):
         return logits.index_fill(-1, self.banned.to(logits.device), -torch.inf)

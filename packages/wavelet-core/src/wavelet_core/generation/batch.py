@@ -81,8 +81,7 @@ class Batch:
 
     model: any language model, or a session of one (compiled, or shared by several batches). It is not changed.
     tokenizer: turns prompts and tokens from and into text, and tells samplers what the tokens are; without one all are
-    token ids. prefill_tokens: tokens of
-    prompts that one forward pass reads, over all rows.
+    token ids. prefill_tokens: tokens of prompts that one forward pass reads, over all rows.
     """
 
     def __init__(
@@ -139,7 +138,7 @@ class Batch:
         return row.number
 
     def _chain(self, settings: GenerationSettings) -> tuple[str, SamplerChain]:
-        """The samplers of some settings, and what identifies them; made once for all rows that have them."""
+        """What identifies the samplers of some settings, and they themselves, made once for all rows that have them."""
         samplers = repr([(sampler.kind, sampler.model_dump_json()) for sampler in settings.samplers])
         if samplers not in self._chains:
             chain = SamplerChain(settings.samplers, self.session.model, self.tokenizer)
@@ -249,7 +248,8 @@ class Batch:
     def check(self, request: Request) -> list[int]:
         """The token ids that a request starts from; never empty.
 
-        Raises ConfigurationError for a prompt that cannot be used and for options that do not fit together.
+        Raises ConfigurationError for a prompt that cannot be used, for options that do not fit together, and for what a
+        sampler refuses.
         """
         settings, size = request.settings, self.session.config.vocabulary
         if settings.best_of > 1:

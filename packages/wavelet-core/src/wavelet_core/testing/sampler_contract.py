@@ -40,7 +40,7 @@ def _start(sampler: Any, prompts: Sequence[bytes] = PROMPTS) -> State:
 
 
 def _logits(rows: int = len(PROMPTS)) -> Tensor:
-    """What a chain hands to its samplers: spread, tied, extreme and partly excluded logits, none for padding."""
+    """What a chain hands to its samplers: spread, tied, extreme and partly excluded logits; padding is excluded."""
     logits = 3 * torch.randn(rows, PADDED)
     logits[1:2, : TOKENS // 2] = 1.0
     logits[2:3] *= 1000
@@ -144,7 +144,8 @@ def _check_rows(subject: Subject) -> None:
                 "gives other logits when it is called again",
                 "draw no random numbers and keep nothing on the sampler: what it remembers is in the memory",
             )
-        wanted = torch.cat([others[row](logits[[place]], alone[row].tree) for place, row in enumerate(order)])
+        with subject.expecting("on a batch of one text", "take any number of rows"):
+            wanted = torch.cat([others[row](logits[[place]], alone[row].tree) for place, row in enumerate(order)])
         if not _same(shaped, wanted):
             subject.fail(
                 "mixes up texts: rows of a batch get other logits than each text alone",

@@ -26,11 +26,10 @@ class Sampler:
         self.config = config
 
     def learn_vocabulary(self, tokenizer: Tokenizer | None) -> None:
-        """Learn what the tokens are, once, before the first text; `tokenizer.token_bytes` has the text of each.
+        """Learn what the tokens are, before the first text; `tokenizer.token_bytes` has the text of each.
 
-        tokenizer: that of the generation; None where prompts and tokens are ids alone, which a sampler that needs text
-        refuses by a ConfigurationError. The model's vocabulary V may be larger (padding); nothing beyond the
-        tokenizer's tokens is ever drawn.
+        tokenizer: None where there are token ids alone; a sampler that needs text then raises ConfigurationError.
+        The model's vocabulary V may be larger (padding), but none of what is beyond the tokenizer's is ever drawn.
         """
 
     def start(self, prompts: Sequence[Tensor]) -> Memory:
