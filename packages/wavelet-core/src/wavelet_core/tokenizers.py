@@ -12,6 +12,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -60,6 +61,17 @@ class Tokenizer(ABC):
 
         Raises TokenizerError for an id outside the vocabulary.
         """
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of every token by its id, b"" for the end of text and for ids that nothing is encoded to."""
+        texts = []
+        for token in range(self.vocabulary_size):
+            try:
+                texts.append(b"" if token == self.end_of_text else self.decode_bytes([token]))
+            except TokenizerError:
+                texts.append(b"")
+        return texts
 
     def save(self, directory: str | Path) -> None:
         """Write `tokenizer.json`, with the kind under "kind", and whatever else `load` needs."""

@@ -32,7 +32,7 @@ from wavelet_core.config import ComponentConfig, ConfigurationError
 from wavelet_core.digests import file_digest
 from wavelet_core.registry import registry
 from wavelet_core.tensor_files import CheckpointError
-from wavelet_core.tokenizers import BytePairTokenizer, Tokenizer, TokenizerError, load_tokenizer
+from wavelet_core.tokenizers import BytePairTokenizer, Tokenizer, load_tokenizer
 from wavelet_core.verified_files import check_once
 from wavelet_train.byte_pair import train_byte_pair
 from wavelet_train.datasets import Dataset, Split
@@ -66,14 +66,7 @@ class TokenSplit:
 
 def token_byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
     """(V,) int64: bytes of text behind each token; the end of text is no text and has 0."""
-    lengths = np.zeros(tokenizer.vocabulary_size, dtype=np.int64)
-    for token in range(tokenizer.vocabulary_size):
-        # Some published encodings have ids that nothing is encoded to.
-        with suppress(TokenizerError):
-            lengths[token] = len(tokenizer.decode_bytes([token]))
-    if tokenizer.end_of_text is not None:
-        lengths[tokenizer.end_of_text] = 0
-    return lengths
+    return np.array([len(text) for text in tokenizer.token_bytes], dtype=np.int64)
 
 
 class TokenCache:
