@@ -19,7 +19,7 @@ from wavelet_train.precision import Precision
 
 PRESETS = Path(str(files("wavelet_train") / "presets"))
 # What a checkpoint's config.json holds besides the sections of a run.
-CHECKPOINT_KEYS = ("format_version", "components", "format")
+CHECKPOINT_KEYS = ("format_version", "components", "format", "step")
 
 
 class TrainConfig(Section):

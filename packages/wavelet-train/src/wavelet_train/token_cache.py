@@ -20,7 +20,6 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,7 +74,7 @@ class TokenCache:
     def __init__(self, dataset: Dataset, directory: Path) -> None:
         self.dataset = dataset
         self.directory = directory
-        self._data_fingerprint = dataset.fingerprint()
+        self.data_fingerprint = dataset.fingerprint()
 
     def tokenizer(self, config: ComponentConfig) -> Tokenizer:
         """The tokenizer of a configuration, trained on the train split of the data if its kind is learnt."""
@@ -86,7 +85,7 @@ class TokenCache:
         if train is None:
             tokenizer: Tokenizer = tokenizer_class(config)
             return tokenizer
-        key = hash_of("tokenizer", self._data_fingerprint, config.model_dump_json())
+        key = hash_of("tokenizer", self.data_fingerprint, config.model_dump_json())
         directory = self.directory / "tokenizers" / key
         seal = directory.with_suffix(".json")
 
@@ -105,7 +104,7 @@ class TokenCache:
 
     def split(self, tokenizer: Tokenizer, name: Split) -> TokenSplit:
         """The tokens of a split of the data."""
-        directory = self.directory / "tokens" / hash_of("tokens", self._data_fingerprint, fingerprint(tokenizer))
+        directory = self.directory / "tokens" / hash_of("tokens", self.data_fingerprint, fingerprint(tokenizer))
         return self._found_or_made(
             lambda: read_split(directory, name),
             lambda: write_split(directory, name, self.dataset, tokenizer),

@@ -11,8 +11,9 @@ from typing import Any
 
 import click
 
-from wavelet_cli.output import byte_size, print_report
+from wavelet_cli.output import print_report
 from wavelet_cli.shared_options import json_option
+from wavelet_train.quantities import byte_size
 from wavelet_train.tables import table
 
 
