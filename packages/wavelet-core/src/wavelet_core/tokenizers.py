@@ -27,7 +27,8 @@ FILE_NAME = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
 
 # How GPT-2 splits text before it merges bytes: contractions, words, numbers, other signs, white space.
-GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+WHITE_SPACE_BEFORE_LAST = r"\s+(?!\S)"
+GPT2_PATTERN = rf"""'(?:[sdmt]|ll|ve|re)| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|{WHITE_SPACE_BEFORE_LAST}|\s+"""
 
 
 class TokenizerError(ValueError):
@@ -175,8 +176,16 @@ class TokenIds(Tokenizer):
 class _EncodingTokenizer(Tokenizer):
     """What the two kinds that run a `tiktoken.Encoding` share."""
 
-    def __init__(self, config: Any, encoding: Any) -> None:
+    def __init__(
+        self, config: Any, name: str, pattern: str, ranks: dict[bytes, int], special_tokens: dict[str, int]
+    ) -> None:
         super().__init__(config)
+        # The same split with steps of 256: single steps overflow the matcher's stack at a million of white space.
+        long_first = rf"(?:\s{{256}}(?=\s))++\s*(?!\S)|{WHITE_SPACE_BEFORE_LAST}"
+        pattern = pattern.replace(WHITE_SPACE_BEFORE_LAST, long_first)
+        encoding = _import_tiktoken(config.kind).Encoding(
+            name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special_tokens
+        )
         self.encoding = encoding
         self.vocabulary_size = encoding.n_vocab
         self.end_of_text = encoding.eot_token if END_OF_TEXT in encoding.special_tokens_set else None
@@ -231,10 +240,7 @@ class BytePairTokenizer(_EncodingTokenizer):
         ranks = {token: rank for rank, token in enumerate(self.tokens)}
         if set(self.tokens[:256]) != {bytes([byte]) for byte in range(256)} or len(ranks) != len(self.tokens):
             raise TokenizerError("a byte-pair vocabulary needs the 256 single bytes first and no token twice")
-        tiktoken = _import_tiktoken("byte_pair")
-        special = {END_OF_TEXT: len(self.tokens)}
-        encoding = tiktoken.Encoding("byte_pair", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special)
-        super().__init__(config, encoding)
+        super().__init__(config, "byte_pair", GPT2_PATTERN, ranks, {END_OF_TEXT: len(self.tokens)})
 
     def save(self, directory: str | Path) -> None:
         tokens = [base64.b64encode(token).decode() for token in self.tokens]
@@ -271,7 +277,7 @@ class TiktokenTokenizer(_EncodingTokenizer):
                 f"the encoding {config.encoding!r} is not on this machine and could not be downloaded "
                 f"({type(error).__name__}); set TIKTOKEN_CACHE_DIR to a folder that has it"
             ) from error
-        super().__init__(config, encoding)
+        super().__init__(config, encoding.name, encoding._pat_str, encoding._mergeable_ranks, encoding._special_tokens)
 
 
 def _import_tiktoken(kind: str) -> ModuleType:
