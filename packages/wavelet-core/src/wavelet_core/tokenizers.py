@@ -20,6 +20,7 @@ from pydantic import Field
 
 from wavelet_core.atomic_files import write_atomically
 from wavelet_core.config import ComponentConfig, ConfigurationError
+from wavelet_core.messages import shortened, shown
 from wavelet_core.registry import RegistryError, nearest, registry
 from wavelet_core.tensor_files import CheckpointError
 
@@ -163,7 +164,7 @@ class TokenIds(Tokenizer):
         for word in text.split():
             if not word.isdecimal() or int(word) >= self.vocabulary_size:
                 raise TokenizerError(
-                    f"{word!r} is no token id from 0 to {self.vocabulary_size - 1}; this checkpoint has no text "
+                    f"{shown(word)} is no token id from 0 to {self.vocabulary_size - 1}; this checkpoint has no text "
                     "tokenizer, so that a prompt is token ids such as '12 7 55'"
                 )
             ids.append(int(word))
@@ -267,8 +268,8 @@ class TiktokenTokenizer(_EncodingTokenizer):
         known = tiktoken.list_encoding_names()
         if config.encoding not in known:
             raise ConfigurationError(
-                f"tokenizer.encoding: {config.encoding!r} is unknown{nearest(config.encoding, known)} tiktoken has: "
-                f"{', '.join(sorted(known))}"
+                f"tokenizer.encoding: {shown(config.encoding)} is unknown{nearest(config.encoding, known)} "
+                f"tiktoken has: {', '.join(sorted(known))}"
             )
         try:
             encoding = tiktoken.get_encoding(config.encoding)
@@ -312,8 +313,8 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
         tokenizer: Tokenizer = tokenizer_class.load(directory, saved)
     except (RegistryError, TokenizerError, ConfigurationError):
         raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error!r}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {shortened(repr(error))}") from error
     return tokenizer
 
 
