@@ -16,6 +16,7 @@ from wavelet_core.checkpoint import MODEL_PARTS, load_checkpoint, locate_checkpo
 from wavelet_core.config import ConfigurationError, parse
 from wavelet_core.devices import resolve_device
 from wavelet_core.generation import GenerationSettings, ModelDrafts, NgramDrafts
+from wavelet_core.messages import shortened, shown
 from wavelet_memory import learn_while_reading
 from wavelet_quant import quantize_int8
 
@@ -89,7 +90,10 @@ def _sampler(text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise click.UsageError(f"--sampler {text!r} is not YAML: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        raise click.UsageError(f"--sampler {shown(text)} is not YAML: {shortened(reason)}") from error
+    except RecursionError:
+        raise click.UsageError(f"--sampler {shown(text)} is nested too deeply") from None
 
 
 def load_model(directory: Path, options: dict[str, Any], draft: bool = False) -> Any:
