@@ -127,7 +127,7 @@ def cli() -> None:
     Start here:
       wavelet config list
       wavelet train demo --out runs/demo
-      wavelet generate runs/demo --prompt "def "
+      wavelet generate runs/demo "def "
 
     Exit status: 0 success, 1 failure, 2 usage or configuration error, 130 interrupted.
     """

@@ -28,8 +28,10 @@ class Finite(click.FloatRange):
     context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
 )
 @click.argument("checkpoint")
-@click.argument("stdin", metavar="[-]", required=False, type=click.Choice(["-"]))
-@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="Text to continue; several make a batch.")
+@click.argument("text", required=False)
+@click.option(
+    "--prompt", "prompts", multiple=True, metavar="TEXT", help="Text to continue, as TEXT is; several make a batch."
+)
 @click.option("--prompt-file", metavar="FILE", help="Read the prompt from a UTF-8 file, or from - (standard input).")
 @click.option(
     "--num-tokens", "--tokens", type=click.IntRange(min=1), default=200, show_default=True, help="Tokens to generate."
@@ -99,17 +101,17 @@ class Finite(click.FloatRange):
 )
 @json_option
 def command(checkpoint: str, **options: Any) -> None:
-    """Continue a prompt with the model in CHECKPOINT, a checkpoint or run directory.
+    """Continue TEXT with the model in CHECKPOINT, a checkpoint or run directory.
 
-    The text is printed as it is decoded. Without a prompt the model starts from its end-of-text token. Samplers are
-    applied in this order: repetition penalty, wavelet coherence, entropy-adaptive temperature or temperature, top-k,
+    Text is printed as it is decoded. A TEXT of - is read from standard input. Without any the model starts from its
+    end-of-text token. Samplers are applied in this order: repetition penalty, wavelet coherence, entropy-adaptive temperature or temperature, top-k,
     top-p, min-p. Options may be spelt with underscores too.
 
     \b
     Examples:
-      wavelet generate runs/demo --prompt "def " --num-tokens 200
+      wavelet generate runs/demo "def " --num-tokens 200
       wavelet generate runs/demo --prompt-file start.txt --strategies --seed 7
-      wavelet generate runs/demo --prompt "The" -n 4 --temperature 0.8 --top-p 0.9 --json
+      wavelet generate runs/demo "The" -n 4 --temperature 0.8 --top-p 0.9 --json
       echo "import os" | wavelet generate runs/demo - --temperature 0 --draft ngram
     """
     from wavelet_cli.generated_text import Clock, Printer, metrics_table
