@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
+from wavelet_cli import completion
 from wavelet_cli.output import print_json
-from wavelet_cli.shared_options import device_option, json_option
+from wavelet_cli.shared_options import checkpoint_argument, device_option, json_option
 
 
 class Finite(click.FloatRange):
@@ -27,12 +28,17 @@ class Finite(click.FloatRange):
     short_help="Continue a text with a model.",
     context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
 )
-@click.argument("checkpoint")
+@checkpoint_argument
 @click.argument("text", required=False)
 @click.option(
     "--prompt", "prompts", multiple=True, metavar="TEXT", help="Text to continue, as TEXT is; several make a batch."
 )
-@click.option("--prompt-file", metavar="FILE", help="Read the prompt from a UTF-8 file, or from - (standard input).")
+@click.option(
+    "--prompt-file",
+    metavar="FILE",
+    type=click.Path(),
+    help="Read the prompt from a UTF-8 file, or from - (standard input).",
+)
 @click.option(
     "--num-tokens", "--tokens", type=click.IntRange(min=1), default=200, show_default=True, help="Tokens to generate."
 )
@@ -47,6 +53,7 @@ class Finite(click.FloatRange):
     default="stream",
     show_default=True,
     metavar="stream|hop:N|window",
+    shell_complete=completion.policies,
     help="What is remembered: everything; the last window, rebuilt every N tokens; or rebuilt for every token.",
 )
 @click.option("--temperature", type=Finite(min=0), help="Divide logits by this; 0 is greedy. Default: 1.")
@@ -63,6 +70,7 @@ class Finite(click.FloatRange):
     "samplers",
     multiple=True,
     metavar="YAML",
+    shell_complete=completion.samplers,
     help="A sampler by name or as {kind: ..., ...}, a plugin's for example; applied last, in the order given.",
 )
 @click.option("--lookahead-k", type=click.IntRange(min=2), help="Search: candidates tried for every token. Default: 3.")
@@ -79,6 +87,7 @@ class Finite(click.FloatRange):
 @click.option(
     "--draft",
     metavar="ngram|CHECKPOINT",
+    shell_complete=completion.drafts,
     help="Speculative decoding: guess by look-up in the text, or with a smaller model; the same text, sooner.",
 )
 @click.option("--ptq8", is_flag=True, help="Quantize the weights to 8 bits after loading.")
@@ -103,9 +112,9 @@ class Finite(click.FloatRange):
 def command(checkpoint: str, **options: Any) -> None:
     """Continue TEXT with the model in CHECKPOINT, a checkpoint or run directory.
 
-    Text is printed as it is decoded. A TEXT of - is read from standard input. Without any the model starts from its
-    end-of-text token. Samplers are applied in this order: repetition penalty, wavelet coherence, entropy-adaptive temperature or temperature, top-k,
-    top-p, min-p. Options may be spelt with underscores too.
+    What comes is printed as it is decoded. A TEXT of - is read from standard input; without any the model starts from
+    its end-of-text token. Samplers are applied in this order: repetition penalty, wavelet coherence, entropy-adaptive
+    temperature or temperature, top-k, top-p, min-p. Options may be spelt with underscores too.
 
     \b
     Examples:

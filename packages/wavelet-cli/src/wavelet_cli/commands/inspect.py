@@ -10,12 +10,12 @@ from typing import Any
 import click
 
 from wavelet_cli.output import byte_size, print_report
-from wavelet_cli.shared_options import json_option
+from wavelet_cli.shared_options import checkpoint_argument, json_option
 from wavelet_train.tables import table
 
 
 @click.command("inspect", short_help="Show what a checkpoint holds.")
-@click.argument("checkpoint")
+@checkpoint_argument
 @json_option
 def command(checkpoint: str, as_json: bool) -> None:
     """Show what CHECKPOINT holds: model, parameters, stored types, tokenizer, files, and the packages it needs.
