@@ -18,7 +18,7 @@ from wavelet_train.data import DataConfig
 from wavelet_train.precision import Precision
 
 # What a checkpoint's config.json holds besides the sections of a run.
-CHECKPOINT_KEYS = ("format_version", "components", "format")
+CHECKPOINT_KEYS = ("format_version", "components", "format", "step")
 
 
 class TrainConfig(Section):

@@ -79,7 +79,7 @@ class TokenCache:
     def __init__(self, dataset: Dataset, directory: Path) -> None:
         self.dataset = dataset
         self.directory = directory
-        self._data_fingerprint = dataset.fingerprint()
+        self.data_fingerprint = dataset.fingerprint()
 
     def tokenizer(self, config: ComponentConfig) -> Tokenizer:
         """The tokenizer of a configuration, trained on the train split of the data if its kind is learnt."""
@@ -90,7 +90,7 @@ class TokenCache:
         if train is None:
             tokenizer: Tokenizer = tokenizer_class(config)
             return tokenizer
-        key = hash_of("tokenizer", self._data_fingerprint, config.model_dump_json())
+        key = hash_of("tokenizer", self.data_fingerprint, config.model_dump_json())
         directory = self.directory / "tokenizers" / key
         with suppress(CheckpointError):  # there is none, or it is damaged and made again
             return load_tokenizer(directory)
@@ -101,7 +101,7 @@ class TokenCache:
 
     def split(self, tokenizer: Tokenizer, name: Split) -> TokenSplit:
         """The tokens of a split of the data."""
-        key = hash_of("tokens", self._data_fingerprint, fingerprint(tokenizer))
+        key = hash_of("tokens", self.data_fingerprint, fingerprint(tokenizer))
         directory = self.directory / "tokens" / key
         try:
             return read_split(directory, name)

@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from wavelet_cli import completion
-from wavelet_cli.output import byte_size, print_report
+from wavelet_cli.output import print_report
 from wavelet_cli.shared_options import device_option, json_option, set_option
+from wavelet_train.quantities import byte_size
 from wavelet_train.tables import table
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
-from wavelet_cli.output import byte_size, print_report
+from wavelet_cli.output import print_report
 from wavelet_cli.shared_options import checkpoint_argument, json_option
+from wavelet_train.quantities import byte_size
 from wavelet_train.tables import table
 
 
