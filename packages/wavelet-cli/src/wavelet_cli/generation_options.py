@@ -23,12 +23,16 @@ from wavelet_quant import quantize_int8
 
 def read_prompts(options: dict[str, Any]) -> list[str]:
     """The prompts from wherever they are given; one empty prompt when there is none."""
-    sources = [options["prompts"] or None, options["prompt_file"], options["stdin"]]
-    if sum(source is not None for source in sources) > 1:
-        raise click.UsageError("give the prompt in one way: --prompt, --prompt-file or - (standard input)")
-    file = options["prompt_file"] or options["stdin"]
+    text, file = options["text"], options["prompt_file"]
+    prompts = list(options["prompts"])
+    if sum((text is not None, file is not None, bool(prompts))) > 1:
+        raise click.UsageError("give the prompt in one way: TEXT, - (standard input), --prompt or --prompt-file")
+    if text == "-":
+        file = "-"
+    elif text is not None:
+        prompts = [text]
     if file is None:
-        return list(options["prompts"]) or [""]
+        return prompts or [""]
     name = "standard input" if file == "-" else file
     try:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()

@@ -131,7 +131,7 @@ def cli() -> None:
     Start here:
       wavelet config list
       wavelet train demo --out runs/demo
-      wavelet generate runs/demo --prompt "def "
+      wavelet generate runs/demo "def "
 
     Exit status: 0 success, 1 failure, 2 usage or configuration error, 130 stopped by Ctrl-C, 143 by SIGTERM.
     """
@@ -150,7 +150,7 @@ def main() -> None:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:
-        sys.stdout = None  # type: ignore[assignment]  # which Python would flush again, and complain in its own words
+        sys.stdout = None  # which Python would flush again, and complain in its own words
         status = status or _failed(error)
     if status in (130, 143):
         leave(status)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,10 +14,10 @@ from wavelet_core.config import ComponentOf, ConfigurationError, Section, parse
 from wavelet_core.first_format import convert_config
 from wavelet_core.messages import shortened, shown
 from wavelet_core.registry import nearest
+from wavelet_train import PRESETS
 from wavelet_train.data import DataConfig
 from wavelet_train.precision import Precision
 
-PRESETS = Path(str(files("wavelet_train") / "presets"))
 # What a checkpoint's config.json holds besides the sections of a run.
 CHECKPOINT_KEYS = ("format_version", "components", "format", "step")
 
