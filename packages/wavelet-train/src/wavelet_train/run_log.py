@@ -31,7 +31,7 @@ class RunLog(Progress):
 
     def stepped(self, tokens: int, note: str) -> None:
         """One more step of so many tokens is done."""
-        self.advance(tokens, note)
+        self.advance(tokens, f"step {self.counters.step:,} of {self.counters.steps:,}, {note}")
         self._tell_time()
 
     def _tell_time(self) -> None:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import click
 
+from wavelet_cli import completion
 from wavelet_cli.output import print_json, print_report
 from wavelet_cli.shared_options import json_option, set_option
 
 
 @click.command("train", short_help="Train a model, or go on with a run that was stopped.")
-@click.argument("config", required=False)
+@click.argument("config", required=False, shell_complete=completion.configurations)
 @set_option
 @click.option(
     "--out",
@@ -23,6 +24,7 @@ from wavelet_cli.shared_options import json_option, set_option
     "--resume",
     metavar="RUN",
     type=click.Path(path_type=Path, file_okay=False),
+    shell_complete=completion.checkpoints,
     help="Go on with the run in this directory, in its own configuration where no CONFIG is given.",
 )
 @click.option("--overwrite", is_flag=True, help="Start anew even if the directory holds a run.")
