@@ -153,7 +153,8 @@ def test_a_second_process_is_refused_until_the_first_is_killed(wavelet, wavelet_
         assert any(line.startswith("step 2:") for line in first.stderr)
         for arguments in (("--resume", directory), (configuration, "--out", directory, "--overwrite")):
             assert_refused(wavelet("train", *arguments), 1, f"{directory} is in use", f"process {first.pid} on ")
-        assert wavelet("generate", directory, "--prompt", "the", "--num-tokens", "1").exit_code == 0
+        result = wavelet("generate", directory, "--prompt", "the", "--num-tokens", "1")
+        assert result.exit_code == 0, result.stderr
         assert wavelet("evaluate", directory, "--json").exit_code == 0
     finally:
         first.kill()

@@ -10,6 +10,7 @@ import json
 import reprlib
 import tempfile
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,24 @@ def load_checkpoint(
     Raises CheckpointError for what is missing, damaged or does not fit, and ConfigurationError for its configuration.
     """
     directory = locate_checkpoint(source)
+    while True:
+        before = _identity(directory)
+        try:
+            return _load_from(directory, dtype, device, verify)
+        except (CheckpointError, OSError):
+            # A run may have put a newer one there meanwhile, so that old and new files were read.
+            if _identity(directory) == before:
+                raise
+
+
+def _identity(directory: Path) -> tuple[int, int] | None:
+    with suppress(OSError):
+        status = directory.stat()
+        return status.st_ino, status.st_ctime_ns
+    return None
+
+
+def _load_from(directory: Path, dtype: torch.dtype | None, device: torch.device | str, verify: bool) -> Any:
     data = read_config(directory)
     config = read_model_config(directory)
     with torch.device("meta"):
