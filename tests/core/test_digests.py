@@ -155,6 +155,13 @@ def test_tensors_that_change_names_are_refused(saved):
     refused(saved, one, other)
 
 
+def test_tensors_that_are_missing_or_new_are_named(saved):
+    tensors = load_file(saved / WEIGHTS)
+    tensors["surplus"] = tensors.pop("norm.bias")
+    save_file(tensors, saved / WEIGHTS, metadata={"format": "pt"})
+    refused(saved, "norm.bias", "surplus")
+
+
 def test_a_zeroed_page_is_refused(saved):
     size = (saved / WEIGHTS).stat().st_size
     overwrite(saved / WEIGHTS, size // 8192 * 4096, bytes(4096))
