@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
-from wavelet_cli.output import byte_size, print_report
+from wavelet_cli import completion
+from wavelet_cli.output import print_report
 from wavelet_cli.shared_options import device_option, json_option, set_option, verify_option
+from wavelet_train.quantities import byte_size
 from wavelet_train.tables import table
 
 
@@ -30,8 +32,13 @@ def command() -> None:
 
 
 @command.command("decode", short_help="Measure what a decoded token costs.")
-@click.argument("checkpoint", required=False)
-@click.option("--preset", metavar="CONFIG", help="Measure the model of a preset or configuration file; needs --random.")
+@click.argument("checkpoint", required=False, shell_complete=completion.checkpoints)
+@click.option(
+    "--preset",
+    metavar="CONFIG",
+    shell_complete=completion.configurations,
+    help="Measure the model of a preset or configuration file; needs --random.",
+)
 @click.option(
     "--random", "random_weights", is_flag=True, help="Fresh random weights: speed does not depend on training."
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wavelet_cli.output import print_report
-from wavelet_cli.shared_options import device_option, json_option, verify_option
+from wavelet_cli.shared_options import checkpoint_argument, device_option, json_option, verify_option
 from wavelet_train.tables import table
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command("evaluate", short_help="Measure how well a checkpoint predicts a text.")
-@click.argument("checkpoint")
+@checkpoint_argument
 @click.option(
     "--data",
     "path",

@@ -11,15 +11,16 @@ from typing import Any
 
 import click
 
-from wavelet_cli.output import byte_size, print_report
-from wavelet_cli.shared_options import json_option
+from wavelet_cli.output import print_report
+from wavelet_cli.shared_options import checkpoint_argument, json_option
+from wavelet_train.quantities import byte_size
 from wavelet_train.tables import table
 
 
 @click.command("inspect", short_help="Show what a checkpoint holds.")
-@click.argument("checkpoint")
 @click.option("--verify", is_flag=True, help="Read all of it, and fail unless it is what was saved.")
 @click.option("--accept", is_flag=True, help="Take what it holds now for what was saved, if it can be loaded.")
+@checkpoint_argument
 @json_option
 def command(checkpoint: str, verify: bool, accept: bool, as_json: bool) -> None:
     """Show what CHECKPOINT holds: model, parameters, stored types, tokenizer, files, and the packages it needs.
