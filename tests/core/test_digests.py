@@ -7,6 +7,7 @@ import re
 import shutil
 import struct
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -210,6 +211,26 @@ def test_what_loading_does_not_read_does_not_stop_it(saved):
         "trainer/state.json is missing",
         "trainer/state.safetensors is missing",
     }
+
+
+def test_what_is_downloaded_from_the_hub_is_verified(saved, tmp_path, monkeypatch):
+    class Hub:
+        @staticmethod
+        def snapshot_download(name, allow_patterns):
+            snapshot = tmp_path / "snapshot"
+            for file in saved.rglob("*"):
+                path = file.relative_to(saved)
+                if file.is_file() and any(fnmatch(path.as_posix(), pattern) for pattern in allow_patterns):
+                    (snapshot / path).parent.mkdir(parents=True, exist_ok=True)
+                    (snapshot / path).symlink_to(file)
+            return snapshot
+
+    monkeypatch.setattr(checkpoint, "_hub", lambda: Hub)
+    load_checkpoint("owner/name")
+    shutil.rmtree(tmp_path / "snapshot")
+    overwrite(saved / WEIGHTS, tensor_places(saved / WEIGHTS)["norm.bias"][0], b"1234")
+    with pytest.raises(CheckpointError, match=r"norm\.bias has changed"):
+        load_checkpoint("owner/name")
 
 
 @pytest.mark.parametrize(
