@@ -31,18 +31,21 @@ def in_child(function):
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else -os.WEXITSTATUS(status)
 
 
-def killed_at(step, before, exchanged, write):
-    """Write in a child process that kills itself before or after the step; whether it got as far as that."""
+def killed_at(step, before, exchanged, write, names=("fsync", "replace")):
+    """Write in a child process that kills itself before or after the step; whether it got as far as that.
+
+    names: the functions of `os` whose calls are steps, besides the exchange of two directories.
+    """
 
     def child():
         steps = iter(range(1000))
 
         def dying(function):
-            def run(*arguments):
+            def run(*arguments, **keywords):
                 now = next(steps) == step
                 if now and before:
                     os.kill(os.getpid(), signal.SIGKILL)
-                result = function(*arguments)
+                result = function(*arguments, **keywords)
                 if now:
                     os.kill(os.getpid(), signal.SIGKILL)
                 return result
@@ -52,7 +55,7 @@ def killed_at(step, before, exchanged, write):
         if not exchanged:
             atomic_files._exchange = lambda first, second: False
         atomic_files._exchange = dying(atomic_files._exchange)
-        for name in ("fsync", "replace"):
+        for name in names:
             setattr(os, name, dying(getattr(os, name)))
         write()
 
@@ -95,6 +98,28 @@ def test_a_kill_leaves_the_old_or_the_new_file_whole(tmp_path):
         assert [path.name for path in file.parent.iterdir()] == ["notes.txt"]
         step += 1
     assert found == {"old", "new"}
+
+
+@pytest.mark.parametrize("exchanged", [True, False])
+def test_a_kill_while_the_old_is_removed_leaves_none_of_its_files(tmp_path, exchanged):
+    def write(text):
+        def fill(fresh):
+            fresh.mkdir()
+            for name in ("one", "two", "three"):
+                (fresh / name).write_text(text)
+
+        write_atomically(path, fill)
+
+    step, killed = 0, True
+    while killed:
+        path = tmp_path / str(step) / "model"
+        write("old")
+        killed = killed_at(step, False, exchanged, partial(write, "new"), ("unlink", "rmdir"))
+        recover(path)
+        found = [file.read_text() for file in path.parent.rglob("*") if file.is_file()]
+        assert len(found) == 3 and len(set(found)) == 1
+        step += 1
+    assert step > 5
 
 
 def test_a_failed_write_of_a_file_keeps_the_old_one(tmp_path):
