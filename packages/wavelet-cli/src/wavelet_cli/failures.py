@@ -6,6 +6,8 @@ from typing import IO, Any
 
 import click
 
+from wavelet_cli.output import error_style
+
 
 class Failure(click.ClickException):
     """A failure as one message on stderr."""
@@ -13,7 +15,8 @@ class Failure(click.ClickException):
     exit_code = 1
 
     def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(f"wavelet: error: {self.format_message()}", file=file, err=file is None)
+        message = error_style(f"wavelet: error: {self.format_message()}")
+        click.echo(message, file=file, err=file is None, color=self.show_color)
 
 
 class ConfigurationFailure(Failure):

@@ -13,6 +13,7 @@ import click
 
 from wavelet_cli import PACKAGES, commands
 from wavelet_cli.failures import failure
+from wavelet_cli.output import COLORS, error_style, warning_style
 
 DEBUG = "wavelet_cli.debug"
 
@@ -62,17 +63,21 @@ class WaveletGroup(click.Group):
             registry.manager.call("register_commands", plugin, cli=self)
             self.plugin_commands[plugin.name] = sorted(set(self.commands) - known)
             if plugin.error:
-                click.echo(
+                message = (
                     f"wavelet: warning: plugin {plugin.name!r} of {plugin} does not work: {plugin.reason} "
-                    "(see `wavelet plugins`)",
-                    err=True,
+                    "(see `wavelet plugins`)"
                 )
+                click.echo(warning_style(message), err=True)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; what it raises becomes one message and an exit status."""
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+        except click.ClickException as error:
+            message = error_style(error.format_message())
+            error.format_message = lambda: message  # type: ignore[method-assign]
+            raise
+        except (click.Abort, click.exceptions.Exit, BrokenPipeError):
             raise
         except KeyboardInterrupt:
             click.echo("wavelet: interrupted", err=True)
@@ -111,7 +116,10 @@ def _print_versions(ctx: click.Context, _: click.Parameter, value: bool) -> None
     ctx.exit()
 
 
-@click.group(cls=WaveletGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=WaveletGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "color": COLORS},
+)
 @click.option(
     "--version",
     is_flag=True,
