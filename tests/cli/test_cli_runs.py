@@ -18,6 +18,7 @@ from torch import nn
 from wavelet_cli.main import cli
 from wavelet_core import LanguageModelConfig, WaveletLM, hookimpl, registry, save_checkpoint
 from wavelet_core.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from wavelet_core.digests import write_digests
 
 WORDS = "the cat sat on a mat and ran to them with joy over old green hills"
 
@@ -182,6 +183,20 @@ def test_options_that_exclude_each_other_are_usage_errors(wavelet, arguments, ex
     assert expected in result.stderr
 
 
+@pytest.mark.parametrize(
+    "name", [WEIGHTS_FILE, "trainer/state.safetensors", "trainer/state.json", "tokenizer/tokenizer.json"]
+)
+def test_a_damaged_run_is_not_resumed(wavelet, run, name):
+    path = run / "last" / name
+    content = path.read_bytes()
+    path.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    assert_refused(
+        wavelet("train", "--resume", run, "--set", "train.steps=6"), 1, f"{run / 'last'} is not what was saved", name
+    )
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
 def test_resuming_what_is_no_run_is_refused(wavelet, tmp_path):
     assert_refused(wavelet("train", "--resume", tmp_path), 2, str(tmp_path))
     assert_refused(wavelet("train", "demo", "--resume", tmp_path), 1, str(tmp_path), "resume")
@@ -271,6 +286,7 @@ def test_a_tokenizer_that_does_not_match_the_checkpoint_is_refused(wavelet, run,
     WaveletLM(config).save_pretrained(run / "best", extra={"data": data})
     tokenizer.parent.mkdir()
     tokenizer.write_text(saved)
+    write_digests(run / "best")
     assert_refused(read(run, wavelet), 1, "tokenizer", "vocabulary", "200")
 
 

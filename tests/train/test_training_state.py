@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from wavelet_core import CheckpointError
+from wavelet_core.digests import write_digests
 from wavelet_train.run_config import RunConfig
 from wavelet_train.trainer import train
 from wavelet_train.training_state import make_optimizer_state, optimizer_tensors, restore_optimizer
@@ -40,7 +41,8 @@ def finished(tiny_run: TinyRun, tmp_path: Path, tmp_path_factory: pytest.TempPat
 
 
 def refused(tiny_run: TinyRun, saved: Path, *overrides: str) -> str:
-    """The message with which resuming is refused."""
+    """The message with which resuming is refused, where nothing else than what does not fit speaks against it."""
+    write_digests(saved.parents[1])
     with pytest.raises(CheckpointError) as error:
         train(tiny_run("train.steps=4", *overrides), saved.parents[2], resume=True)
     return str(error.value)

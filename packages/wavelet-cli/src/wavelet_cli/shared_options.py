@@ -18,6 +18,15 @@ device_option = click.option(
     help="auto, cpu, cuda, cuda:1, mps, ...",
 )
 
+verify_option = click.option(
+    "--no-verify",
+    "verify",
+    is_flag=True,
+    default=True,
+    flag_value=False,
+    help="Do not check first that the checkpoint's files are what was saved.",
+)
+
 set_option = click.option(
     "--set",
     "overrides",

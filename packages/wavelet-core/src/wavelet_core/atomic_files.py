@@ -3,15 +3,68 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from wavelet_core.file_lock import try_lock
+
+
+class WriteError(OSError):
+    """A file or directory that could not be written; what was in its place is there as it was.
+
+    errno, strerror: why. filename: its path.
+    """
+
+    def __str__(self) -> str:
+        kept = "what was there before is unchanged" if os.path.exists(self.filename) else "nothing was left there"
+        return f"{self.filename}: cannot be written: {self.strerror}; {kept}; {self._remedy()}"
+
+    def _remedy(self) -> str:
+        if self.errno in (errno.ENOSPC, errno.EDQUOT):
+            return "free some space there, or name another directory"
+        if self.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return "name a directory that you may write to"
+        return "name another place"
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Raise as WriteError what goes wrong on the way to the path or beside it; errors of other files stay."""
+    try:
+        if "\0" in str(path):
+            raise OSError(errno.EINVAL, "a path cannot contain the character NUL")
+        yield
+    except OSError as error:
+        target = path.absolute()
+        place = target if error.filename is None else Path(os.fsdecode(error.filename)).absolute()
+        if error.errno is None or not (place.is_relative_to(target.parent) or target.is_relative_to(place)):
+            raise
+        raise WriteError(error.errno, error.strerror, str(path)) from error
+    except SafetensorError as error:  # its only sign of a system error is the text
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        raise WriteError(code, os.strerror(code) if number else str(error), str(path)) from error
+
+
+def append_whole(path: Path, data: bytes) -> None:
+    """Append bytes to a file, all of them or none. Raises WriteError."""
+    with _writing(path), path.open("ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        try:
+            if file.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except BaseException:
+            file.truncate(size)
+            raise
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -19,7 +72,14 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
     An existing directory changes places with the new one and is removed last. Files get the mode that the umask gives,
     whoever wrote them. What an earlier, killed call left is cleaned up first.
+
+    Raises WriteError when it cannot be written, and whatever `write` raises.
     """
+    with _writing(path):
+        _write(path, write)
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
     changed = [path.parent, *(folder.parent for folder in path.parents if not folder.exists())]
     path.parent.mkdir(parents=True, exist_ok=True)
     recover(path)

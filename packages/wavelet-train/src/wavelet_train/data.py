@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from wavelet_core.cache_directory import default_cache_directory
 from wavelet_core.config import ComponentConfig, ComponentOf, Section
 from wavelet_core.registry import build
 from wavelet_core.tokenizers import Tokenizer
 from wavelet_train.datasets import Dataset, Split
-from wavelet_train.token_cache import TokenCache, TokenSplit, default_cache_directory
+from wavelet_train.token_cache import TokenCache, TokenSplit
 from wavelet_train.training_state import DataIdentity
 
 

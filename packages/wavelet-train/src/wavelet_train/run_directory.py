@@ -19,7 +19,7 @@ from typing import Any
 
 from wavelet_core.atomic_files import recover, write_atomically
 from wavelet_core.checkpoint import CONFIG_FILE as CHECKPOINT_CONFIG_FILE
-from wavelet_core.checkpoint import read_config, write_checkpoint
+from wavelet_core.checkpoint import read_config, save_checkpoint, verify_checkpoint
 from wavelet_core.tensor_files import CheckpointError
 from wavelet_core.tokenizers import Tokenizer, checkpoint_tokenizer
 from wavelet_train.run_config import RunConfig, dump, run_config
@@ -81,11 +81,13 @@ class RunDirectory:
         self.best, self.last = self.path / "best", self.path / "last"
 
     def check(self, resume: bool, overwrite: bool) -> None:
-        """Raise CheckpointError where there is no run to resume, FileExistsError where one would be lost unasked."""
+        """Raise CheckpointError unless a run to resume is whole, FileExistsError where one would be lost unasked."""
         for checkpoint in (self.best, self.last):
             recover(checkpoint)
         if resume and not self.last.is_dir():
             raise CheckpointError(f"{self.path} holds no run that can be resumed: it has no {self.last.name}/")
+        if resume:
+            verify_checkpoint(self.last)
         if not (resume or overwrite) and self.last.exists():
             raise FileExistsError(
                 f"{self.path} holds a run already: resume that one, name another directory, or ask to overwrite it"
@@ -158,9 +160,4 @@ class RunDirectory:
     ) -> None:
         """Replace a checkpoint; `write_more` puts what else belongs to it into the new directory."""
         sections = {"step": step, **run.model_dump(mode="json", include={"data", "train"})}
-
-        def write(fresh: Path) -> None:
-            write_checkpoint(model, fresh, tokenizer, sections)
-            write_more(fresh)
-
-        write_atomically(checkpoint, write)
+        save_checkpoint(model, checkpoint, tokenizer, sections, write_more)

@@ -10,7 +10,7 @@ import click
 
 from wavelet_cli import completion
 from wavelet_cli.output import print_json
-from wavelet_cli.shared_options import checkpoint_argument, device_option, json_option
+from wavelet_cli.shared_options import checkpoint_argument, device_option, json_option, verify_option
 
 
 class Finite(click.FloatRange):
@@ -108,6 +108,7 @@ class Finite(click.FloatRange):
 @click.option(
     "--fwpkm-chunk-size", type=click.IntRange(min=2), help="Tokens of one of their updates. Default: the model's."
 )
+@verify_option
 @json_option
 def command(checkpoint: str, **options: Any) -> None:
     """Continue TEXT with the model in CHECKPOINT, a checkpoint or run directory.
@@ -135,7 +136,7 @@ def command(checkpoint: str, **options: Any) -> None:
     settings = generation_settings(options)
     directory = locate_checkpoint(checkpoint)
     model = load_model(directory, options)
-    tokenizer = checkpoint_tokenizer(directory, model.config.vocabulary)
+    tokenizer = checkpoint_tokenizer(directory, model.config.vocabulary, verify=False)
     draft = load_draft(options)
     seed = secrets.randbelow(2**32) if options["seed"] is None else options["seed"]
     prompts = [encode_prompt(text, model.config.vocabulary, tokenizer) for text in texts]
