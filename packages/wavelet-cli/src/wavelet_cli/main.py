@@ -14,6 +14,7 @@ import click
 
 from wavelet_cli import PACKAGES, commands
 from wavelet_cli.failures import failure, readable
+from wavelet_cli.output import COLORS, error_style, warning_style
 from wavelet_cli.signals import leave, report
 
 DEBUG = "wavelet_cli.debug"
@@ -64,11 +65,11 @@ class WaveletGroup(click.Group):
             registry.manager.call("register_commands", plugin, cli=self)
             self.plugin_commands[plugin.name] = sorted(set(self.commands) - known)
             if plugin.error:
-                click.echo(
+                message = (
                     f"wavelet: warning: plugin {plugin.name!r} of {plugin} does not work: {plugin.reason} "
-                    "(see `wavelet plugins`)",
-                    err=True,
+                    "(see `wavelet plugins`)"
                 )
+                click.echo(warning_style(message), err=True)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; what it raises becomes one message and an exit status."""
@@ -76,6 +77,8 @@ class WaveletGroup(click.Group):
             return super().invoke(ctx)
         except click.ClickException as error:
             error.message = readable(error.message)  # type: ignore[misc]
+            message = error_style(error.format_message())
+            error.format_message = lambda: message  # type: ignore[method-assign]
             raise
         except (click.Abort, click.exceptions.Exit, BrokenPipeError, SystemExit):
             raise
@@ -115,7 +118,10 @@ def _print_versions(ctx: click.Context, _: click.Parameter, value: bool) -> None
     ctx.exit()
 
 
-@click.group(cls=WaveletGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=WaveletGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "color": COLORS},
+)
 @click.option(
     "--version",
     is_flag=True,

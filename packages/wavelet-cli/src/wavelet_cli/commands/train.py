@@ -94,6 +94,6 @@ def command(
         state = {"directory": str(result.directory), "step": result.step, "steps": result.steps}
         print_json({**state, "stopped_by": result.stopped_by, "report": report})
     elif result.report is not None:
-        click.echo(f'{result.report}\nTry it: wavelet generate {result.directory} --prompt "..."')
+        click.echo(f'{result.report}\nTry it: wavelet generate {result.directory} "..."')
     if result.stopped_by is not None:
         ctx.exit(128 + signal.Signals[result.stopped_by])
