@@ -150,7 +150,7 @@ def main() -> None:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:
-        sys.stdout = None  # type: ignore[assignment]  # which Python would flush again, and complain in its own words
+        sys.stdout = None  # which Python would flush again, and complain in its own words
         status = status or _failed(error)
     if status in (130, 143):
         leave(status)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from wavelet_core.atomic_files import recover, write_atomically
+from wavelet_core.atomic_files import append_whole, recover, write_atomically
 from wavelet_core.checkpoint import write_checkpoint
 from wavelet_core.tensor_files import CheckpointError
 from wavelet_core.tokenizers import Tokenizer
@@ -43,13 +43,12 @@ class MetricsFile:
         return self.path.stat().st_size
 
     def write(self, **values: Any) -> None:
-        """Append one line. Numbers that JSON does not have (infinity, not a number) become null."""
+        """Append one line, or nothing. Numbers that JSON does not have (infinity, not a number) become null."""
         finite = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in values.items()
         }
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite) + "\n")
+        append_whole(self.path, f"{json.dumps(finite)}\n".encode())
 
 
 class RunDirectory:
