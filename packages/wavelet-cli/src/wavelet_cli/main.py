@@ -70,6 +70,13 @@ class WaveletGroup(click.Group):
                     err=True,
                 )
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.ClickException as error:
+            error.message = readable(error.message)  # type: ignore[misc]
+            raise
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; what it raises becomes one message and an exit status."""
         try:
@@ -131,7 +138,7 @@ def cli() -> None:
     Start here:
       wavelet config list
       wavelet train demo --out runs/demo
-      wavelet generate runs/demo --prompt "def "
+      wavelet generate runs/demo "def "
 
     Exit status: 0 success, 1 failure, 2 usage or configuration error, 130 stopped by Ctrl-C, 143 by SIGTERM.
     """

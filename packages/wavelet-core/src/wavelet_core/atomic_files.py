@@ -12,9 +12,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
 
 from safetensors import SafetensorError
+
+from wavelet_core.file_lock import try_lock
 
 
 class WriteError(OSError):
@@ -86,7 +87,7 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
     fresh, old = workspace / "new", workspace / "old"
     try:
         with open(workspace / "unlocked", "wb") as lock:
-            _lock(lock)
+            try_lock(lock)
             # Under this name `recover` looks for it, and so never finds one that is not locked yet.
             os.rename(lock.name, workspace / "lock")
             write(fresh)
@@ -122,25 +123,12 @@ def recover(path: Path) -> None:
 def _recover_from(workspace: Path, path: Path) -> None:
     with suppress(OSError):
         with open(workspace / "lock", "r+b") as lock:
-            if not _lock(lock):
+            if not try_lock(lock):
                 return
             if not path.exists() and (workspace / "old").exists() and (workspace / "new").exists():
                 os.replace(workspace / "new", path)
                 _fsync(path.parent)
         shutil.rmtree(workspace, ignore_errors=True)
-
-
-def _lock(file: BinaryIO) -> bool:
-    """Lock an open file until it is closed or its process ends; False where it is locked or there are no locks."""
-    if sys.platform == "win32":
-        return False
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def _flush(fresh: Path, mode: int) -> None:

@@ -12,6 +12,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from pydantic import Field
 
 from wavelet_core.atomic_files import write_atomically
 from wavelet_core.config import ComponentConfig, ConfigurationError
+from wavelet_core.digests import DIGESTS_FILE, verify_digests
 from wavelet_core.messages import shortened, shown
 from wavelet_core.registry import RegistryError, nearest, registry
 from wavelet_core.tensor_files import CheckpointError
@@ -61,6 +63,17 @@ class Tokenizer(ABC):
 
         Raises TokenizerError for an id outside the vocabulary.
         """
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of every token by its id, b"" for the end of text and for ids that nothing is encoded to."""
+        texts = []
+        for token in range(self.vocabulary_size):
+            try:
+                texts.append(b"" if token == self.end_of_text else self.decode_bytes([token]))
+            except TokenizerError:
+                texts.append(b"")
+        return texts
 
     def save(self, directory: str | Path) -> None:
         """Write `tokenizer.json`, with the kind under "kind", and whatever else `load` needs."""
@@ -307,9 +320,10 @@ def save_description(directory: str | Path, description: dict[str, Any]) -> None
     write_atomically(Path(directory) / FILE_NAME, lambda file: file.write_text(text, encoding="utf-8"))
 
 
-def load_tokenizer(directory: str | Path) -> Tokenizer:
+def load_tokenizer(directory: str | Path, verify: bool = True) -> Tokenizer:
     """The tokenizer that was saved in a directory, or in the folder `tokenizer` of a checkpoint directory.
 
+    verify: check first that its files are what was saved, where digests of them are beside it.
     Raises CheckpointError when there is none or its files are damaged, RegistryError when no installed package has
     its kind, and TokenizerError when a package that it needs is missing.
     """
@@ -319,6 +333,10 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     path = directory / FILE_NAME
     if not path.exists():
         raise CheckpointError(f"{directory} holds no tokenizer: there is no {FILE_NAME} in it")
+    if verify:
+        for place, parts in ((directory, None), (directory.parent, (directory.name,))):
+            if (place / DIGESTS_FILE).exists():
+                verify_digests(place, parts)
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         tokenizer_class: Any = registry.get("tokenizer", str(saved["kind"]))
@@ -330,14 +348,14 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     return tokenizer
 
 
-def checkpoint_tokenizer(directory: str | Path, vocabulary_size: int) -> Tokenizer:
+def checkpoint_tokenizer(directory: str | Path, vocabulary_size: int, verify: bool = True) -> Tokenizer:
     """The tokenizer of a checkpoint directory whose model has `vocabulary_size` entries.
 
-    A model may have more entries than its tokenizer has tokens (padding), not fewer.
+    A model may have more entries than its tokenizer has tokens (padding), not fewer. verify: as in `load_tokenizer`.
 
     Raises CheckpointError when it has fewer, and what `load_tokenizer` raises.
     """
-    tokenizer = load_tokenizer(directory)
+    tokenizer = load_tokenizer(directory, verify)
     if tokenizer.vocabulary_size > vocabulary_size:
         raise CheckpointError(
             f"{directory}: the tokenizer has {tokenizer.vocabulary_size} tokens, but the model's vocabulary only "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,18 +14,18 @@ from wavelet_core.config import ComponentOf, ConfigurationError, Section, parse
 from wavelet_core.first_format import convert_config
 from wavelet_core.messages import shortened, shown
 from wavelet_core.registry import nearest
+from wavelet_train import PRESETS
 from wavelet_train.data import DataConfig
 from wavelet_train.precision import Precision
 
-PRESETS = Path(str(files("wavelet_train") / "presets"))
 # What a checkpoint's config.json holds besides the sections of a run.
-CHECKPOINT_KEYS = ("format_version", "components", "format")
+CHECKPOINT_KEYS = ("format_version", "components", "format", "step")
 
 
 class TrainConfig(Section):
     """How a model is trained, checked and saved (docs/model.md, section 8 has the published recipe)."""
 
-    seed: int = Field(0, ge=0, description="decides initial weights, dropout and the order of windows")
+    seed: int = Field(0, ge=0, lt=1 << 63, description="decides initial weights, dropout and the order of windows")
     device: str = Field("auto", description="auto (an accelerator if there is one), cpu, cuda, cuda:1, mps, ...")
     threads: int | None = Field(
         None,
