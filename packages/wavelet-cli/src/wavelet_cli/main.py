@@ -71,6 +71,13 @@ class WaveletGroup(click.Group):
                 )
                 click.echo(warning_style(message), err=True)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.ClickException as error:
+            error.message = readable(error.message)  # type: ignore[misc]
+            raise
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; what it raises becomes one message and an exit status."""
         try:
