@@ -13,6 +13,7 @@ import click
 
 from wavelet_cli import PACKAGES, commands
 from wavelet_cli.failures import failure
+from wavelet_cli.processor_threads import wait_briefly
 
 DEBUG = "wavelet_cli.debug"
 
@@ -135,4 +136,5 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of the `wavelet` script."""
+    wait_briefly()
     cli(prog_name="wavelet")

@@ -10,6 +10,12 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print as JSO
 
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps, ...")
 
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    help="Processor threads. Default: the run's train.threads, or else by the model's size and what is idle.",
+)
+
 set_option = click.option(
     "--set",
     "overrides",

@@ -62,6 +62,7 @@ def announce(
     print(
         f"{parameters:,} parameters, {len(train.tokens):,} training tokens ({train.byte_count:,} bytes), "
         f"{len(validation.tokens):,} validation tokens, vocabulary {model.config.vocabulary:,}; "  # type: ignore[union-attr]
-        f"{steps:,} steps of {tokens_per_step:,} tokens on {device} in {str(dtype).removeprefix('torch.')}",
+        f"{steps:,} steps of {tokens_per_step:,} tokens on {device} in {str(dtype).removeprefix('torch.')}, "
+        f"{torch.get_num_threads()} processor thread{'s' if torch.get_num_threads() > 1 else ''}",
         file=sys.stderr,
     )

@@ -17,6 +17,7 @@ from wavelet_core.checkpoint import WEIGHTS_FILE, named_tensors
 from wavelet_core.devices import resolve_device
 from wavelet_core.state import leaves
 from wavelet_core.tensor_files import CheckpointError, check_fit, load_tensors_into
+from wavelet_core.threads import available_processors, use_threads
 from wavelet_train.allocator import keep_freed_memory
 from wavelet_train.data import PreparedData
 from wavelet_train.evaluation import evaluate
@@ -86,8 +87,6 @@ class Trainer:
         self.directory = directory
         self.stop = StopOnSignal()
         self.device = resolve_device(config.device, "train.device")
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
         if self.device.type == "cpu":
             keep_freed_memory()
         self.dtype = resolve_precision(config.precision, self.device)
@@ -113,6 +112,15 @@ class Trainer:
         # The small gradients of float16 would vanish without it.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.counters = Counters()
+        self._use_threads()
+
+    def _use_threads(self) -> None:
+        """Take the threads that the run has had so far, because another number rounds differently."""
+        before = self.counters.threads
+        if before is not None and before > available_processors():
+            before = None  # the run comes from a larger machine
+        positions = self.config.batch_size * self.model.config.context_length
+        self.counters.threads = use_threads(self.config.threads or before, self.model, positions)
 
     def _windows(self, context_length: int) -> RandomWindows | ConsecutiveWindows:
         """Consecutive text for a model that carries state from window to window, random windows for any other."""
@@ -268,6 +276,7 @@ class Trainer:
         """Take everything from `last/`. Raises CheckpointError that lists by name what does not fit."""
         last, device = self.directory.last, self.device
         self.counters, saved, scaler = read_state(last)
+        self._use_threads()
         with torch.no_grad():
             load_tensors_into(named_tensors(self.model), last / WEIGHTS_FILE)
         generators = {name: saved.pop(name) for name in [*saved] if name.startswith("random.") and name != "random.cpu"}

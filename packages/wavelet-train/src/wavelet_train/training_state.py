@@ -29,7 +29,7 @@ class Counters:
 
     step: optimizer steps done. validated_step: at which of them the last validation was. best_nats: the lowest
     validation loss so far, in nats per token. loss_sum, loss_steps: of the steps since the last line of metrics.
-    metrics_size: bytes of metrics.jsonl.
+    metrics_size: bytes of metrics.jsonl. threads: processor threads that the run computes with.
     """
 
     step: int = 0
@@ -38,6 +38,7 @@ class Counters:
     loss_sum: float = 0.0
     loss_steps: int = 0
     metrics_size: int = 0
+    threads: int | None = None
 
 
 def write_state(directory: Path, counters: Counters, tensors: Mapping[str, Tensor], scaler: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from wavelet_cli.output import print_json
-from wavelet_cli.shared_options import device_option, json_option
+from wavelet_cli.shared_options import device_option, json_option, threads_option
 
 
 class Finite(click.FloatRange):
@@ -90,6 +90,7 @@ class Finite(click.FloatRange):
     help="Compile the steps with torch.compile: a minute at first, then several times faster for small models.",
 )
 @device_option
+@threads_option
 @click.option(
     "--fwpkm-inference-updates", is_flag=True, help="Let fast-weight memories learn from the text as it goes."
 )
@@ -114,6 +115,7 @@ def command(checkpoint: str, **options: Any) -> None:
     """
     from wavelet_cli.generated_text import Clock, Printer, metrics_table
     from wavelet_cli.generation_options import generation_settings, load_draft, load_model, read_prompts
+    from wavelet_cli.processor_threads import choose_threads
     from wavelet_core.checkpoint import locate_checkpoint
     from wavelet_core.generation import DecodingSession, completion_metrics, generate
     from wavelet_core.generation.request import encode_prompt
@@ -124,6 +126,7 @@ def command(checkpoint: str, **options: Any) -> None:
     settings = generation_settings(options)
     directory = locate_checkpoint(checkpoint)
     model = load_model(directory, options)
+    threads = choose_threads(directory, model, options["threads"], positions=min(len(texts), options["batch"]))
     tokenizer = checkpoint_tokenizer(directory, model.config.vocabulary)
     draft = load_draft(options)
     seed = secrets.randbelow(2**32) if options["seed"] is None else options["seed"]
@@ -138,6 +141,7 @@ def command(checkpoint: str, **options: Any) -> None:
     for token in tokens:
         clock.tick()
         printer.add(token.row, token)
+        threads.renew()
     finished = list(zip(prompts, printer.completions, strict=True))
     metrics = [completion_metrics(model, *pair) for pair in finished] if settings.metrics else []
     if options["as_json"]:
