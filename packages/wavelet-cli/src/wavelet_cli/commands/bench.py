@@ -133,7 +133,7 @@ def decode_command(
         from wavelet_core.threads import use_threads
         from wavelet_quant.decode_benchmark import random_model
 
-        run = load_configuration(str(preset), overrides)
+        run = load_configuration(str(preset), overrides, model_only=True)
         model = random_model(vocabulary_resolved(run), weight_type or torch.float32).to(place)
         use_threads(threads or run.train.threads, model)
     report = decode_benchmark(model, positions, rounds, window_rounds, batches or (), compiled, token_by_token)
