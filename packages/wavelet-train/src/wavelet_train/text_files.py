@@ -34,7 +34,7 @@ class TextFiles:
         pattern: str = Field("*", min_length=1, description="names of the files to read in folders, such as *.txt")
         skip_undecodable: bool = Field(
             False,
-            description="leave out the files of folders that are not UTF-8, and say how many, instead of refusing",
+            description="leave out what is not UTF-8 in folders, and say how many files, instead of refusing",
         )
 
         @model_validator(mode="after")
@@ -144,6 +144,6 @@ def read_utf8(file: Path) -> str:
     except UnicodeDecodeError as error:
         raise ConfigurationError(
             f"data.dataset: {file} is not UTF-8 text (byte {error.start} is 0x{error.object[error.start]:02x}); "
-            "convert it to UTF-8, choose other files with data.dataset.pattern, or leave such files of folders out with "
-            "data.dataset.skip_undecodable=true"
+            "convert it to UTF-8, choose other files with data.dataset.pattern, or leave what is not UTF-8 in a folder "
+            "out with data.dataset.skip_undecodable=true"
         ) from None
