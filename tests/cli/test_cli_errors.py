@@ -45,7 +45,7 @@ def test_an_exception_becomes_one_message_and_a_status(error, status, message):
 
 def test_an_interrupt_exits_with_130():
     result = run_raising(KeyboardInterrupt())
-    assert (result.exit_code, result.stderr) == (130, "wavelet: interrupted\n")
+    assert (result.exit_code, result.stderr) == (130, "wavelet: stopped by SIGINT\n")
 
 
 @pytest.mark.parametrize("arguments", [("fail", "--debug"), ("--debug", "fail")])

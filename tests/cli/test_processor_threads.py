@@ -85,8 +85,8 @@ def test_a_run_goes_on_with_the_threads_that_it_began_with(wavelet, tmp_path, th
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content))
     result = wavelet("train", tmp_path / "tiny.yaml", "--out", tmp_path / "run")
     assert result.exit_code == 0, result.stderr
-    assert "1 processor thread" in result.stderr
-    assert read_state(tmp_path / "run" / "last")[0].threads == 1
+    assert "processor threads: 1" in result.stderr
+    assert read_state(tmp_path / "run" / "last").counters.threads == 1
     threads.append(7)
     assert wavelet("train", "--resume", tmp_path / "run", "--set", "train.steps=2").exit_code == 0
     assert threads[-1] == 1

@@ -186,7 +186,7 @@ def test_modes_are_those_of_the_umask(make_model, tmp_path, umask, file, directo
     finally:
         os.umask(before)
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
-    assert len(modes) == 6
+    assert len(modes) == 7
     assert modes == {path: directory if path.is_dir() else file for path in modes}
 
 

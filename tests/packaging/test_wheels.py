@@ -37,7 +37,7 @@ ENTRY_POINTS = {
     "memory": "[wavelet]\nmemory = wavelet_memory.plugin",
     "quant": "[wavelet]\nquant = wavelet_quant.plugin",
     "train": "[wavelet]\ntrain = wavelet_train.plugin",
-    "cli": "[console_scripts]\nwavelet = wavelet_cli.main:main",
+    "cli": "[console_scripts]\nwavelet = wavelet_cli.__main__:main",
 }
 
 every_package = pytest.mark.parametrize("name", NAMES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import platform
+import sys
 import traceback
 from importlib.metadata import entry_points, version
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 import click
 
 from wavelet_cli import PACKAGES, commands
-from wavelet_cli.failures import failure
+from wavelet_cli.failures import failure, readable
 from wavelet_cli.processor_threads import wait_briefly
+from wavelet_cli.signals import leave, report
 
 DEBUG = "wavelet_cli.debug"
 
@@ -73,12 +75,14 @@ class WaveletGroup(click.Group):
         """Run a command; what it raises becomes one message and an exit status."""
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+        except click.ClickException as error:
+            error.message = readable(error.message)  # type: ignore[misc]
             raise
-        except KeyboardInterrupt:
-            click.echo("wavelet: interrupted", err=True)
-            ctx.exit(130)
-        except Exception as error:
+        except (click.Abort, click.exceptions.Exit, BrokenPipeError, SystemExit):
+            raise
+        except KeyboardInterrupt as interrupt:
+            ctx.exit(report(interrupt))
+        except BaseException as error:  # the panics of libraries in Rust are no Exception
             if ctx.meta.get(DEBUG):
                 traceback.print_exc()
             raise failure(error) from error
@@ -128,13 +132,34 @@ def cli() -> None:
     Start here:
       wavelet config list
       wavelet train demo --out runs/demo
-      wavelet generate runs/demo --prompt "def "
+      wavelet generate runs/demo "def "
 
-    Exit status: 0 success, 1 failure, 2 usage or configuration error, 130 interrupted.
+    Exit status: 0 success, 1 failure, 2 usage or configuration error, 130 stopped by Ctrl-C, 143 by SIGTERM.
     """
 
 
 def main() -> None:
-    """Entry point of the `wavelet` script."""
+    """Run the command that the arguments name, and end the process."""
     wait_briefly()
-    cli(prog_name="wavelet")
+    status: Any = 0
+    try:
+        cli(prog_name="wavelet")
+    except SystemExit as end:
+        status = end.code
+    except OSError as error:  # of standard output, as `--help` meets it
+        status = _failed(error)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        sys.stdout = None  # which Python would flush again, and complain in its own words
+        status = status or _failed(error)
+    if status in (130, 143):
+        leave(status)
+    sys.exit(status)
+
+
+def _failed(error: OSError) -> int:
+    if not isinstance(error, BrokenPipeError):
+        failure(error).show()
+    return 1

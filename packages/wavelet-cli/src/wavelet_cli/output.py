@@ -1,4 +1,4 @@
-"""How values are printed: JSON for programs, sizes for people."""
+"""How results are printed: as JSON for programs, as text for people."""
 
 from __future__ import annotations
 
@@ -29,12 +29,3 @@ def print_report(report: Any, as_json: bool, describe: Callable[[Any], str]) -> 
         print_json(report)
     else:
         click.echo(describe(report))
-
-
-def byte_size(size: float) -> str:
-    """A number of bytes with a binary unit: 1536 -> "1.5 KiB"."""
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"

@@ -189,7 +189,7 @@ def _at(place: str) -> tuple[str, str]:
     """Description and default of what `place` names: a field of a section, or of a component in it."""
     section, name, *rest = place.split(".")
     if section != "model" and rest in ([], ["kind"]):
-        return _described({"data": DataConfig, "train": TrainConfig}[section], name)
+        return _described(dict(SECTIONS)[f"`{section}`"], name)
     if entry := re.fullmatch(r"memories\[(\w+)\]", name):
         component = registry.get("memory", entry[1])
         if not rest:

@@ -71,6 +71,19 @@ class Evaluation:
             "stride": self.stride,
         }
 
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Evaluation:
+        """The evaluation that `as_dict` gave. Raises KeyError, TypeError or ValueError where it did not."""
+        words = content["words"]
+        return cls(
+            nats=float(content["nats_per_token"]) * int(content["tokens"]),
+            tokens=int(content["tokens"]),
+            byte_count=int(content["bytes"]),
+            word_count=None if words is None else int(words),
+            window=int(content["window"]),
+            stride=int(content["stride"]),
+        )
+
 
 def exponential(nats: float) -> float:
     """exp(nats), infinity where that is beyond a float."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from wavelet_cli.output import print_json, print_report
-from wavelet_cli.shared_options import json_option, set_option
+from wavelet_cli.shared_options import config_argument, json_option, set_option
 from wavelet_train.tables import table
 
 
@@ -30,7 +30,7 @@ def list_command(as_json: bool) -> None:
 
 
 @command.command("show")
-@click.argument("config")
+@config_argument
 @set_option
 @click.option("--parameters", is_flag=True, help="Count the model's parameters, part by part, instead.")
 @json_option

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wavelet_cli.output import print_report
-from wavelet_cli.shared_options import device_option, json_option, threads_option
+from wavelet_cli.shared_options import checkpoint_argument, device_option, json_option, threads_option, verify_option
 from wavelet_train.tables import table
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command("evaluate", short_help="Measure how well a checkpoint predicts a text.")
-@click.argument("checkpoint")
+@checkpoint_argument
 @click.option(
     "--data",
     "path",
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Type of matrix products; auto is bfloat16 where the device has it.",
 )
+@verify_option
 @json_option
 def command(
     checkpoint: str,
@@ -56,6 +57,7 @@ def command(
     device: str,
     threads: int | None,
     precision: str,
+    verify: bool,
     as_json: bool,
 ) -> None:
     """Measure how well CHECKPOINT predicts a text: nats, bits and perplexity per token, bits per byte, and perplexity
@@ -83,9 +85,9 @@ def command(
 
     directory = locate_checkpoint(checkpoint)
     place = resolve_device(device, "--device")
-    model = load_checkpoint(directory, device=place)
+    model = load_checkpoint(directory, device=place, verify=verify)
     choice = choose_threads(directory, model, threads, positions=batch_size * model.config.context_length)
-    tokenizer = checkpoint_tokenizer(directory, model.config.vocabulary_size or 0)
+    tokenizer = checkpoint_tokenizer(directory, model.config.vocabulary_size or 0, verify=False)
     text = _text(directory, tokenizer, path, split or "test")
     stride = max(1, model.config.context_length // 2) if windows == "sliding" else None
     with Progress("evaluating", len(text.tokens) - 1, " tokens") as progress:

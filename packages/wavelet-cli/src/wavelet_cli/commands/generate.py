@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
+from wavelet_cli import completion
 from wavelet_cli.output import print_json
-from wavelet_cli.shared_options import device_option, json_option, threads_option
+from wavelet_cli.shared_options import checkpoint_argument, device_option, json_option, threads_option, verify_option
 
 
 class Finite(click.FloatRange):
@@ -27,10 +28,17 @@ class Finite(click.FloatRange):
     short_help="Continue a text with a model.",
     context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
 )
-@click.argument("checkpoint")
-@click.argument("stdin", metavar="[-]", required=False, type=click.Choice(["-"]))
-@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="Text to continue; several make a batch.")
-@click.option("--prompt-file", metavar="FILE", help="Read the prompt from a UTF-8 file, or from - (standard input).")
+@checkpoint_argument
+@click.argument("text", required=False)
+@click.option(
+    "--prompt", "prompts", multiple=True, metavar="TEXT", help="Text to continue, as TEXT is; several make a batch."
+)
+@click.option(
+    "--prompt-file",
+    metavar="FILE",
+    type=click.Path(),
+    help="Read the prompt from a UTF-8 file, or from - (standard input).",
+)
 @click.option(
     "--num-tokens", "--tokens", type=click.IntRange(min=1), default=200, show_default=True, help="Tokens to generate."
 )
@@ -45,6 +53,7 @@ class Finite(click.FloatRange):
     default="stream",
     show_default=True,
     metavar="stream|hop:N|window",
+    shell_complete=completion.policies,
     help="What is remembered: everything; the last window, rebuilt every N tokens; or rebuilt for every token.",
 )
 @click.option("--temperature", type=Finite(min=0), help="Divide logits by this; 0 is greedy. Default: 1.")
@@ -61,6 +70,7 @@ class Finite(click.FloatRange):
     "samplers",
     multiple=True,
     metavar="YAML",
+    shell_complete=completion.samplers,
     help="A sampler by name or as {kind: ..., ...}, a plugin's for example; applied last, in the order given.",
 )
 @click.option("--lookahead-k", type=click.IntRange(min=2), help="Search: candidates tried for every token. Default: 3.")
@@ -77,6 +87,7 @@ class Finite(click.FloatRange):
 @click.option(
     "--draft",
     metavar="ngram|CHECKPOINT",
+    shell_complete=completion.drafts,
     help="Speculative decoding: guess by look-up in the text, or with a smaller model; the same text, sooner.",
 )
 @click.option("--ptq8", is_flag=True, help="Quantize the weights to 8 bits after loading.")
@@ -98,19 +109,20 @@ class Finite(click.FloatRange):
 @click.option(
     "--fwpkm-chunk-size", type=click.IntRange(min=2), help="Tokens of one of their updates. Default: the model's."
 )
+@verify_option
 @json_option
 def command(checkpoint: str, **options: Any) -> None:
-    """Continue a prompt with the model in CHECKPOINT, a checkpoint or run directory.
+    """Continue TEXT with the model in CHECKPOINT, a checkpoint or run directory.
 
-    The text is printed as it is decoded. Without a prompt the model starts from its end-of-text token. Samplers are
-    applied in this order: repetition penalty, wavelet coherence, entropy-adaptive temperature or temperature, top-k,
-    top-p, min-p. Options may be spelt with underscores too.
+    What comes is printed as it is decoded. A TEXT of - is read from standard input; without any the model starts from
+    its end-of-text token. Samplers are applied in this order: repetition penalty, wavelet coherence, entropy-adaptive
+    temperature or temperature, top-k, top-p, min-p. Options may be spelt with underscores too.
 
     \b
     Examples:
-      wavelet generate runs/demo --prompt "def " --num-tokens 200
+      wavelet generate runs/demo "def " --num-tokens 200
       wavelet generate runs/demo --prompt-file start.txt --strategies --seed 7
-      wavelet generate runs/demo --prompt "The" -n 4 --temperature 0.8 --top-p 0.9 --json
+      wavelet generate runs/demo "The" -n 4 --temperature 0.8 --top-p 0.9 --json
       echo "import os" | wavelet generate runs/demo - --temperature 0 --draft ngram
     """
     from wavelet_cli.generated_text import Clock, Printer, metrics_table
@@ -127,7 +139,7 @@ def command(checkpoint: str, **options: Any) -> None:
     directory = locate_checkpoint(checkpoint)
     model = load_model(directory, options)
     threads = choose_threads(directory, model, options["threads"], positions=min(len(texts), options["batch"]))
-    tokenizer = checkpoint_tokenizer(directory, model.config.vocabulary)
+    tokenizer = checkpoint_tokenizer(directory, model.config.vocabulary, verify=False)
     draft = load_draft(options)
     seed = secrets.randbelow(2**32) if options["seed"] is None else options["seed"]
     prompts = [encode_prompt(text, model.config.vocabulary, tokenizer) for text in texts]

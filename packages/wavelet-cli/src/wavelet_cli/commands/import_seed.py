@@ -27,7 +27,7 @@ def command(seed_checkpoint: Path, out: Path, config_json: Path | None) -> None:
     Examples:
       wavelet import best_model.pt imported
       wavelet import best_model.pt imported --config runs/7/config.json
-      wavelet generate imported --prompt "The"
+      wavelet generate imported "The"
     """
     from wavelet_cli.seed.conversion import import_seed
 
