@@ -15,6 +15,7 @@ import click
 from wavelet_cli import PACKAGES, commands
 from wavelet_cli.failures import failure, readable
 from wavelet_cli.output import COLORS, error_style, warning_style
+from wavelet_cli.processor_threads import wait_briefly
 from wavelet_cli.signals import leave, report
 
 DEBUG = "wavelet_cli.debug"
@@ -152,6 +153,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command that the arguments name, and end the process."""
+    wait_briefly()
     status: Any = 0
     try:
         cli(prog_name="wavelet")

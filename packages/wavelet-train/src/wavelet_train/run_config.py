@@ -30,8 +30,9 @@ class TrainConfig(Section):
     threads: int | None = Field(
         None,
         ge=1,
-        description="processor threads to compute with; null: one for each core. Small models on cores that other work "
-        "shares are faster with 1",
+        le=1024,
+        description="processor threads to compute with; null: OMP_NUM_THREADS of the environment, or else chosen when "
+        "the run starts, by the work of a step and the processors that are idle",
     )
     precision: Precision = Field(
         "auto",
