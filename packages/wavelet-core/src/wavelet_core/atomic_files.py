@@ -104,7 +104,7 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
             for folder in changed:
                 _fsync(folder)
     finally:
-        shutil.rmtree(workspace, ignore_errors=True)
+        _remove(workspace)
 
 
 def recover(path: Path) -> None:
@@ -128,7 +128,15 @@ def _recover_from(workspace: Path, path: Path) -> None:
             if not path.exists() and (workspace / "old").exists() and (workspace / "new").exists():
                 os.replace(workspace / "new", path)
                 _fsync(path.parent)
-        shutil.rmtree(workspace, ignore_errors=True)
+        _remove(workspace)
+
+
+def _remove(workspace: Path) -> None:
+    """Remove a workspace, its lock last: `recover` finds what a kill leaves of it."""
+    for path in (workspace / "new", workspace / "old"):
+        with suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    shutil.rmtree(workspace, ignore_errors=True)
 
 
 def _flush(fresh: Path, mode: int) -> None:
