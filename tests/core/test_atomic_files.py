@@ -1,8 +1,11 @@
 """Atomic writes: a real kill at any moment, living writers, modes, and what reaches the disk."""
 
+import errno
 import os
+import re
 import signal
 import stat
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -11,9 +14,10 @@ import pytest
 import torch
 
 from wavelet_core import WaveletLM, atomic_files
-from wavelet_core.atomic_files import recover, write_atomically
+from wavelet_core.atomic_files import WriteError, append_whole, recover, write_atomically
 from wavelet_core.tokenizers import BytesTokenizer
 
+resource = pytest.importorskip("resource", reason="needs limits of a process")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork, signals and modes")
 
 
@@ -133,6 +137,99 @@ def test_a_failed_write_of_a_file_keeps_the_old_one(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         write_atomically(file, write)
     assert file.read_text() == "old" and [entry.name for entry in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def fail_with(number):
+    def fail(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"), [(errno.ENOSPC, "free some space"), (errno.EROFS, "name a directory that you may write to")]
+)
+def test_a_full_or_read_only_disk_is_named_with_what_is_kept(make_model, tmp_path, monkeypatch, number, remedy):
+    path = tmp_path / "model"
+    make_model(seed=0).save_pretrained(path, BytesTokenizer())
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    monkeypatch.setattr(os, "fsync", fail_with(number))
+    with pytest.raises(WriteError) as caught:
+        make_model(seed=1).save_pretrained(path, BytesTokenizer())
+    assert (caught.value.errno, caught.value.filename) == (number, str(path))
+    reason = f"{path}: cannot be written: {os.strerror(number)}; what was there before is unchanged; {remedy}"
+    assert str(caught.value).startswith(reason)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+    with pytest.raises(WriteError, match="nothing was left there"):
+        make_model().save_pretrained(tmp_path / "other")
+
+
+def mounted(tmp_path, options, program):
+    """Run a program in a file system of its own, mounted at `tmp_path/disk`; its output."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o "$1" tmpfs "$2" && shift 2 && exec "$@"', "sh"]
+    try:
+        subprocess.run([*mount, options, str(disk), "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"needs unshare and the right to mount: {error}")
+    command = [*mount, options, str(disk), sys.executable, "-c", program, str(disk)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+SAVE = """
+import sys
+from pathlib import Path
+import torch
+from wavelet_core.atomic_files import WriteError, append_whole
+from wavelet_core.tensor_files import save_tensors
+disk = Path(sys.argv[1])
+for size in (1 << 10, 1 << 20):
+    try:
+        save_tensors({"w": torch.zeros(size)}, disk / "w.safetensors")
+        append_whole(disk / "lines", b"x" * size)
+    except WriteError as error:
+        print(error)
+print([(path.name, path.stat().st_size) for path in sorted(disk.iterdir())])
+"""
+
+
+def test_a_disk_that_fills_keeps_what_was_whole(tmp_path):
+    failed, left = mounted(tmp_path, "size=1m", SAVE).splitlines()
+    assert "w.safetensors: cannot be written: No space left on device; what was there before is unchanged" in failed
+    assert re.fullmatch(r"\[\('lines', 1024\), \('w.safetensors', 41\d\d\)\]", left)
+
+
+def test_a_read_only_disk_is_named(tmp_path):
+    *failed, left = mounted(tmp_path, "ro", SAVE).splitlines()
+    assert len(failed) == 2 and all("Read-only file system; nothing was left there" in line for line in failed)
+    assert left == "[]"
+
+
+def test_a_line_is_appended_whole_or_not_at_all(tmp_path):
+    file = tmp_path / "lines"
+    append_whole(file, b"first\n")
+
+    def child():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+        with pytest.raises(WriteError, match="lines: cannot be written"):
+            append_whole(file, b"second\n")
+        assert file.read_bytes() == b"first\n"
+
+    assert in_child(child) == 0
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "file/x"])
+def test_a_path_that_cannot_be_is_named(tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(WriteError) as caught:
+        write_atomically(tmp_path / name, lambda path: path.write_text("new"))
+    assert caught.value.filename == str(tmp_path / name)
+
+
+def test_errors_of_other_files_stay_what_they_are(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        write_atomically(tmp_path / "here" / "copy", lambda path: (tmp_path / "away" / "original").read_bytes())
 
 
 @pytest.mark.parametrize("exchanged", [True, False])

@@ -134,14 +134,11 @@ def _recover_from(workspace: Path, path: Path) -> None:
 
 
 def _remove(workspace: Path) -> None:
-    """The lock goes last: without it `recover` would not know what a kill on the way leaves."""
-    with suppress(OSError):
-        for entry in list(workspace.iterdir()):
-            if entry.is_dir():
-                shutil.rmtree(entry, ignore_errors=True)
-            elif entry.name != LOCK_FILE:
-                entry.unlink()
-        shutil.rmtree(workspace)
+    """Remove a workspace, its lock last: `recover` finds what a kill leaves of it."""
+    for path in (workspace / "new", workspace / "old"):
+        with suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    shutil.rmtree(workspace, ignore_errors=True)
 
 
 def _flush(fresh: Path, mode: int) -> None:
