@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wavelet_cli.output import print_report
+from wavelet_cli.output import print_report, titled
 from wavelet_cli.shared_options import checkpoint_argument, device_option, json_option, threads_option, verify_option
 from wavelet_train.tables import table
 
@@ -130,4 +130,4 @@ def _describe(report: dict[str, Any]) -> str:
     rows = [(name.replace("_", " "), f"{report[name]:.4f}") for name in units if report[name] is not None]
     rows += [(name, f"{report[name]:,}") for name in sizes if report[name] is not None]
     rows.append(("windows", f"{report['window']} tokens every {report['stride']}"))
-    return f"{report['checkpoint']} on {report['text']}\n{table(rows)}"
+    return titled(f"{report['checkpoint']} on {report['text']}\n{table(rows)}")

@@ -12,6 +12,8 @@ from wavelet_cli import completion
 from wavelet_cli.output import print_json
 from wavelet_cli.shared_options import checkpoint_argument, device_option, json_option, threads_option, verify_option
 
+MOST_TEXTS = 1_000_000
+
 
 class Finite(click.FloatRange):
     """A number in a range; infinity and nan are refused."""
@@ -42,7 +44,9 @@ class Finite(click.FloatRange):
 @click.option(
     "--num-tokens", "--tokens", type=click.IntRange(min=1), default=200, show_default=True, help="Tokens to generate."
 )
-@click.option("-n", "--n", "count", type=click.IntRange(min=1), default=1, show_default=True, help="Texts per prompt.")
+@click.option(
+    "-n", "--n", "count", type=click.IntRange(1, MOST_TEXTS), default=1, show_default=True, help="Texts per prompt."
+)
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Texts decoded together.")
 @click.option(
     "--seed", type=click.IntRange(min=0), help="Makes texts repeatable: text i has seed + i. Default: random."
@@ -74,8 +78,10 @@ class Finite(click.FloatRange):
     help="A sampler by name or as {kind: ..., ...}, a plugin's for example; applied last, in the order given.",
 )
 @click.option("--lookahead-k", type=click.IntRange(min=2), help="Search: candidates tried for every token. Default: 3.")
-@click.option("--lookahead-depth", type=click.IntRange(min=1), help="Search: tokens of each try. Default: 5.")
-@click.option("--best-of-n", type=click.IntRange(min=1), default=1, help="Draw n texts, keep the most probable one.")
+@click.option("--lookahead-depth", type=click.IntRange(1, 1024), help="Search: tokens of each try. Default: 5.")
+@click.option(
+    "--best-of-n", type=click.IntRange(1, MOST_TEXTS), default=1, help="Draw n texts, keep the most probable one."
+)
 @click.option(
     "--strategies",
     is_flag=True,
