@@ -15,6 +15,7 @@ import click
 from wavelet_cli import PACKAGES, commands
 from wavelet_cli.failures import failure, readable
 from wavelet_cli.output import COLORS, error_style, warning_style
+from wavelet_cli.processor_threads import wait_briefly
 from wavelet_cli.signals import leave, report
 
 DEBUG = "wavelet_cli.debug"
@@ -70,6 +71,13 @@ class WaveletGroup(click.Group):
                     "(see `wavelet plugins`)"
                 )
                 click.echo(warning_style(message), err=True)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.ClickException as error:
+            error.message = readable(error.message)  # type: ignore[misc]
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; what it raises becomes one message and an exit status."""
@@ -145,6 +153,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command that the arguments name, and end the process."""
+    wait_briefly()
     status: Any = 0
     try:
         cli(prog_name="wavelet")

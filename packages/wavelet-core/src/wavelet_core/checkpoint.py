@@ -102,12 +102,18 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: has no `model` section; a checkpoint of the original code needs `wavelet import` first"
         )
+    for section in ("model", "components"):
+        if not isinstance(data.get(section, {}), dict):
+            raise CheckpointError(f"{path}: `{section}` must be a JSON object; the file is damaged, copy it again")
     version = data.get("format_version", 1)
     if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise CheckpointError(
             f"{path}: format_version={reprlib.repr(version)} is newer than {FORMAT_VERSION}, the newest that this "
             "wavelet-core reads, or damaged; upgrade it: pip install --upgrade wavelet-core"
         )
+    for section in ("model", "components", "format"):
+        if not isinstance(data.get(section, {}), dict):
+            raise CheckpointError(f"{path}: `{section}` is not a section: {reprlib.repr(data[section])}")
     return convert_config(data) if version == 1 else data
 
 

@@ -299,6 +299,8 @@ def parse_model(data: Any, source: str = "configuration") -> LanguageModelConfig
     Raises what `parse` raises, and RegistryError for an unknown family.
     """
     kind = data.get("kind", "wavelet") if isinstance(data, Mapping) else "wavelet"
+    if not isinstance(kind, str):
+        raise ConfigurationError(f"{source}.kind: must be the name of a model family, not {shown(kind)}")
     config: LanguageModelConfig = parse(registry.get("model", kind).Config, data, source)  # type: ignore[attr-defined]
     return config
 

@@ -53,8 +53,8 @@ class Evaluation:
 
     @property
     def perplexity_per_word(self) -> float | None:
-        """exp(total nats / words), or None where the number of words is not known."""
-        return None if self.word_count is None else exponential(self.nats / self.word_count)
+        """exp(total nats / words), or None where the number of words is not known or there are none."""
+        return exponential(self.nats / self.word_count) if self.word_count else None
 
     def as_dict(self) -> dict[str, Any]:
         """All units by name, for JSON."""
