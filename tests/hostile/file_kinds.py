@@ -68,7 +68,9 @@ def checkpoint(random: Random, base: Path, folder: Path) -> Case:
         write_digests(directory)
     refused = digests == "kept" or how == 4
     names = (path.name, CHECKPOINT) if refused else ()
-    return Case(random.choice(READERS), f"{spoilt}; digests {digests}", "refused" if refused else "any", names)
+    wanted = "refused" if refused else "any"
+    # A configuration may ask for a model of any size, where nothing says that it is damaged.
+    return Case(random.choice(READERS), f"{spoilt}; digests {digests}", wanted, names, long=not refused)
 
 
 def write_digests(directory: Path) -> None:
@@ -290,7 +292,8 @@ def seed(random: Random, base: Path, folder: Path) -> Case:
         model.write_bytes(pickle.dumps(random.choice(OBJECTS[:40]), random.choice((0, 2, 4))))
         spoilt = "a pickle of something else"
     names = ("best_model.pt", "config.json", "exported") if refused else ()
-    return Case(("import", "exported/best_model.pt", "imported"), spoilt, "refused" if refused else "any", names)
+    arguments = ("import", "exported/best_model.pt", "imported")
+    return Case(arguments, spoilt, "refused" if refused else "any", names, long=how == 4)
 
 
 def run(random: Random, base: Path, folder: Path) -> Case:
