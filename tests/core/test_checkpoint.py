@@ -308,6 +308,8 @@ def test_a_run_directory_stands_for_its_best_checkpoint(model, tmp_path):
     model.save_pretrained(tmp_path / "run" / "best")
     assert locate_checkpoint(tmp_path / "run") == tmp_path / "run" / "best"
     assert locate_checkpoint(tmp_path / "run" / "last") == tmp_path / "run" / "last"
+    (tmp_path / "run" / "best" / "config.json").unlink()
+    assert locate_checkpoint(tmp_path / "run") == tmp_path / "run" / "best"
 
 
 def test_nothing_is_unpickled(saved, model, tokens, monkeypatch):

@@ -288,8 +288,10 @@ def locate_checkpoint(source: str | Path) -> Path:
     places = (path, path / "best", path / "last")
     for place in places:
         recover(place)
-    for place in places:
-        if (place / CONFIG_FILE).exists():
+    if (path / CONFIG_FILE).exists():
+        return path
+    for place in places[1:]:
+        if place.exists():  # whole or not: the other one would be a surprise
             return place
     if path.exists() or not _is_hub_name(str(source)):
         return path
