@@ -118,7 +118,7 @@ def test_a_kill_while_the_old_is_removed_leaves_none_of_its_files(tmp_path, exch
     while killed:
         path = tmp_path / str(step) / "model"
         write("old")
-        killed = killed_at(step, False, exchanged, partial(write, "new"), ("unlink", "rmdir"))
+        killed = killed_at(step, True, exchanged, partial(write, "new"), ("unlink", "rmdir"))
         recover(path)
         found = [file.read_text() for file in path.parent.rglob("*") if file.is_file()]
         assert len(found) == 3 and len(set(found)) == 1
