@@ -11,14 +11,14 @@ import argparse
 import json
 import os
 import re
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from wavelet_core.checkpoint import CONFIG_FILE, locate_checkpoint
+from wavelet_core.checkpoint import load_checkpoint, locate_checkpoint, read_config, save_checkpoint
+from wavelet_core.tokenizers import load_tokenizer
 
 CHOICES = {"1 thread": ["--threads", "1"], "default": [], "2 threads": ["--threads", "2"]}
 NEEDED = 0.8
@@ -62,10 +62,9 @@ def main() -> None:
     kept = []
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "checkpoint"
-        shutil.copytree(locate_checkpoint(arguments.run), checkpoint)
-        config = json.loads((checkpoint / CONFIG_FILE).read_text("utf-8"))
-        config["train"]["threads"] = None
-        (checkpoint / CONFIG_FILE).write_text(json.dumps(config), "utf-8")
+        source = locate_checkpoint(arguments.run)
+        data = {"data": read_config(source)["data"]}
+        save_checkpoint(load_checkpoint(source), checkpoint, load_tokenizer(source), data)
         for command in ("generate", "evaluate"):
             for beside in ("nothing", "a busy core"):
                 busy = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if beside != "nothing" else None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 import signal
@@ -16,7 +18,7 @@ import yaml
 from torch import nn
 
 from wavelet_cli.main import cli
-from wavelet_core import LanguageModelConfig, WaveletLM, hookimpl, registry, save_checkpoint
+from wavelet_core import LanguageModelConfig, WaveletLM, atomic_files, hookimpl, registry, save_checkpoint
 from wavelet_core.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from wavelet_core.digests import write_digests
 
@@ -153,7 +155,8 @@ def test_a_second_process_is_refused_until_the_first_is_killed(wavelet, wavelet_
         assert any(line.startswith("step 2:") for line in first.stderr)
         for arguments in (("--resume", directory), (configuration, "--out", directory, "--overwrite")):
             assert_refused(wavelet("train", *arguments), 1, f"{directory} is in use", f"process {first.pid} on ")
-        assert wavelet("generate", directory, "--prompt", "the", "--num-tokens", "1").exit_code == 0
+        result = wavelet("generate", directory, "--prompt", "the", "--num-tokens", "1")
+        assert result.exit_code == 0, result.stderr
         assert wavelet("evaluate", directory, "--json").exit_code == 0
     finally:
         first.kill()
@@ -386,6 +389,27 @@ def test_ctrl_c_in_training_saves_and_says_how_to_resume(wavelet, wavelet_proces
     resumed = wavelet("train", "--resume", directory, "--set", f"train.steps={saved + 1}", "--json")
     assert resumed.exit_code == 0, resumed.stderr
     assert json.loads(resumed.stdout)["step"] == saved + 1
+
+
+def test_a_disk_that_fills_leaves_a_run_that_can_be_resumed_and_says_how(
+    wavelet, trained, configuration, tmp_path, monkeypatch
+):
+    flush, saves = atomic_files._flush, iter(range(100))
+
+    def flush_until_full(fresh: Path, mode: int) -> None:
+        if (fresh / "trainer").is_dir() and next(saves) == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        flush(fresh, mode)
+
+    directory = tmp_path / "run"
+    monkeypatch.setattr(atomic_files, "_flush", flush_until_full)
+    result = wavelet("train", configuration, "--out", directory)
+    assert result.exit_code == 1
+    assert f"{directory / 'last'}: cannot be written: No space left on device; what was there before" in result.stderr
+    assert f"Then go on with: wavelet train --resume {directory}\n" in result.stderr
+    assert wavelet("train", "--resume", directory).exit_code == 0
+    ends = [(folder / "last" / WEIGHTS_FILE).read_bytes() for folder in (trained, directory)]
+    assert ends[0] == ends[1]
 
 
 def test_an_export_imports_as_the_same_checkpoint(wavelet, trained, tmp_path):

@@ -28,17 +28,16 @@ def threads(monkeypatch):
 
 @pytest.fixture
 def checkpoint(tmp_path):
+    """Make the checkpoint of a run with this setting of train.threads."""
     config = ModelConfig.model_validate({"vocabulary_size": 256, "width": 8, "levels": 2, "context_length": 8})
-    WaveletLM(config).save_pretrained(tmp_path / "checkpoint", BytesTokenizer())
-    (tmp_path / "text.txt").write_text("a text\n" * 9)
-    return tmp_path / "checkpoint"
+    model = WaveletLM(config)
 
+    def save(threads=None):
+        extra = {"train": {"threads": threads}}
+        model.save_pretrained(tmp_path / "checkpoint", BytesTokenizer(), extra)
+        return tmp_path / "checkpoint"
 
-def told(checkpoint, threads):
-    """A checkpoint of a run with this setting of train.threads."""
-    file = checkpoint / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"train": {"threads": threads}}))
-    return checkpoint
+    return save
 
 
 COMMANDS = {
@@ -53,23 +52,24 @@ def test_the_option_comes_before_the_runs_setting_and_that_before_the_choice(
     wavelet, checkpoint, tmp_path, monkeypatch, threads, command
 ):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("a text\n" * 9)
     name = ["bench", "decode"] if command == "bench" else [command]
     for own, option in ((None, []), (2, []), (2, ["--threads", 3])):
-        result = wavelet(*name, told(checkpoint, own), *COMMANDS[command], *option)
+        result = wavelet(*name, checkpoint(own), *COMMANDS[command], *option)
         assert result.exit_code == 0, result.output
     assert threads == [7, 1, 2, 3]
 
 
 @pytest.mark.parametrize("number", ["0", "1025", "many"])
 def test_what_is_no_number_of_threads_is_refused(wavelet, checkpoint, number):
-    result = wavelet("generate", checkpoint, "--threads", number)
+    result = wavelet("generate", checkpoint(), "--threads", number)
     assert result.exit_code == 2
     assert "--threads" in result.stderr
 
 
 @pytest.mark.parametrize("setting", ["x" * 9999, 4096, [2], {}])
 def test_a_damaged_setting_of_the_run_is_named_in_a_line(wavelet, checkpoint, setting):
-    result = wavelet("generate", told(checkpoint, setting), "--tokens", 1)
+    result = wavelet("generate", checkpoint(setting), "--tokens", 1)
     assert result.exit_code == 1
     assert "number of threads" in result.stderr
     assert len(result.stderr) < 300

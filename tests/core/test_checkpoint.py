@@ -19,6 +19,7 @@ from wavelet_core import (
     WaveletLM,
     atomic_files,
     build_model,
+    checkpoint,
     hookimpl,
     load_checkpoint,
 )
@@ -127,6 +128,23 @@ def test_a_new_checkpoint_replaces_the_old_one_whole(saved, make_model, monkeypa
     make_model().save_pretrained(saved)
     assert sorted(file.name for file in saved.iterdir()) == ["config.json", "digests.json", "model.safetensors"]
     assert not WaveletLM.from_pretrained(saved).config.memories
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(saved, make_model, monkeypatch):
+    newer = make_model(seed=1)
+    verify, calls = checkpoint.verify_checkpoint, []
+
+    def replaced_first(directory, parts):
+        calls.append(directory)
+        if len(calls) == 1:
+            newer.save_pretrained(directory)
+            raise CheckpointError("old digests and new files")
+        return verify(directory, parts)
+
+    monkeypatch.setattr(checkpoint, "verify_checkpoint", replaced_first)
+    loaded = WaveletLM.from_pretrained(saved)
+    assert all(tensor.equal(newer.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    assert len(calls) == 2
 
 
 def test_tensors_that_do_not_fit_are_listed_by_name_and_shape(saved):
@@ -290,6 +308,8 @@ def test_a_run_directory_stands_for_its_best_checkpoint(model, tmp_path):
     model.save_pretrained(tmp_path / "run" / "best")
     assert locate_checkpoint(tmp_path / "run") == tmp_path / "run" / "best"
     assert locate_checkpoint(tmp_path / "run" / "last") == tmp_path / "run" / "last"
+    (tmp_path / "run" / "best" / "config.json").unlink()
+    assert locate_checkpoint(tmp_path / "run") == tmp_path / "run" / "best"
 
 
 def test_nothing_is_unpickled(saved, model, tokens, monkeypatch):

@@ -8,7 +8,8 @@ from random import Random
 from typing import Any
 
 # fmt: off
-# As words of a command line, where neither NUL nor more than 128 KiB can be.
+# As words of a command line, where neither NUL nor more than 128 KiB can be. They name no place
+# outside of the case's folder, for commands write where they are told to.
 WORDS = (
     "", " ", "-", "--", "-1", "0", "1", "2", "3.5", "-0.0", "1e308", "1e999", "1e-320", "nan", "inf", "-inf", "NaN",
     ".inf", "2147483648", "9223372036854775807", "9223372036854775808", "18446744073709551616", "1" + "0" * 400,
@@ -16,18 +17,16 @@ WORDS = (
     "[[[]]]", "{a: }", "{", "kind", "{kind: nothing}", "{kind: [1]}", "{kind: null}", "{1: 2}", "{null: 1}",
     "[1, {2: [3]}]", "&a [*a]", "*a", "!!binary aGk=", "!!python/object/apply:os.system [echo]", "!!set {a, b}",
     "!!timestamp 1", "2024-01-01", "2024-99-99", "12:30:45", "a: b: c", "é漢字😀", "\u202e", "\udcff\udcfe",
-    "\x1b[31m", "a\nb", "\t", "\r\n", "x" * 100_000, "[" * 3000, "'", '"', "%s", "..", ".", "/", "/dev/null",
-    "/nonexistent/x", "~", "~nobody", "run", "run/best", "run/config.yaml", "tiny.yaml", "texts", "owner/name",
-    "cuda", "cuda:99", "mps", "meta", "cpu:1", "xla", "greedy", "hop:0", "hop:-1", "hop:99999999999999999999",
-    "window:1",
+    "\x1b[31m", "a\nb", "\t", "\r\n", "x" * 100_000, "[" * 3000, "'", '"', "%s", ".", "/dev/null/x", "nonexistent/x",
+    "~", "~nobody", "run", "run/best", "run/config.yaml", "tiny.yaml", "texts", "owner/name", "cuda", "cuda:99",
+    "mps", "meta", "cpu:1", "xla", "greedy", "hop:0", "hop:-1", "hop:99999999999999999999", "window:1",
 )
 OBJECTS: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 3.5, -0.0, 1e308, float("nan"), float("inf"), float("-inf"), 1e-320, 2**31,
     2**53 + 1, 2**63 - 1, 2**63, 2**64, 10**40, -(10**40), 10**400, "", " ", "1", "nan", "nothing", "é漢字😀", "\0",
-    "\x1b[2J", "a\nb", "x" * 100_000, "..", "/", "/dev/null", "~nobody/x", "texts", [], [[]], [None], [1, "a", None],
-    {}, {"kind": None}, {"kind": "nothing"}, {"kind": ["mlp"]}, {"": 1}, {"kind": "mlp", "x": 1},
-    {"kind": "product_key"}, ["mlp"] * 50, [0] * 10_000, {1: 2}, datetime.date(2024, 1, 1),
-    datetime.datetime(2024, 1, 1), b"bytes",
+    "\x1b[2J", "a\nb", "x" * 100_000, "/dev/null/x", "~nobody/x", "texts", [], [[]], [None], [1, "a", None], {},
+    {"kind": None}, {"kind": "nothing"}, {"kind": ["mlp"]}, {"": 1}, {"kind": "mlp", "x": 1}, {"kind": "product_key"},
+    ["mlp"] * 50, [0] * 10_000, {1: 2}, datetime.date(2024, 1, 1), datetime.datetime(2024, 1, 1), b"bytes",
 )
 # fmt: on
 KEYS = ("kind", "nothing", "", "model", "width", "Width", "model.width", "0", "é", "x" * 5000, "__class__", "*")

@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from wavelet_core import ConfigurationError
+from wavelet_core.digests import write_digests
 from wavelet_train import run_directory
 from wavelet_train.data import DataConfig
 from wavelet_train.resume_rules import FIXED, MAY_CHANGE, changes_between, check_changes
@@ -120,6 +121,7 @@ def test_unchanged_configuration_is_not_talked_about(
     content = json.loads(state.read_text())
     content["counters"]["metrics_size"] = (tmp_path / "run" / "metrics.jsonl").stat().st_size
     state.write_text(json.dumps(content))  # so that the report is not found, and made again
+    write_digests(tmp_path / "run" / "last")
     capsys.readouterr()
     assert train(run, tmp_path / "run", resume=True).report is not None
     assert "changes" not in capsys.readouterr().err and read_metrics(tmp_path / "run", "changes") == []

@@ -224,14 +224,14 @@ def test_the_verdict_is_that_of_a_run_that_was_killed_and_resumed(
             raise SystemExit("killed")
         return original(self, lr)
 
-    original = Trainer._step
+    original = Trainer.take_step
     registry.names("optimizer")  # so that plugins are loaded, and stay
     with patch.dict(registry._components):
         registry.register("optimizer", optimizer)
         run = tiny_run("train.optimizer=plain")
         train(run, tmp_path / "whole")
         with monkeypatch.context() as patched, pytest.raises(SystemExit):
-            patched.setattr(Trainer, "_step", killed)
+            patched.setattr(Trainer, "take_step", killed)
             train(run, tmp_path / "parts")
         train(run, tmp_path / "parts", resume=True)
     whole, parts = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("whole", "parts"))

@@ -58,6 +58,7 @@ def change_state(directory: Path, change: Callable[[Any], Any]) -> None:
     content = json.loads((directory / STATE).read_text())
     change(content)
     (directory / STATE).write_text(json.dumps(content))
+    write_digests(directory / "last")
 
 
 @pytest.mark.parametrize(
@@ -222,6 +223,7 @@ def test_other_state_that_is_damaged_is_refused_by_name(
 @pytest.mark.parametrize("text", ["[1]", "", "{", "[" * 100_000, "\xff"])
 def test_state_that_is_no_object_is_refused(text: str, tiny_run: TinyRun, finished: Path) -> None:
     (finished / STATE).write_text(text, "latin-1")
+    write_digests(finished / "last")
     message = refused_at(tiny_run, finished)
     assert str(finished / STATE) in message and "damaged" in message and len(message) < 500
 

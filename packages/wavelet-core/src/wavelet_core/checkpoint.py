@@ -10,6 +10,7 @@ import json
 import reprlib
 import tempfile
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,24 @@ def load_checkpoint(
     Raises CheckpointError for what is missing, damaged or does not fit, and ConfigurationError for its configuration.
     """
     directory = locate_checkpoint(source)
+    while True:
+        before = _identity(directory)
+        try:
+            return _load_from(directory, dtype, device, verify)
+        except (CheckpointError, OSError):
+            # A run may have put a newer one there meanwhile, so that old and new files were read.
+            if _identity(directory) == before:
+                raise
+
+
+def _identity(directory: Path) -> tuple[int, int] | None:
+    with suppress(OSError):
+        status = directory.stat()
+        return status.st_ino, status.st_ctime_ns
+    return None
+
+
+def _load_from(directory: Path, dtype: torch.dtype | None, device: torch.device | str, verify: bool) -> Any:
     data = read_config(directory)
     config = read_model_config(directory)
     with torch.device("meta"):
@@ -269,8 +288,10 @@ def locate_checkpoint(source: str | Path) -> Path:
     places = (path, path / "best", path / "last")
     for place in places:
         recover(place)
-    for place in places:
-        if (place / CONFIG_FILE).exists():
+    if (path / CONFIG_FILE).exists():
+        return path
+    for place in places[1:]:
+        if place.exists():  # whole or not: the other one would be a surprise
             return place
     if path.exists() or not _is_hub_name(str(source)):
         return path

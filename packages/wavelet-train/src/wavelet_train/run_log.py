@@ -61,12 +61,14 @@ class RunLog(Progress):
         counters.loss_sum, counters.loss_steps = 0.0, 0
         self.restart_clock()
 
-    def validation(self, result: Evaluation, seconds: float, best: bool) -> None:
-        """A line of metrics and one for people."""
+    def validation(self, result: Evaluation, seconds: float) -> None:
+        """A line of metrics about a validation."""
         self._first_step = None
-        step = self.counters.step
-        self.metrics.write(event="validation", step=step, **result.as_dict(), seconds=seconds)
+        self.metrics.write(event="validation", step=self.counters.step, **result.as_dict(), seconds=seconds)
+
+    def validated(self, result: Evaluation, best: bool) -> None:
+        """A line for people, once its checkpoints are there."""
         self.message(
-            f"step {step:,}: validation {result.bits_per_byte:.4f} bits per byte, "
+            f"step {self.counters.step:,}: validation {result.bits_per_byte:.4f} bits per byte, "
             f"perplexity per token {result.perplexity_per_token:.2f}{' (best so far)' if best else ''}"
         )

@@ -296,10 +296,11 @@ class Trainer:
         best = counters.best_nats is None or result.nats_per_token < counters.best_nats
         if best:
             counters.best_nats, counters.best_step = result.nats_per_token, counters.step
-        log.validation(result, seconds, best)
+        log.validation(result, seconds)
         self._save_last()
         if best:
             self._save_best()
+        log.validated(result, best)
 
     def _report(self) -> Report:
         """Evaluate the best checkpoint on the whole validation split."""
