@@ -172,6 +172,13 @@ def test_a_damaged_or_foreign_configuration_is_named(saved):
     file.write_text('{"embed_dim": 12, "num_layers": 2}')
     with pytest.raises(CheckpointError, match=r"no `model` section.*`wavelet import`"):
         WaveletLM.from_pretrained(saved)
+    for section in ("model", "components", "format"):
+        file.write_text(json.dumps({"model": {}, section: ["a"]}))
+        with pytest.raises(CheckpointError, match=rf"config\.json: `{section}` is not a section: \['a'\]"):
+            WaveletLM.from_pretrained(saved)
+    file.write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match=r"config\.json: not valid JSON"):
+        WaveletLM.from_pretrained(saved)
     file.write_text('{"model": {"vocabulary_size": 29, "widht": 12}}')
     with pytest.raises(ConfigurationError, match=r"config\.json: model.*widht: unknown field; did you mean 'width'"):
         WaveletLM.from_pretrained(saved)

@@ -7,6 +7,7 @@ import re
 import shutil
 import struct
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,13 @@ def test_tensors_that_change_names_are_refused(saved):
     refused(saved, one, other)
 
 
+def test_tensors_that_are_missing_or_new_are_named(saved):
+    tensors = load_file(saved / WEIGHTS)
+    tensors["surplus"] = tensors.pop("norm.bias")
+    save_file(tensors, saved / WEIGHTS, metadata={"format": "pt"})
+    refused(saved, "norm.bias", "surplus")
+
+
 def test_a_zeroed_page_is_refused(saved):
     size = (saved / WEIGHTS).stat().st_size
     overwrite(saved / WEIGHTS, size // 8192 * 4096, bytes(4096))
@@ -203,6 +211,26 @@ def test_what_loading_does_not_read_does_not_stop_it(saved):
         "trainer/state.json is missing",
         "trainer/state.safetensors is missing",
     }
+
+
+def test_what_is_downloaded_from_the_hub_is_verified(saved, tmp_path, monkeypatch):
+    class Hub:
+        @staticmethod
+        def snapshot_download(name, allow_patterns):
+            snapshot = tmp_path / "snapshot"
+            for file in saved.rglob("*"):
+                path = file.relative_to(saved)
+                if file.is_file() and any(fnmatch(path.as_posix(), pattern) for pattern in allow_patterns):
+                    (snapshot / path).parent.mkdir(parents=True, exist_ok=True)
+                    (snapshot / path).symlink_to(file)
+            return snapshot
+
+    monkeypatch.setattr(checkpoint, "_hub", lambda: Hub)
+    load_checkpoint("owner/name")
+    shutil.rmtree(tmp_path / "snapshot")
+    overwrite(saved / WEIGHTS, tensor_places(saved / WEIGHTS)["norm.bias"][0], b"1234")
+    with pytest.raises(CheckpointError, match=r"norm\.bias has changed"):
+        load_checkpoint("owner/name")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wavelet_core import CheckpointError, ComponentConfig, ConfigurationError
+from wavelet_core.generation.request import encode_prompt
 from wavelet_core.registry import RegistryError, build, registry
 from wavelet_core.tokenizers import (
     GPT2_PATTERN,
@@ -175,6 +176,16 @@ def test_a_token_outside_the_vocabulary_is_named() -> None:
         byte_pair().decode([-1])
     with pytest.raises(TokenizerError, match="ids from 0 to 255"):
         BytesTokenizer().decode([256])
+
+
+@pytest.mark.parametrize("wrong", [256, -1, 2**70, "a", 1.5])
+def test_an_id_that_a_tokenizer_should_not_give_is_named(wrong: object) -> None:
+    class Wrong(BytesTokenizer):
+        def encode(self, text: str) -> list:
+            return [65, wrong]
+
+    with pytest.raises(TokenizerError, match=f"'bytes' gave {wrong!r}, which is no id from 0 to 255"):
+        encode_prompt("text", 1000, Wrong())
 
 
 def test_a_vocabulary_without_all_bytes_is_refused() -> None:

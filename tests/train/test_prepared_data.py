@@ -18,7 +18,7 @@ from wavelet_core import ComponentConfig, ConfigurationError, hookimpl
 from wavelet_core.cache_directory import default_cache_directory
 from wavelet_core.config import parse
 from wavelet_core.registry import RegistryError, registry
-from wavelet_core.tokenizers import BytesTokenizer, Tokenizer
+from wavelet_core.tokenizers import BytesTokenizer, Tokenizer, TokenizerError
 from wavelet_train import token_cache
 from wavelet_train.data import DataConfig, PreparedData
 from wavelet_train.token_cache import token_byte_lengths
@@ -349,6 +349,15 @@ def test_third_party_data_sets_and_tokenizers_are_prepared(tmp_path: Path) -> No
     assert isinstance(again.tokenizer, LetterTokenizer)
     with pytest.raises(ConfigurationError, match=r"data\.dataset: the test split has no text"):
         data.split("test")
+
+
+def test_ids_outside_the_tokenizers_vocabulary_are_no_tokens(config: dict[str, Any]) -> None:
+    class Wrong(BytesTokenizer):
+        def encode(self, text: str) -> list[int]:
+            return [*super().encode(text), 256]
+
+    with pytest.raises(TokenizerError, match="'bytes' gave 256, which is no id from 0 to 255"):
+        PreparedData(parse(DataConfig, config), Wrong()).split("train")
 
 
 def test_unknown_fields_and_kinds_are_refused() -> None:

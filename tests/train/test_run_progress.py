@@ -37,10 +37,12 @@ def test_plain_lines_tell_note_amount_rate_and_time_left(lines: Callable[[], lis
     ]
 
 
-def test_bytes_have_binary_units_and_unknown_totals_no_end(lines: Callable[[], list[str]]) -> None:
-    with Progress("tokenizing") as progress:
+@pytest.mark.parametrize(("total", "first"), [(None, "5.0 MiB in 20 s, 256.0 KiB/s"), (6 << 20, "5.0 MiB of 6.0 MiB")])
+def test_totals_may_be_unknown_or_estimates(lines: Callable[[], list[str]], total: int | None, first: str) -> None:
+    with Progress("tokenizing", total) as progress:
         progress.advance(5 << 20)
-    assert lines()[-1] == "tokenizing: 5.0 MiB in 30 s, 170.7 KiB/s"
+    written = lines()
+    assert written[0].startswith(f"tokenizing: {first}") and written[1:] == ["tokenizing: 5.0 MiB in 30 s, 170.7 KiB/s"]
 
 
 def test_rate_counts_only_what_this_process_did(lines: Callable[[], list[str]]) -> None:

@@ -7,6 +7,8 @@ from typing import IO, Any
 
 import click
 
+from wavelet_cli.output import error_style
+
 # Characters of a word and of a line, and lines, that are shown of a message: what was given can be a megabyte.
 LONGEST_WORD = 300
 LONGEST_LINE = 1000
@@ -19,7 +21,8 @@ class Failure(click.ClickException):
     exit_code = 1
 
     def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(f"wavelet: error: {self.format_message()}", file=file, err=file is None)
+        message = error_style(f"wavelet: error: {self.format_message()}")
+        click.echo(message, file=file, err=file is None, color=self.show_color)
 
 
 class ConfigurationFailure(Failure):

@@ -93,7 +93,7 @@ def _sampler(text: str) -> Any:
     """A sampler given as YAML."""
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise click.UsageError(f"--sampler {shown(text)} is not YAML: {shortened(reason)}") from error
     except RecursionError:

@@ -14,6 +14,8 @@ import click
 
 from wavelet_cli import PACKAGES, commands
 from wavelet_cli.failures import failure, readable
+from wavelet_cli.output import COLORS, error_style, warning_style
+from wavelet_cli.processor_threads import wait_briefly
 from wavelet_cli.signals import leave, report
 
 DEBUG = "wavelet_cli.debug"
@@ -64,11 +66,18 @@ class WaveletGroup(click.Group):
             registry.manager.call("register_commands", plugin, cli=self)
             self.plugin_commands[plugin.name] = sorted(set(self.commands) - known)
             if plugin.error:
-                click.echo(
+                message = (
                     f"wavelet: warning: plugin {plugin.name!r} of {plugin} does not work: {plugin.reason} "
-                    "(see `wavelet plugins`)",
-                    err=True,
+                    "(see `wavelet plugins`)"
                 )
+                click.echo(warning_style(message), err=True)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.ClickException as error:
+            error.message = readable(error.message)  # type: ignore[misc]
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; what it raises becomes one message and an exit status."""
@@ -76,6 +85,8 @@ class WaveletGroup(click.Group):
             return super().invoke(ctx)
         except click.ClickException as error:
             error.message = readable(error.message)  # type: ignore[misc]
+            message = error_style(error.format_message())
+            error.format_message = lambda: message  # type: ignore[method-assign]
             raise
         except (click.Abort, click.exceptions.Exit, BrokenPipeError, SystemExit):
             raise
@@ -115,7 +126,10 @@ def _print_versions(ctx: click.Context, _: click.Parameter, value: bool) -> None
     ctx.exit()
 
 
-@click.group(cls=WaveletGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=WaveletGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "color": COLORS},
+)
 @click.option(
     "--version",
     is_flag=True,
@@ -139,6 +153,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command that the arguments name, and end the process."""
+    wait_briefly()
     status: Any = 0
     try:
         cli(prog_name="wavelet")

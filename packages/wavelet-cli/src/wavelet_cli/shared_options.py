@@ -27,6 +27,12 @@ verify_option = click.option(
     help="Do not check first that the checkpoint's files are what was saved.",
 )
 
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    help="Processor threads. Default: the run's train.threads, or else by the model's size and what is idle.",
+)
+
 set_option = click.option(
     "--set",
     "overrides",

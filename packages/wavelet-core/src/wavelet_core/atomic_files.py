@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 
 from wavelet_core.file_lock import try_lock
 
+LOCK_FILE = "lock"
+
 
 class WriteError(OSError):
     """A file or directory that could not be written; what was in its place is there as it was.
@@ -89,7 +91,7 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
         with open(workspace / "unlocked", "wb") as lock:
             try_lock(lock)
             # Under this name `recover` looks for it, and so never finds one that is not locked yet.
-            os.rename(lock.name, workspace / "lock")
+            os.rename(lock.name, workspace / LOCK_FILE)
             write(fresh)
             _flush(fresh, os.fstat(lock.fileno()).st_mode & 0o666)
             if not path.is_dir():
@@ -122,7 +124,7 @@ def recover(path: Path) -> None:
 
 def _recover_from(workspace: Path, path: Path) -> None:
     with suppress(OSError):
-        with open(workspace / "lock", "r+b") as lock:
+        with open(workspace / LOCK_FILE, "r+b") as lock:
             if not try_lock(lock):
                 return
             if not path.exists() and (workspace / "old").exists() and (workspace / "new").exists():

@@ -111,6 +111,9 @@ def read_config(directory: Path) -> dict[str, Any]:
             f"{path}: format_version={reprlib.repr(version)} is newer than {FORMAT_VERSION}, the newest that this "
             "wavelet-core reads, or damaged; upgrade it: pip install --upgrade wavelet-core"
         )
+    for section in ("model", "components", "format"):
+        if not isinstance(data.get(section, {}), dict):
+            raise CheckpointError(f"{path}: `{section}` is not a section: {reprlib.repr(data[section])}")
     return convert_config(data) if version == 1 else data
 
 

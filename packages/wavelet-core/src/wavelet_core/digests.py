@@ -82,10 +82,10 @@ def verify_digests(directory: str | Path, parts: Collection[str] | None = None) 
 
 def _changes(path: Path, name: str, saved: Any, found: dict[str, str]) -> list[str]:
     """A line for each part of a file whose digest is another."""
-    if not isinstance(saved, Mapping) or saved.keys() != found.keys():
-        cut_off = path.suffix == ".safetensors" and len(found) == 1
-        return [f"{name} {'is not a whole safetensors file: probably cut off' if cut_off else 'has changed'}"]
-    parts = [part for part, digest in found.items() if digest != saved[part]]
+    before: Mapping[str, Any] = saved if isinstance(saved, Mapping) else {}
+    if len(found) == 1 < len(before):
+        return [f"{name} is not a whole safetensors file: it was probably cut off"]
+    parts = [part for part in {**before, **found} if before.get(part) != found.get(part)]
     lines = [f"{name}: {part or 'the header'}" if len(found) > 1 else name for part in parts]
     remarks = [_remark(path, part) for part in parts[:SHOWN]]
     return [f"{line} has changed{remark}" for line, remark in zip_longest(lines, remarks, fillvalue="")]

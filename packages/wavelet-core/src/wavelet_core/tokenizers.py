@@ -103,6 +103,18 @@ class Tokenizer(ABC):
         """A decoder for ids that arrive a few at a time."""
         return IncrementalDecoder(self)
 
+    def checked(self, ids: list[int]) -> list[int]:
+        """What `encode` gave. Raises TokenizerError for what is no id of the vocabulary: a model cannot look it up."""
+        known = range(self.vocabulary_size)
+        wrong = [token for token in set(ids) if token not in known]
+        if wrong:
+            raise TokenizerError(
+                f"the tokenizer {self.config.kind!r} gave {shown(wrong[0])}, which is no id from 0 to {known[-1]}, its "
+                f"vocabulary of {self.vocabulary_size}: its `encode` or `vocabulary_size` is wrong; tell whoever wrote "
+                "it, or use another tokenizer"
+            )
+        return ids
+
 
 class IncrementalDecoder:
     """Turns ids that arrive one by one into text, holding back the bytes of a character that is not complete yet."""

@@ -43,7 +43,7 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
         elif kind is None:
-            self._write()
+            self._write(finished=True)
 
     def advance(self, units: int, note: str = "") -> None:
         """So many units more are done; the note says where that is, such as the step and its loss."""
@@ -53,22 +53,22 @@ class Progress:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(units)
         elif self.done != self.total and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
-            self._write()
+            self._write(finished=self.done > self.total)
 
     def message(self, text: str) -> None:
         """Write a line that stays, above the bar where there is one."""
         tqdm.write(text, file=sys.stderr)
 
-    def _write(self) -> None:
+    def _write(self, finished: bool) -> None:
         self._last_line = time.monotonic()
         seconds = self._last_line - self._started
         rate = (self.done - self._done_before) / seconds if seconds else 0.0
         parts = [self.note] if self.note else []
-        if self.done < self.total:
+        if finished:
+            parts += [f"{self._amount(self.done)} in {duration(seconds)}", f"{self._amount(rate)}/s"]
+        else:
             parts += [f"{self._amount(self.done)} of {self._amount(self.total)}", f"{self._amount(rate)}/s"]
             parts += [f"{duration((self.total - self.done) / rate)} left"] if rate else []
-        else:
-            parts += [f"{self._amount(self.done)} in {duration(seconds)}", f"{self._amount(rate)}/s"]
         print(f"{self.description}: {', '.join(parts)}", file=sys.stderr, flush=True)
 
     def _amount(self, units: float) -> str:

@@ -25,13 +25,14 @@ CHECKPOINT_KEYS = ("format_version", "components", "format", "step")
 class TrainConfig(Section):
     """How a model is trained, checked and saved (docs/model.md, section 8 has the published recipe)."""
 
-    seed: int = Field(0, ge=0, description="decides initial weights, dropout and the order of windows")
+    seed: int = Field(0, ge=0, lt=1 << 63, description="decides initial weights, dropout and the order of windows")
     device: str = Field("auto", description="auto (an accelerator if there is one), cpu, cuda, cuda:1, mps, ...")
     threads: int | None = Field(
         None,
         ge=1,
-        description="processor threads to compute with; null: one for each core. Small models on cores that other work "
-        "shares are faster with 1",
+        le=1024,
+        description="processor threads to compute with; null: OMP_NUM_THREADS of the environment, or else chosen when "
+        "the run starts, by the work of a step and the processors that are idle",
     )
     precision: Precision = Field(
         "auto",
@@ -155,6 +156,10 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    problem="a list or a mapping cannot be a key", problem_mark=key.start_mark
+                )
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     problem=f"{shown(key.value)} is given twice", problem_mark=key.start_mark
@@ -181,6 +186,8 @@ def read_file(path: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{path}: not YAML: {shortened(str(error))}") from error
     except RecursionError:
         raise ConfigurationError(f"{path} is nested too deeply") from None
+    except ValueError as error:  # a date that does not exist, a number of ten thousand digits
+        raise ConfigurationError(f"{path}: {error}") from error
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -201,7 +208,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         raise ConfigurationError(f"{where}: expected a dotted path and a value, as in train.lr=0.02")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigurationError(f"{where}: the value {shown(text)} is not YAML") from error
     except RecursionError:
         raise ConfigurationError(f"{where}: the value is nested too deeply") from None

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wavelet_core.atomic_files import recover, write_atomically
+from wavelet_core.atomic_files import append_whole, recover, write_atomically
 from wavelet_core.checkpoint import CONFIG_FILE as CHECKPOINT_CONFIG_FILE
 from wavelet_core.checkpoint import read_config, save_checkpoint, verify_checkpoint
 from wavelet_core.tensor_files import CheckpointError
@@ -48,13 +48,12 @@ class MetricsFile:
             return file.tell()
 
     def write(self, **values: Any) -> None:
-        """Append one line. Numbers that JSON does not have (infinity, not a number) become null."""
+        """Append one line, or nothing. Numbers that JSON does not have (infinity, not a number) become null."""
         finite = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in values.items()
         }
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite) + "\n")
+        append_whole(self.path, f"{json.dumps(finite)}\n".encode())
 
 
 @dataclass(frozen=True)

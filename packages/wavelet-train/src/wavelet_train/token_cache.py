@@ -149,7 +149,9 @@ def write_split(directory: Path, name: Split, dataset: Dataset, tokenizer: Token
         with path.open("wb") as file, Progress(f"tokenizing the {name} split", size_of(dataset, name)) as progress:
             for batch in batches(dataset.documents(name), tokenizer):
                 texts = [text for text, _ in batch]
-                for (text, begins), ids in zip(batch, tokenizer.encode_batch(texts), strict=True):
+                for (text, begins), ids in zip(
+                    batch, map(tokenizer.checked, tokenizer.encode_batch(texts)), strict=True
+                ):
                     if begins:
                         separator = [tokenizer.end_of_text] if starts and tokenizer.end_of_text is not None else []
                         starts.append(counts["tokens"] + len(separator))

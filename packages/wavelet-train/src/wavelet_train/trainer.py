@@ -17,6 +17,7 @@ from wavelet_core.checkpoint import WEIGHTS_FILE, named_tensors
 from wavelet_core.devices import resolve_device
 from wavelet_core.state import leaves
 from wavelet_core.tensor_files import CheckpointError, check_fit, load_tensors_into
+from wavelet_core.threads import available_processors, use_threads
 from wavelet_core.tokenizers import Tokenizer
 from wavelet_train.allocator import keep_freed_memory
 from wavelet_train.data import PreparedData
@@ -118,7 +119,7 @@ def _prepare(
         return Trainer(run, directory)
     saved = directory.read_last()
     changes = changes_to(saved, run)
-    trainer = Trainer(run, directory, saved.tokenizer)
+    trainer = Trainer(run, directory, saved.tokenizer, saved.state.counters.threads)
     go_on(trainer, saved, changes, accept_changed_data)
     return trainer
 
@@ -126,17 +127,18 @@ def _prepare(
 class Trainer:
     """One run in one process: the model and everything that changes while it is trained.
 
-    tokenizer: that of a run that is resumed, instead of the configured one. changes: of its configuration.
-    earlier_report: what it ended with, if there is nothing left to do.
+    tokenizer: that of a run that is resumed, instead of the configured one. threads: what such a run computed with, for
+    one that configures no number. changes: of its configuration. earlier_report: what it ended with, if there is
+    nothing left to do.
     """
 
-    def __init__(self, run: RunConfig, directory: RunDirectory, tokenizer: Tokenizer | None = None):
+    def __init__(
+        self, run: RunConfig, directory: RunDirectory, tokenizer: Tokenizer | None = None, threads: int | None = None
+    ):
         self.config = config = run.train
         self.directory = directory
         self.stop = StopOnSignal()
         self.device = resolve_device(config.device, "train.device")
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
         if self.device.type == "cpu":
             keep_freed_memory()
         self.dtype = resolve_precision(config.precision, self.device)
@@ -161,7 +163,10 @@ class Trainer:
         self.schedule = build("schedule", config.schedule, config.lr, steps)
         # The small gradients of float16 would vanish without it.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self.counters = Counters.start(steps)
+        if threads is not None and threads > available_processors():
+            threads = None  # the run comes from a larger machine
+        positions = config.batch_size * model_config.context_length
+        self.counters = Counters.start(steps, use_threads(config.threads or threads, self.model, positions))
         self.changes: Changes = {}
         self.earlier_report: Report | None = None
 

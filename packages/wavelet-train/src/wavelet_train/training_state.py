@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from wavelet_core.config import ConfigurationError, parse
 from wavelet_core.tensor_files import CheckpointError, load_tensors, save_tensors
+from wavelet_core.threads import MOST_THREADS
 
 DIRECTORY = "trainer"
 TENSORS_FILE = "state.safetensors"
@@ -35,6 +36,7 @@ class Counters(_Record):
     step: optimizer steps done. steps: all that the run is to do. tokens: trained on so far. validated_step: at which
     step the last validation was. best_nats, best_step: the lowest validation loss so far, in nats per token, and its
     step. loss_sum, loss_steps: of the steps since the last line of metrics. metrics_size: bytes of metrics.jsonl.
+    threads: that the run computes with on the processor; another number would round differently.
     """
 
     step: int = Field(ge=0)
@@ -46,9 +48,10 @@ class Counters(_Record):
     loss_sum: float
     loss_steps: int = Field(ge=0)
     metrics_size: int = Field(ge=0)
+    threads: int = Field(ge=1, le=MOST_THREADS)
 
     @classmethod
-    def start(cls, steps: int) -> Counters:
+    def start(cls, steps: int, threads: int) -> Counters:
         """Those of a run that has done nothing of so many steps."""
         return cls(
             step=0,
@@ -60,6 +63,7 @@ class Counters(_Record):
             loss_sum=0.0,
             loss_steps=0,
             metrics_size=0,
+            threads=threads,
         )
 
     @model_validator(mode="after")

@@ -48,7 +48,7 @@ def show_command(config: str, overrides: tuple[str, ...], parameters: bool, as_j
     from wavelet_cli.run_configuration import load_configuration
     from wavelet_train.run_config import dump
 
-    run = load_configuration(config, overrides)
+    run = load_configuration(config, overrides, model_only=parameters)
     if parameters:
         from wavelet_cli.parameter_table import parameter_report, parameter_table, vocabulary_resolved
 

@@ -10,7 +10,9 @@ import click
 
 from wavelet_cli import completion
 from wavelet_cli.output import print_json
-from wavelet_cli.shared_options import checkpoint_argument, device_option, json_option, verify_option
+from wavelet_cli.shared_options import checkpoint_argument, device_option, json_option, threads_option, verify_option
+
+MOST_TEXTS = 1_000_000
 
 
 class Finite(click.FloatRange):
@@ -42,7 +44,9 @@ class Finite(click.FloatRange):
 @click.option(
     "--num-tokens", "--tokens", type=click.IntRange(min=1), default=200, show_default=True, help="Tokens to generate."
 )
-@click.option("-n", "--n", "count", type=click.IntRange(min=1), default=1, show_default=True, help="Texts per prompt.")
+@click.option(
+    "-n", "--n", "count", type=click.IntRange(1, MOST_TEXTS), default=1, show_default=True, help="Texts per prompt."
+)
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Texts decoded together.")
 @click.option(
     "--seed", type=click.IntRange(min=0), help="Makes texts repeatable: text i has seed + i. Default: random."
@@ -74,8 +78,10 @@ class Finite(click.FloatRange):
     help="A sampler by name or as {kind: ..., ...}, a plugin's for example; applied last, in the order given.",
 )
 @click.option("--lookahead-k", type=click.IntRange(min=2), help="Search: candidates tried for every token. Default: 3.")
-@click.option("--lookahead-depth", type=click.IntRange(min=1), help="Search: tokens of each try. Default: 5.")
-@click.option("--best-of-n", type=click.IntRange(min=1), default=1, help="Draw n texts, keep the most probable one.")
+@click.option("--lookahead-depth", type=click.IntRange(1, 1024), help="Search: tokens of each try. Default: 5.")
+@click.option(
+    "--best-of-n", type=click.IntRange(1, MOST_TEXTS), default=1, help="Draw n texts, keep the most probable one."
+)
 @click.option(
     "--strategies",
     is_flag=True,
@@ -101,6 +107,7 @@ class Finite(click.FloatRange):
     help="Compile the steps with torch.compile: a minute at first, then several times faster for small models.",
 )
 @device_option
+@threads_option
 @click.option(
     "--fwpkm-inference-updates", is_flag=True, help="Let fast-weight memories learn from the text as it goes."
 )
@@ -126,6 +133,7 @@ def command(checkpoint: str, **options: Any) -> None:
     """
     from wavelet_cli.generated_text import Clock, Printer, metrics_table
     from wavelet_cli.generation_options import generation_settings, load_draft, load_model, read_prompts
+    from wavelet_cli.processor_threads import choose_threads
     from wavelet_core.checkpoint import locate_checkpoint
     from wavelet_core.generation import DecodingSession, completion_metrics, generate
     from wavelet_core.generation.request import encode_prompt
@@ -136,6 +144,7 @@ def command(checkpoint: str, **options: Any) -> None:
     settings = generation_settings(options)
     directory = locate_checkpoint(checkpoint)
     model = load_model(directory, options)
+    threads = choose_threads(directory, model, options["threads"], positions=min(len(texts), options["batch"]))
     tokenizer = checkpoint_tokenizer(directory, model.config.vocabulary, verify=False)
     draft = load_draft(options)
     seed = secrets.randbelow(2**32) if options["seed"] is None else options["seed"]
@@ -150,6 +159,7 @@ def command(checkpoint: str, **options: Any) -> None:
     for token in tokens:
         clock.tick()
         printer.add(token.row, token)
+        threads.renew()
     finished = list(zip(prompts, printer.completions, strict=True))
     metrics = [completion_metrics(model, *pair) for pair in finished] if settings.metrics else []
     if options["as_json"]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from wavelet_cli.output import print_report
+from wavelet_cli.output import print_report, titled
 from wavelet_cli.shared_options import checkpoint_argument, json_option
 from wavelet_train.quantities import byte_size
 from wavelet_train.tables import table
@@ -93,8 +93,8 @@ def _describe(report: dict[str, Any]) -> str:
                 ]
             ),
             parameter_table(report["parameters"]),
-            table(list(report["components"].items()), ("component", "comes from")),
-            table([(name, byte_size(size)) for name, size in report["files"].items()], ("file", "size")),
+            titled(table(list(report["components"].items()), ("component", "comes from"))),
+            titled(table([(name, byte_size(size)) for name, size in report["files"].items()], ("file", "size"))),
         ]
     )
 

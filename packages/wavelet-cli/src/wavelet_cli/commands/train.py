@@ -71,7 +71,9 @@ def command(
     if resume is None and config is None:
         raise click.UsageError("name a CONFIG to train (see `wavelet config list`), or a run with --resume")
 
+    from wavelet_cli.failures import Failure
     from wavelet_cli.run_configuration import load_configuration
+    from wavelet_core.atomic_files import WriteError
     from wavelet_train.run_directory import CONFIG_FILE
     from wavelet_train.trainer import plan_training, train
 
@@ -89,11 +91,15 @@ def command(
             f"{directory} holds a run already: go on with it by --resume {directory}, start it anew with --overwrite, "
             "or name another directory with --out"
         ) from None
+    except WriteError as error:
+        if not (directory / "last").is_dir():
+            raise
+        raise Failure(f"{error}. Then go on with: wavelet train --resume {directory}") from error
     if as_json:
         report = result.report and result.report.as_dict()
         state = {"directory": str(result.directory), "step": result.step, "steps": result.steps}
         print_json({**state, "stopped_by": result.stopped_by, "report": report})
     elif result.report is not None:
-        click.echo(f'{result.report}\nTry it: wavelet generate {result.directory} --prompt "..."')
+        click.echo(f'{result.report}\nTry it: wavelet generate {result.directory} "..."')
     if result.stopped_by is not None:
         ctx.exit(128 + signal.Signals[result.stopped_by])

@@ -217,12 +217,10 @@ def export_seed(checkpoint: Path, out: Path) -> None:
     model = load_checkpoint(checkpoint, verify=False)
     verify_checkpoint(checkpoint)
     flat = seed_from_model_config(model.config)
-    name, sentencepiece = seed_tokenizer(checkpoint / TOKENIZER_DIRECTORY)
-    content = {
-        "model_state": seed_state(model, model.config),
-        "tokenizer_name": name,
-        "sentencepiece_model": sentencepiece,
-    }
+    tokenizer = seed_tokenizer(checkpoint / TOKENIZER_DIRECTORY)
+    content = {"model_state": seed_state(model, model.config), **tokenizer}
+    if tokenizer["tokenizer_name"] is not None:
+        flat["tokenizer"] = tokenizer["tokenizer_name"]
 
     def write(fresh: Path) -> None:
         fresh.mkdir()
