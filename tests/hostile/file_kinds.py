@@ -183,9 +183,8 @@ def cache(random: Random, base: Path, folder: Path) -> Case:
         path.write_bytes(other.read_bytes() if other.read_bytes() != content else content * 2)
         spoilt = f"{path.name} is that of train"
     elif how == 8:
-        path.unlink()
-        path.mkdir()
-        spoilt = f"{path.name} is a directory"
+        path = random.choice([path for path in paths if path.suffix != ".json"])
+        spoilt = damage.replace_file(random, path)
     else:
         path = random.choice([path for path in paths if path.suffix == ".json"])
         line = path.read_text().splitlines()[0]

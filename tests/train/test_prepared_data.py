@@ -169,7 +169,9 @@ def whole_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("damage", [*DAMAGES, "a directory", "a link to itself", "another split's", "missing"])
+@pytest.mark.parametrize(
+    "damage", [*DAMAGES, "a directory", "a pipe", "a link to itself", "another split's", "missing"]
+)
 def test_what_is_damaged_in_the_cache_is_made_again_and_said_to_be(
     config: dict[str, Any], whole_cache: Path, name: str, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,6 +184,10 @@ def test_what_is_damaged_in_the_cache_is_made_again_and_said_to_be(
         path.write_bytes(DAMAGES[damage](content))
     elif damage == "a directory":
         path.mkdir()
+    elif damage == "a pipe":
+        if sys.platform == "win32":
+            pytest.skip("there are no pipes in folders")
+        os.mkfifo(path)
     elif damage == "a link to itself":
         path.symlink_to(path.name)
     elif damage == "another split's":

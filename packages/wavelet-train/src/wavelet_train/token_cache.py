@@ -185,6 +185,8 @@ def read_seal(path: Path) -> dict[str, Any]:
 
     Raises FileNotFoundError when there is none, CheckpointError that names the file that is damaged.
     """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise CheckpointError(f"{path} is damaged, it is no file")
     try:
         line, _, digest = path.read_text(encoding="utf-8", errors="replace").partition("\n")
     except (FileNotFoundError, NotADirectoryError):
@@ -205,7 +207,7 @@ def read_seal(path: Path) -> dict[str, Any]:
 def check_files(digests: Mapping[Path, str]) -> None:
     """Raise CheckpointError that names the first file with another digest."""
     for file, digest in digests.items():
-        if file_digest(file) != digest:
+        if not file.is_file() or file_digest(file) != digest:
             raise CheckpointError(f"{file} is damaged")
 
 
