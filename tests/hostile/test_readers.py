@@ -48,7 +48,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = BytePairTokenizer(BytePairTokenizer.Config(vocabulary_size=257), [bytes([byte]) for byte in range(256)])
     model.save_pretrained(directory, tokenizer)
     data = DataIdentity(fingerprint="", description="none")
-    state = TrainingState(counters=Counters.start(1), loss_scaler=None, data=data)
+    state = TrainingState(counters=Counters.start(1, threads=1), loss_scaler=None, data=data)
     write_state(directory, state, {"random.cpu": torch.get_rng_state()})
     save_tensors({"a": torch.ones(3), "b": torch.zeros(2, 2)}, directory.parent / "small.safetensors")
     write_seal(directory.parent / "seal.json", [directory / CONFIG_FILE], {"dtype": "uint16"})

@@ -103,9 +103,6 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: has no `model` section; a checkpoint of the original code needs `wavelet import` first"
         )
-    for section in ("model", "components"):
-        if not isinstance(data.get(section, {}), dict):
-            raise CheckpointError(f"{path}: `{section}` must be a JSON object; the file is damaged, copy it again")
     version = data.get("format_version", 1)
     if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise CheckpointError(
@@ -114,7 +111,9 @@ def read_config(directory: Path) -> dict[str, Any]:
         )
     for section in ("model", "components", "format"):
         if not isinstance(data.get(section, {}), dict):
-            raise CheckpointError(f"{path}: `{section}` is not a section: {reprlib.repr(data[section])}")
+            raise CheckpointError(
+                f"{path}: `{section}` is not a section: {reprlib.repr(data[section])}; the file is damaged, copy it again"
+            )
     return convert_config(data) if version == 1 else data
 
 
