@@ -112,7 +112,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     for section in ("model", "components", "format"):
         if not isinstance(data.get(section, {}), dict):
             raise CheckpointError(
-                f"{path}: `{section}` is not a section: {reprlib.repr(data[section])}; the file is damaged, copy it again"
+                f"{path}: `{section}` is not a section: {reprlib.repr(data[section])}; it is damaged, copy it again"
             )
     return convert_config(data) if version == 1 else data
 
