@@ -32,6 +32,7 @@ LONG = {
     r"make test|.* -m pytest .*": "runs the tests, of which this is one",
     r".*\bpre-commit\b.*": "downloads",
     r"wavelet bench decode --preset .*|.*python benchmarks/.*": "measures for minutes",
+    r".*python tests/hostile/.*--(count|kills) .*": "tries thousands of cases",
 }
 
 # What the quick test's `wavelet train` adds to every run.

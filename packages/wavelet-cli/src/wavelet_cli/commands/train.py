@@ -78,6 +78,8 @@ def command(
     from wavelet_train.trainer import plan_training, train
 
     directory = resume or out or Path("runs") / Path(config or "").stem
+    if resume is not None and config is None and not (resume / CONFIG_FILE).is_file():
+        raise click.UsageError(f"--resume {resume}: this directory holds no run, it has no {CONFIG_FILE}; name a run's")
     run = load_configuration(config or directory / CONFIG_FILE, overrides)
     try:
         if dry_run:
