@@ -10,6 +10,7 @@ import torch
 from wavelet_cli.seed.configuration import model_config_from_seed, seed_from_model_config
 from wavelet_cli.seed.conversion import export_seed, import_seed
 from wavelet_core import CheckpointError, ConfigurationError, ModelConfig, WaveletLM
+from wavelet_core.digests import write_digests
 from wavelet_core.tensor_files import load_tensors
 from wavelet_core.tokenizers import BytePairTokenizer, BytesTokenizer
 
@@ -172,6 +173,7 @@ def test_a_tokenizer_that_the_original_has_not_goes_there_and_back(haar, tmp_pat
     tokens = [bytes([byte]) for byte in range(256)] + [b"th", b"the"]
     tokenizer = BytesTokenizer() if kind == "bytes" else BytePairTokenizer(BytePairTokenizer.Config(), tokens)
     tokenizer.save(tmp_path / "ours" / "tokenizer")
+    write_digests(tmp_path / "ours")
     export_seed(tmp_path / "ours", tmp_path / "seed")
     assert torch.load(tmp_path / "seed" / "best_model.pt", weights_only=True)["tokenizer_name"] == kind
     report = import_seed(tmp_path / "seed" / "best_model.pt", None, tmp_path / "again")

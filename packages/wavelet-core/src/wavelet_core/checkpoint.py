@@ -21,7 +21,8 @@ from wavelet_core.atomic_files import recover, write_atomically
 from wavelet_core.config import LanguageModelConfig, parse, parse_model
 from wavelet_core.digests import DIGESTS_FILE, Verified, files_below, verify_digests, write_digests
 from wavelet_core.first_format import convert_config, convert_tensors
-from wavelet_core.registry import RegistryError, build, registry
+from wavelet_core.language_model import build_model
+from wavelet_core.registry import RegistryError, registry
 from wavelet_core.tensor_files import CheckpointError, check_finite, check_names, load_tensors, save_tensors
 from wavelet_core.verified_files import check_once
 
@@ -232,7 +233,7 @@ def _load_from(directory: Path, dtype: torch.dtype | None, device: torch.device 
     data = read_config(directory)
     config = read_model_config(directory)
     with torch.device("meta"):
-        model = build("model", config)
+        model = build_model(config)
         if "format" in data:
             weight_format = registry.get("format", str(data["format"].get("kind")))
             where = f"{directory / CONFIG_FILE}: format"

@@ -74,12 +74,15 @@ def command(
     from wavelet_cli.failures import Failure
     from wavelet_cli.run_configuration import load_configuration
     from wavelet_core.atomic_files import WriteError
+    from wavelet_core.config import ConfigurationError
     from wavelet_train.run_directory import CONFIG_FILE
     from wavelet_train.trainer import plan_training, train
 
     directory = resume or out or Path("runs") / Path(config or "").stem
     if resume is not None and config is None and not (resume / CONFIG_FILE).is_file():
-        raise click.UsageError(f"--resume {resume}: this directory holds no run, it has no {CONFIG_FILE}; name a run's")
+        raise ConfigurationError(
+            f"--resume {resume}: this directory holds no run, it has no {CONFIG_FILE}; name a run's"
+        )
     run = load_configuration(config or directory / CONFIG_FILE, overrides)
     try:
         if dry_run:
