@@ -20,7 +20,8 @@ help: ## list these targets
 
 demo: $(INSTALLED) ## train a small model on Python's standard library, then let it write
 	$(BIN)/wavelet train demo --out runs/demo --overwrite
-	$(BIN)/wavelet generate runs/demo --prompt "    def __init__(self" --num-tokens 200 --temperature 0.7 --top-p 0.9 --seed 1
+	$(BIN)/wavelet generate runs/demo "    def __init__(self" --num-tokens 200 --temperature 0.7 --top-p 0.9 --seed 1
+	@echo 'Now "source $(BIN)/activate", and go on with the wavelet command.'
 
 # A file's tests stay on one worker, so that what its fixtures build or train is made once.
 test: $(INSTALLED) ## run the tests, the slow ones excepted (ARGS="-m slow" for those)

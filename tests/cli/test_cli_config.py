@@ -87,7 +87,8 @@ def test_the_schema_has_the_fields_of_every_component(wavelet):
 def test_a_flat_file_of_the_original_is_shown_as_ours(wavelet, tmp_path):
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"C": 24, "layers": 3, "levels": 4, "low_rank": 2, "wavelet_crawl": True, "lr": 0.01}))
-    result = wavelet("config", "show", file, "--json", "--set", "model.vocabulary_size=100")
+    overrides = ("--set", "model.vocabulary_size=100", "--set", "data.dataset=python_stdlib")
+    result = wavelet("config", "show", file, "--json", *overrides)
     assert result.exit_code == 0, result.stderr
     model = json.loads(result.stdout)["model"]
     assert (model["width"], model["layers"], model["levels"], model["vocabulary_size"]) == (24, 3, 4, 100)

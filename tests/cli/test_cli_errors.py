@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -45,7 +46,87 @@ def test_an_exception_becomes_one_message_and_a_status(error, status, message):
 
 def test_an_interrupt_exits_with_130():
     result = run_raising(KeyboardInterrupt())
-    assert (result.exit_code, result.stderr) == (130, "wavelet: interrupted\n")
+    assert (result.exit_code, result.stderr) == (130, "wavelet: stopped by SIGINT\n")
+
+
+def test_a_panic_of_native_code_is_no_traceback():
+    class Panic(BaseException):
+        pass
+
+    result = run_raising(Panic("stack overflow"))
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "wavelet: error: Panic: stack overflow (`--debug` shows the traceback)\n",
+    )
+
+
+LONG = "x" * 100_000
+DEEP = "[" * 3000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["train", LONG], "x ... x"),
+        (["train", f"{LONG}.yaml"], ".yaml"),
+        (["train", "demo", "--set", LONG], "--set xxx"),
+        (["train", "demo", "--set", f"model.mixer={LONG}"], "unknown mixer 'xxx"),
+        (["train", "demo", "--set", f"train.{LONG}=1"], "unknown field"),
+        (["train", "demo", "--set", f"a={DEEP}"], "--set a=[[["),
+        (["train", "demo", "--set", "train.steps=" + "9" * 5000], "--set train.steps=999"),
+        (["train", "demo", "--set", "train.seed=9223372036854775808"], "train.seed"),
+        (["evaluate", LONG], "x ... x"),
+        (["generate", "run", "--sampler", LONG], "unknown sampler"),
+        (["generate", "run", "--sampler", DEEP], "--sampler '[[["),
+        (["generate", "run", "--sampler", "2020-99-99"], "--sampler '2020-99-99'"),
+        (["generate", "run", "--sampler", f"{{kind: top_k, k: {LONG}}}"], "samplers[0].k"),
+        (["generate", "run", "-n", str(2**70)], "-n"),
+        ([LONG], "No such command"),
+        ([f"--{LONG}"], "No such option"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_is_huge_is_named_and_not_echoed(wavelet, arguments, named):
+    result = wavelet(*arguments)
+    assert isinstance(result.exception, SystemExit) and result.exit_code in (1, 2)
+    assert named in result.stderr
+    assert len(result.stderr) < 1500 and "--debug` shows" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("deep.yaml", f"model: {DEEP}"),
+        ("deep.json", '{"model": ' + "[" * 100_000),
+        ("key.yaml", "? [a]\n: b"),
+        ("date.yaml", "train: {steps: 2020-99-99}"),
+        ("number.json", '{"train": {"steps": ' + "9" * 5000 + "}}"),
+        ("nul.yaml", "model: \0"),
+    ],
+    ids=lambda value: value[:12],
+)
+def test_a_configuration_file_that_no_reader_takes_is_named(wavelet, tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    result = wavelet("config", "show", tmp_path / name)
+    assert result.exit_code == 2 and result.stderr.startswith(f"wavelet: error: {tmp_path / name}")
+    assert len(result.stderr) < 700
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [["--help"], ["config", "reference"]])
+def test_output_that_cannot_be_written_is_one_message(arguments):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "wavelet_cli", *arguments]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    message = "wavelet: error: standard output: No space left on device\n"
+    assert (result.returncode, result.stderr) == (1, message)
+
+
+def test_output_that_nobody_reads_ends_quietly(wavelet_process):
+    process = wavelet_process("config", "reference")
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.wait()
 
 
 @pytest.mark.parametrize("arguments", [("fail", "--debug"), ("--debug", "fail")])

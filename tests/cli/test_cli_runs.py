@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 import signal
@@ -16,8 +18,9 @@ import yaml
 from torch import nn
 
 from wavelet_cli.main import cli
-from wavelet_core import LanguageModelConfig, WaveletLM, hookimpl, registry, save_checkpoint
+from wavelet_core import LanguageModelConfig, WaveletLM, atomic_files, hookimpl, registry, save_checkpoint
 from wavelet_core.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from wavelet_core.digests import write_digests
 
 WORDS = "the cat sat on a mat and ran to them with joy over old green hills"
 
@@ -105,10 +108,73 @@ def test_resume_goes_on_in_the_runs_own_configuration(wavelet, run):
     assert steps == sorted(steps) and steps[-1] == 6
 
 
+def test_a_finished_run_says_so_and_stays_as_it_is(wavelet, trained, run):
+    def files():
+        return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    before = files()
+    result = wavelet("train", "--resume", run)
+    assert result.exit_code == 0, result.stderr
+    assert "all of its 4 steps are done" in result.stderr and f"--resume {run} --set train.steps=N" in result.stderr
+    assert "bits per byte" in result.stdout
+    report = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    again = json.loads(wavelet("train", "--resume", run, "--json").stdout)
+    assert again["report"]["validation"] == pytest.approx(report["validation"])
+    assert (again["step"], again["stopped_by"]) == (4, None)
+    assert files() == before
+
+
+def test_a_dry_run_says_what_would_be_done_and_leaves_nothing(wavelet, configuration, tmp_path):
+    result = wavelet("train", configuration, "--out", tmp_path / "run", "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    rows = dict(line.split(maxsplit=1) for line in result.stdout.splitlines() if not line.startswith(" "))
+    assert rows["run"] == str(tmp_path / "run")
+    assert rows["training"].startswith("4 steps of 32 tokens, 128 in all")
+    assert rows["tokenizer"].startswith("byte_pair, vocabulary 2") and rows["model"].startswith("wavelet, ")
+    assert {"data", "computing", "disk", "time"} < rows.keys()
+    plan = json.loads(wavelet("train", configuration, "--out", tmp_path / "run", "--dry-run", "--json").stdout)
+    assert plan["steps"] == 4 and plan["seconds"] > 0 and plan["disk_free"] > plan["disk_needed"] > plan["best_bytes"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_of_a_resume_changes_nothing(wavelet, run):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    result = wavelet("train", "--resume", run, "--set", "train.steps=7", "--dry-run", "--json")
+    assert result.exit_code == 0, result.stderr
+    plan = json.loads(result.stdout)
+    assert (plan["step"], plan["steps"]) == (4, 7)
+    assert "train.steps from 4 to 7" in result.stderr and "learning rate jumps at step 5" in result.stderr
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_a_second_process_is_refused_until_the_first_is_killed(wavelet, wavelet_process, configuration, tmp_path):
+    directory = tmp_path / "run"
+    forever = ("--set", "train.steps=1000000", "--set", "train.validate_every=2")
+    first = wavelet_process("train", configuration, "--out", directory, *forever)
+    try:
+        assert any(line.startswith("step 2:") for line in first.stderr)
+        for arguments in (("--resume", directory), (configuration, "--out", directory, "--overwrite")):
+            assert_refused(wavelet("train", *arguments), 1, f"{directory} is in use", f"process {first.pid} on ")
+        result = wavelet("generate", directory, "--prompt", "the", "--num-tokens", "1")
+        assert result.exit_code == 0, result.stderr
+        assert wavelet("evaluate", directory, "--json").exit_code == 0
+    finally:
+        first.kill()
+        first.communicate()
+    step = json.loads((directory / "last" / "trainer" / "state.json").read_text())["counters"]["step"]
+    resumed = wavelet("train", "--resume", directory, "--set", f"train.steps={step + 1}", "--json")
+    assert resumed.exit_code == 0, resumed.stderr
+    assert json.loads(resumed.stdout)["step"] == step + 1
+    steps = [json.loads(line)["step"] for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+    assert {path.name for path in directory.iterdir()} == {"config.yaml", "metrics.jsonl", "best", "last"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         ([], "CONFIG"),
+        (["demo", "--accept-changed-data"], "--resume"),
         (["demo", "--resume", "a", "--out", "b"], "--out"),
         (["--resume", "a", "--overwrite"], "--overwrite"),
         (["demo", "--no-such-option"], "--no-such-option"),
@@ -118,6 +184,20 @@ def test_options_that_exclude_each_other_are_usage_errors(wavelet, arguments, ex
     result = wavelet("train", *arguments)
     assert result.exit_code == 2
     assert expected in result.stderr
+
+
+@pytest.mark.parametrize(
+    "name", [WEIGHTS_FILE, "trainer/state.safetensors", "trainer/state.json", "tokenizer/tokenizer.json"]
+)
+def test_a_damaged_run_is_not_resumed(wavelet, run, name):
+    path = run / "last" / name
+    content = path.read_bytes()
+    path.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    assert_refused(
+        wavelet("train", "--resume", run, "--set", "train.steps=6"), 1, f"{run / 'last'} is not what was saved", name
+    )
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
 
 
 def test_resuming_what_is_no_run_is_refused(wavelet, tmp_path):
@@ -146,7 +226,7 @@ def test_data_without_a_validation_split_is_refused_before_training(wavelet, con
     override = f"data.dataset={{kind: text, train: {text}}}"
     result = wavelet("train", configuration, "--out", tmp_path / "run", "--set", override)
     assert_refused(result, 2, "data.dataset.validation", "names no text")
-    assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_text_shorter_than_a_window_is_refused(wavelet, configuration, tmp_path):
@@ -209,6 +289,7 @@ def test_a_tokenizer_that_does_not_match_the_checkpoint_is_refused(wavelet, run,
     WaveletLM(config).save_pretrained(run / "best", extra={"data": data})
     tokenizer.parent.mkdir()
     tokenizer.write_text(saved)
+    write_digests(run / "best")
     assert_refused(read(run, wavelet), 1, "tokenizer", "vocabulary", "200")
 
 
@@ -308,6 +389,27 @@ def test_ctrl_c_in_training_saves_and_says_how_to_resume(wavelet, wavelet_proces
     resumed = wavelet("train", "--resume", directory, "--set", f"train.steps={saved + 1}", "--json")
     assert resumed.exit_code == 0, resumed.stderr
     assert json.loads(resumed.stdout)["step"] == saved + 1
+
+
+def test_a_disk_that_fills_leaves_a_run_that_can_be_resumed_and_says_how(
+    wavelet, trained, configuration, tmp_path, monkeypatch
+):
+    flush, saves = atomic_files._flush, iter(range(100))
+
+    def flush_until_full(fresh: Path, mode: int) -> None:
+        if (fresh / "trainer").is_dir() and next(saves) == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        flush(fresh, mode)
+
+    directory = tmp_path / "run"
+    monkeypatch.setattr(atomic_files, "_flush", flush_until_full)
+    result = wavelet("train", configuration, "--out", directory)
+    assert result.exit_code == 1
+    assert f"{directory / 'last'}: cannot be written: No space left on device; what was there before" in result.stderr
+    assert f"Then go on with: wavelet train --resume {directory}\n" in result.stderr
+    assert wavelet("train", "--resume", directory).exit_code == 0
+    ends = [(folder / "last" / WEIGHTS_FILE).read_bytes() for folder in (trained, directory)]
+    assert ends[0] == ends[1]
 
 
 def test_an_export_imports_as_the_same_checkpoint(wavelet, trained, tmp_path):

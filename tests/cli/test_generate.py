@@ -98,11 +98,12 @@ def test_several_texts_are_printed_in_order(wavelet, checkpoint):
     assert result.stdout == f"--- 1 ---\nx{texts[0]}\n--- 2 ---\nyz{texts[1]}\n"
 
 
-def test_prompts_come_from_files_and_standard_input(texts, tmp_path):
+def test_prompts_come_from_arguments_files_and_standard_input(texts, tmp_path):
     file = tmp_path / "prompt.txt"
     file.write_text("from a file\n")
     same = [
         texts("--prompt", "from a file", "--num-tokens", 4, "--seed", 0),
+        texts("from a file", "--num-tokens", 4, "--seed", 0),
         texts("--prompt-file", file, "--num-tokens", 4, "--seed", 0),
         texts("--prompt-file", "-", "--num-tokens", 4, "--seed", 0, input="from a file\n"),
         texts("-", "--num-tokens", 4, "--seed", 0, input="from a file"),
@@ -279,6 +280,8 @@ def test_a_model_without_fast_weights_cannot_learn(wavelet, tmp_path):
         (["--fwpkm-update-lr", 1], "needs --fwpkm-inference-updates"),
         (["--fwpkm-inference-updates", "--fwpkm-chunk-size", 2**63 - 1], "chunk_size: Input should be less"),
         (["--prompt-file", "nowhere.txt"], "give the prompt in one way"),
+        (["y"], "give the prompt in one way: TEXT"),
+        (["-"], "give the prompt in one way"),
         (["--device", "abacus"], "abacus"),
         (["--tempreature", 1], "No such option"),
     ],

@@ -1,8 +1,11 @@
 """Atomic writes: a real kill at any moment, living writers, modes, and what reaches the disk."""
 
+import errno
 import os
+import re
 import signal
 import stat
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -11,9 +14,10 @@ import pytest
 import torch
 
 from wavelet_core import WaveletLM, atomic_files
-from wavelet_core.atomic_files import recover, write_atomically
+from wavelet_core.atomic_files import WriteError, append_whole, recover, write_atomically
 from wavelet_core.tokenizers import BytesTokenizer
 
+resource = pytest.importorskip("resource", reason="needs limits of a process")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork, signals and modes")
 
 
@@ -31,18 +35,21 @@ def in_child(function):
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else -os.WEXITSTATUS(status)
 
 
-def killed_at(step, before, exchanged, write):
-    """Write in a child process that kills itself before or after the step; whether it got as far as that."""
+def killed_at(step, before, exchanged, write, names=("fsync", "replace")):
+    """Write in a child process that kills itself before or after the step; whether it got as far as that.
+
+    names: the functions of `os` whose calls are steps, besides the exchange of two directories.
+    """
 
     def child():
         steps = iter(range(1000))
 
         def dying(function):
-            def run(*arguments):
+            def run(*arguments, **keywords):
                 now = next(steps) == step
                 if now and before:
                     os.kill(os.getpid(), signal.SIGKILL)
-                result = function(*arguments)
+                result = function(*arguments, **keywords)
                 if now:
                     os.kill(os.getpid(), signal.SIGKILL)
                 return result
@@ -52,7 +59,7 @@ def killed_at(step, before, exchanged, write):
         if not exchanged:
             atomic_files._exchange = lambda first, second: False
         atomic_files._exchange = dying(atomic_files._exchange)
-        for name in ("fsync", "replace"):
+        for name in names:
             setattr(os, name, dying(getattr(os, name)))
         write()
 
@@ -97,6 +104,28 @@ def test_a_kill_leaves_the_old_or_the_new_file_whole(tmp_path):
     assert found == {"old", "new"}
 
 
+@pytest.mark.parametrize("exchanged", [True, False])
+def test_a_kill_while_the_old_is_removed_leaves_none_of_its_files(tmp_path, exchanged):
+    def write(text):
+        def fill(fresh):
+            fresh.mkdir()
+            for name in ("one", "two", "three"):
+                (fresh / name).write_text(text)
+
+        write_atomically(path, fill)
+
+    step, killed = 0, True
+    while killed:
+        path = tmp_path / str(step) / "model"
+        write("old")
+        killed = killed_at(step, True, exchanged, partial(write, "new"), ("unlink", "rmdir"))
+        recover(path)
+        found = [file.read_text() for file in path.parent.rglob("*") if file.is_file()]
+        assert len(found) == 3 and len(set(found)) == 1
+        step += 1
+    assert step > 5
+
+
 def test_a_failed_write_of_a_file_keeps_the_old_one(tmp_path):
     file = tmp_path / "notes.txt"
     write_atomically(file, lambda path: path.write_text("old"))
@@ -108,6 +137,99 @@ def test_a_failed_write_of_a_file_keeps_the_old_one(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         write_atomically(file, write)
     assert file.read_text() == "old" and [entry.name for entry in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def fail_with(number):
+    def fail(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"), [(errno.ENOSPC, "free some space"), (errno.EROFS, "name a directory that you may write to")]
+)
+def test_a_full_or_read_only_disk_is_named_with_what_is_kept(make_model, tmp_path, monkeypatch, number, remedy):
+    path = tmp_path / "model"
+    make_model(seed=0).save_pretrained(path, BytesTokenizer())
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    monkeypatch.setattr(os, "fsync", fail_with(number))
+    with pytest.raises(WriteError) as caught:
+        make_model(seed=1).save_pretrained(path, BytesTokenizer())
+    assert (caught.value.errno, caught.value.filename) == (number, str(path))
+    reason = f"{path}: cannot be written: {os.strerror(number)}; what was there before is unchanged; {remedy}"
+    assert str(caught.value).startswith(reason)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+    with pytest.raises(WriteError, match="nothing was left there"):
+        make_model().save_pretrained(tmp_path / "other")
+
+
+def mounted(tmp_path, options, program):
+    """Run a program in a file system of its own, mounted at `tmp_path/disk`; its output."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o "$1" tmpfs "$2" && shift 2 && exec "$@"', "sh"]
+    try:
+        subprocess.run([*mount, options, str(disk), "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"needs unshare and the right to mount: {error}")
+    command = [*mount, options, str(disk), sys.executable, "-c", program, str(disk)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+SAVE = """
+import sys
+from pathlib import Path
+import torch
+from wavelet_core.atomic_files import WriteError, append_whole
+from wavelet_core.tensor_files import save_tensors
+disk = Path(sys.argv[1])
+for size in (1 << 10, 1 << 20):
+    try:
+        save_tensors({"w": torch.zeros(size)}, disk / "w.safetensors")
+        append_whole(disk / "lines", b"x" * size)
+    except WriteError as error:
+        print(error)
+print([(path.name, path.stat().st_size) for path in sorted(disk.iterdir())])
+"""
+
+
+def test_a_disk_that_fills_keeps_what_was_whole(tmp_path):
+    failed, left = mounted(tmp_path, "size=1m", SAVE).splitlines()
+    assert "w.safetensors: cannot be written: No space left on device; what was there before is unchanged" in failed
+    assert re.fullmatch(r"\[\('lines', 1024\), \('w.safetensors', 41\d\d\)\]", left)
+
+
+def test_a_read_only_disk_is_named(tmp_path):
+    *failed, left = mounted(tmp_path, "ro", SAVE).splitlines()
+    assert len(failed) == 2 and all("Read-only file system; nothing was left there" in line for line in failed)
+    assert left == "[]"
+
+
+def test_a_line_is_appended_whole_or_not_at_all(tmp_path):
+    file = tmp_path / "lines"
+    append_whole(file, b"first\n")
+
+    def child():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+        with pytest.raises(WriteError, match="lines: cannot be written"):
+            append_whole(file, b"second\n")
+        assert file.read_bytes() == b"first\n"
+
+    assert in_child(child) == 0
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "file/x"])
+def test_a_path_that_cannot_be_is_named(tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(WriteError) as caught:
+        write_atomically(tmp_path / name, lambda path: path.write_text("new"))
+    assert caught.value.filename == str(tmp_path / name)
+
+
+def test_errors_of_other_files_stay_what_they_are(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        write_atomically(tmp_path / "here" / "copy", lambda path: (tmp_path / "away" / "original").read_bytes())
 
 
 @pytest.mark.parametrize("exchanged", [True, False])
@@ -186,7 +308,7 @@ def test_modes_are_those_of_the_umask(make_model, tmp_path, umask, file, directo
     finally:
         os.umask(before)
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
-    assert len(modes) == 6
+    assert len(modes) == 7
     assert modes == {path: directory if path.is_dir() else file for path in modes}
 
 

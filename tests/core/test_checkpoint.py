@@ -19,6 +19,7 @@ from wavelet_core import (
     WaveletLM,
     atomic_files,
     build_model,
+    checkpoint,
     hookimpl,
     load_checkpoint,
 )
@@ -81,7 +82,7 @@ def test_the_directory_says_what_it_needs(saved, model):
     assert config["model"] == model.config.model_dump(mode="json")
     assert config["components"]["mixer gated_spectral"].startswith("wavelet-core ")
     assert config["components"]["memory product_key"].startswith("wavelet-memory ")
-    assert sorted(file.name for file in saved.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(file.name for file in saved.iterdir()) == ["config.json", "digests.json", "model.safetensors"]
 
 
 def test_sections_and_a_tokenizer_are_kept_with_the_model(model, tmp_path):
@@ -125,8 +126,25 @@ def test_a_new_checkpoint_replaces_the_old_one_whole(saved, make_model, monkeypa
         monkeypatch.setattr(atomic_files, "_exchange", lambda first, second: False)
     (saved / "left-over").write_text("of the old one")
     make_model().save_pretrained(saved)
-    assert sorted(file.name for file in saved.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(file.name for file in saved.iterdir()) == ["config.json", "digests.json", "model.safetensors"]
     assert not WaveletLM.from_pretrained(saved).config.memories
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(saved, make_model, monkeypatch):
+    newer = make_model(seed=1)
+    verify, calls = checkpoint.verify_checkpoint, []
+
+    def replaced_first(directory, parts):
+        calls.append(directory)
+        if len(calls) == 1:
+            newer.save_pretrained(directory)
+            raise CheckpointError("old digests and new files")
+        return verify(directory, parts)
+
+    monkeypatch.setattr(checkpoint, "verify_checkpoint", replaced_first)
+    loaded = WaveletLM.from_pretrained(saved)
+    assert all(tensor.equal(newer.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    assert len(calls) == 2
 
 
 def test_tensors_that_do_not_fit_are_listed_by_name_and_shape(saved):
@@ -171,6 +189,13 @@ def test_a_damaged_or_foreign_configuration_is_named(saved):
         WaveletLM.from_pretrained(saved)
     file.write_text('{"embed_dim": 12, "num_layers": 2}')
     with pytest.raises(CheckpointError, match=r"no `model` section.*`wavelet import`"):
+        WaveletLM.from_pretrained(saved)
+    for section in ("model", "components", "format"):
+        file.write_text(json.dumps({"model": {}, section: ["a"]}))
+        with pytest.raises(CheckpointError, match=rf"config\.json: `{section}` is not a section: \['a'\]"):
+            WaveletLM.from_pretrained(saved)
+    file.write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match=r"config\.json: not valid JSON"):
         WaveletLM.from_pretrained(saved)
     file.write_text('{"model": {"vocabulary_size": 29, "widht": 12}}')
     with pytest.raises(ConfigurationError, match=r"config\.json: model.*widht: unknown field; did you mean 'width'"):
@@ -269,11 +294,11 @@ def test_a_checkpoint_of_the_first_format_gives_the_logits_that_it_gave(name):
     torch.testing.assert_close(logits(model, expected["tokens"]), expected["logits"], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("version", [3, 99, "2b"])
+@pytest.mark.parametrize("version", [4, 99, 0, "2b", True])
 def test_a_newer_format_is_refused_by_name(saved, version):
     file = saved / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"format_version": version}))
-    with pytest.raises(CheckpointError, match=rf"format_version={version!r} is newer than 2.*pip install --upgrade"):
+    with pytest.raises(CheckpointError, match=rf"format_version={version!r} is newer than 3.*pip install --upgrade"):
         load_checkpoint(saved)
 
 
@@ -283,6 +308,8 @@ def test_a_run_directory_stands_for_its_best_checkpoint(model, tmp_path):
     model.save_pretrained(tmp_path / "run" / "best")
     assert locate_checkpoint(tmp_path / "run") == tmp_path / "run" / "best"
     assert locate_checkpoint(tmp_path / "run" / "last") == tmp_path / "run" / "last"
+    (tmp_path / "run" / "best" / "config.json").unlink()
+    assert locate_checkpoint(tmp_path / "run") == tmp_path / "run" / "best"
 
 
 def test_nothing_is_unpickled(saved, model, tokens, monkeypatch):

@@ -14,7 +14,7 @@ from wavelet_core import ModelConfig, MultinodalConfig, build_model, registry
 from wavelet_core.config import parse
 from wavelet_core.generation import GenerationSettings, generate
 from wavelet_core.state import leaves
-from wavelet_core.testing import CONTRACTS
+from wavelet_core.testing.part_contract import PART_CONTRACTS
 
 
 @dataclass
@@ -186,7 +186,7 @@ def sections():
     """Every configuration class of the model, by the name it has in OPTIONS."""
     yield "model", ModelConfig
     yield "multinodal", MultinodalConfig
-    for kind in CONTRACTS:
+    for kind in PART_CONTRACTS:
         for name in registry.names(kind):
             component = registry.get(kind, name)
             if component.__module__.startswith(("wavelet_core", "wavelet_memory")):

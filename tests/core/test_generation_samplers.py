@@ -20,6 +20,7 @@ from wavelet_core.generation import (
 from wavelet_core.generation.samplers.coherence import signature
 from wavelet_core.generation.samplers.temperature import entropy_of
 from wavelet_core.generation.sampling import RowSeed, SamplerChain, draw
+from wavelet_core.tokenizers import TokenIds
 
 ORIGINAL = Path(__file__).parents[1] / "parity" / "cases" / "samplers.json"
 
@@ -181,7 +182,7 @@ def test_samplers_apply_in_the_order_of_the_list(model):
     hot, narrow = {"kind": "temperature", "temperature": 4.0}, {"kind": "top_p", "p": 0.6}
     kept = []
     for order in ([hot, narrow], [narrow, hot]):
-        chain = SamplerChain(parse(GenerationSettings, {"samplers": order}).samplers, model, 29)
+        chain = SamplerChain(parse(GenerationSettings, {"samplers": order}).samplers, model)
         kept.append(chain(logits, chain.start([torch.tensor([0])])).isfinite().sum().item())
     assert kept == [2, 1]
 
@@ -226,7 +227,7 @@ def test_a_row_of_logits_that_are_not_finite_draws_nothing_and_disturbs_no_other
 
 
 def test_padding_of_the_vocabulary_is_never_drawn(model):
-    chain = SamplerChain([], model, 20)
+    chain = SamplerChain([], model, TokenIds(TokenIds.Config(vocabulary_size=20)))
     logits = torch.zeros(1, 29)
     logits[0, 25] = 100.0
     shaped = chain(logits, chain.start([torch.tensor([0])]))

@@ -305,3 +305,10 @@ def test_the_headline_configuration_has_the_published_number_of_parameters():
     with torch.device("meta"):
         model = build_model(config)
     assert sum(parameter.numel() for parameter in model.parameters()) == 882_511_981
+
+
+@pytest.mark.parametrize(("device", "size"), [("cpu", 2**40), ("cpu", 2**63 - 1), ("meta", 2**63 - 1)])
+def test_sizes_that_no_memory_has_room_for_are_named(device, size):
+    config = ModelConfig(vocabulary_size=256, width=256, memories=[{"kind": "mlp", "expansion": size}])
+    with torch.device(device), pytest.raises(ConfigurationError, match=rf"model\.memories\.0\.expansion={size}"):
+        build_model(config)

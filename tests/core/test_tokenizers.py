@@ -3,16 +3,20 @@ from __future__ import annotations
 import json
 import os
 import sys
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+import tiktoken
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wavelet_core import CheckpointError, ComponentConfig, ConfigurationError
+from wavelet_core.generation.request import encode_prompt
 from wavelet_core.registry import RegistryError, build, registry
 from wavelet_core.tokenizers import (
+    GPT2_PATTERN,
     BytePairTokenizer,
     BytesTokenizer,
     IncrementalDecoder,
@@ -75,6 +79,50 @@ def test_merges_are_applied_in_order() -> None:
     assert [tokenizer.decode_bytes([token]) for token in ids] == [b"in", b" the", b" ", b"s", b"t", b"r", b"ing"]
 
 
+def merged(word: bytes, tokens: list[bytes]) -> list[bytes]:
+    """Byte-pair encoding by its definition: of all pairs that are tokens, the earliest token is merged first."""
+    rank = {token: number for number, token in enumerate(tokens)}
+    parts = [bytes([byte]) for byte in word]
+    while True:
+        pairs = [(rank.get(first + second, len(rank)), at) for at, (first, second) in enumerate(pairwise(parts))]
+        lowest, at = min(pairs, default=(len(rank), 0))
+        if lowest == len(rank):
+            return parts
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+
+
+@given(st.text(st.sampled_from("thengi"), min_size=1, max_size=40), st.integers(20, 40))
+@settings(max_examples=20)
+def test_long_words_are_merged_in_order(text: str, times: int) -> None:
+    tokenizer = byte_pair([b"th", b"he", b"the", b"in", b"ng", b"ing", b"nn", b"nnn", b"hi", b"tt", b"tttt"])
+    word = text * times
+    expected = merged(word.encode(), tokenizer.tokens)
+    assert [tokenizer.decode_bytes([token]) for token in tokenizer.encode(word)] == expected
+
+
+@given(st.lists(st.tuples(st.sampled_from(" \n\t"), st.sampled_from([1, 2, 255, 256, 257, 513]), st.text(max_size=2))))
+@settings(max_examples=50)
+def test_long_white_space_is_split_as_the_pattern_says(runs: list[tuple[str, int, str]]) -> None:
+    text = "".join(space * times + word for space, times, word in runs)
+    tokenizer = byte_pair()
+    ranks = {token: rank for rank, token in enumerate(tokenizer.tokens)}
+    plain = tiktoken.Encoding("plain", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={})
+    assert tokenizer.encode(text) == plain.encode_ordinary(text)
+
+
+@pytest.mark.parametrize("run", ["x", "\t", "\t\n", "=", "7", "漢"])
+@pytest.mark.parametrize("end", ["", "x"])
+def test_more_than_a_million_signs_without_a_boundary_are_encoded(run: str, end: str) -> None:
+    text = run * (1_100_000 // len(run)) + end
+    tokenizer = byte_pair()
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_gpt2_encodes_a_million_spaces(gpt2: TiktokenTokenizer) -> None:
+    ids = gpt2.encode("\t" * 1_100_000 + "x")
+    assert gpt2.decode(ids) == "\t" * 1_100_000 + "x"
+
+
 def test_end_of_text_is_the_last_token_and_its_name_is_ordinary_text() -> None:
     tokenizer = byte_pair()
     assert tokenizer.vocabulary_size == 256 + len(MERGES) + 1
@@ -128,6 +176,16 @@ def test_a_token_outside_the_vocabulary_is_named() -> None:
         byte_pair().decode([-1])
     with pytest.raises(TokenizerError, match="ids from 0 to 255"):
         BytesTokenizer().decode([256])
+
+
+@pytest.mark.parametrize("wrong", [256, -1, 2**70, "a", 1.5])
+def test_an_id_that_a_tokenizer_should_not_give_is_named(wrong: object) -> None:
+    class Wrong(BytesTokenizer):
+        def encode(self, text: str) -> list:
+            return [65, wrong]
+
+    with pytest.raises(TokenizerError, match=f"'bytes' gave {wrong!r}, which is no id from 0 to 255"):
+        encode_prompt("text", 1000, Wrong())
 
 
 def test_a_vocabulary_without_all_bytes_is_refused() -> None:

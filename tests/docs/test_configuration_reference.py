@@ -11,6 +11,7 @@ from wavelet_cli import PACKAGES
 from wavelet_cli.main import cli
 from wavelet_cli.reference import SECTIONS, configuration_reference
 from wavelet_cli.seed.configuration import SEED_KEYS
+from wavelet_cli.seed.recipe import RECIPE_KEYS
 from wavelet_core import ModelConfig
 from wavelet_core.registry import KINDS, registry
 
@@ -64,5 +65,7 @@ def test_limits_and_defaults_are_those_of_the_code(reference):
 
 def test_every_key_of_the_original_is_on_the_page_with_its_place(reference):
     rows = rows_below("## Keys of the original configuration", reference)
-    assert [(row[0], row[2]) for row in rows] == [(f"`{key.name}`", f"`{key.place}`") for key in SEED_KEYS]
+    assert [(row[0], row[2]) for row in rows] == [
+        (f"`{key.name}`", f"`{key.place}`") for key in (*SEED_KEYS, *RECIPE_KEYS)
+    ]
     assert all(len(row) == 5 and all(row) for row in rows)

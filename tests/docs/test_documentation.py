@@ -1,11 +1,9 @@
-"""What the documentation shows is true: its Python runs, its commands work, its links lead somewhere."""
+"""What the documentation shows is true: its Python runs, its commands exist, its links lead somewhere."""
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +11,6 @@ from pathlib import Path
 import click
 import pytest
 import yaml
-from click.testing import CliRunner, Result
 
 from wavelet_cli.main import cli
 
@@ -22,20 +19,8 @@ README = ROOT / "README.md"
 GUIDES = [README, *sorted(ROOT.glob("docs/*.md"))]
 PAGES = [*sorted(ROOT.glob("*.md")), *GUIDES[1:]]
 PAGES += [*sorted(ROOT.glob("packages/*/README.md")), *sorted(ROOT.glob("examples/*/README.md"))]
-ORIGINAL = ROOT / "tests" / "parity" / "cases" / "haar"
 
-# What makes the training runs of the README tiny; nothing else of its commands is changed.
-TINY = (
-    "data.dataset={kind: text, path: text.txt}",
-    "data.tokenizer=bytes",
-    "model.width=16",
-    "model.context_length=16",
-    "model.memories=[mlp]",
-    "train.steps=2",
-    "train.compare_with_xz=false",
-)
-
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.S | re.M)
+BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.S | re.M)
 
 
 def name_of(page: Path) -> str:
@@ -43,47 +28,13 @@ def name_of(page: Path) -> str:
 
 
 def text_of(page: Path) -> str:
-    return page.read_text(encoding="utf-8")
+    """A page, with every command on one line."""
+    return page.read_text(encoding="utf-8").replace("\\\n", "")
 
 
 def blocks(text: str, language: str) -> list[str]:
     """The fenced code blocks of a language."""
     return [content for found, content in BLOCK.findall(text) if found == language]
-
-
-def readme_section(heading: str) -> str:
-    """The part of the README below a heading, as far as the next one."""
-    found = re.search(rf"^#+ {heading}\n(.*?)(?=^#+ |\Z)", text_of(README), re.S | re.M)
-    assert found, f"README.md has no heading {heading!r}"
-    return found[1]
-
-
-def commands_in(text: str) -> list[list[str]]:
-    """The commands of `console` blocks, split into words, without the word `wavelet`."""
-    lines = "".join(blocks(text, "console")).splitlines()
-    return [shlex.split(line)[2:] for line in lines if line.startswith("$ wavelet ")]
-
-
-def tiny(arguments: list[str]) -> list[str]:
-    """A command's arguments, with a training run made tiny."""
-    fields = TINY if arguments[0] == "train" else ()
-    return [*arguments, *(word for field in fields for word in ("--set", field))]
-
-
-def wavelet(arguments: list[str]) -> Result:
-    result = CliRunner().invoke(cli, arguments, prog_name="wavelet")
-    assert result.exit_code == 0, f"wavelet {shlex.join(arguments)}\n{result.output}"
-    return result
-
-
-@pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current directory: with a little text to train on, and a cache of its own."""
-    lines = (f"def number_{number}():\n    return {number}\n" for number in range(300))
-    (tmp_path / "text.txt").write_text("".join(lines), encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WAVELET_CACHE", str(tmp_path / "cache"))
-    return tmp_path
 
 
 @pytest.mark.parametrize("page", [page for page in GUIDES if blocks(text_of(page), "python")], ids=name_of)
@@ -95,40 +46,6 @@ def test_python_blocks_run(page, tmp_path):
     program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import {', '.join(names)}"
     done = subprocess.run([sys.executable, "-I", "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def test_the_commands_of_the_readme_work(workplace):
-    commands = commands_in(readme_section("The `wavelet` command"))
-    assert {command[0] for command in commands} >= {"train", "generate"}
-    for command in commands:
-        assert wavelet(tiny(command)).stdout
-
-
-def test_a_checkpoint_of_the_original_goes_in_and_out_as_the_readme_says(workplace):
-    for name in ("best_model.pt", "config.json"):
-        shutil.copy(ORIGINAL / name, workplace)
-    commands = commands_in(readme_section("Checkpoints of the original"))
-    assert [command[0] for command in commands] == ["import", "generate", "export"]
-    for command in commands:
-        # The checkpoint of the parity case names no tokenizer that fits, so that prompts are token ids.
-        wavelet(["1 2 3" if word == "The" else word for word in command])
-    assert (workplace / "exported" / "best_model.pt").is_file()
-
-
-def test_the_mixer_of_the_readme_installs_and_trains(workplace):
-    text = readme_section("A mixer of your own")
-    project, site = workplace / "project", workplace / "site"
-    project.mkdir()
-    for language, file in (("python", "scale_gains.py"), ("toml", "pyproject.toml")):
-        [content] = blocks(text, language)
-        (project / file).write_text(content, encoding="utf-8")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", site]
-    program = [sys.executable, "-c", "from wavelet_cli.main import main; main()"]
-    environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
-    for command in ([*pip, project], *([*program, *tiny(words)] for words in [*commands_in(text), ["plugins"]])):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    assert re.search(r"scale-gains 0\.1\.0.*mixer +scale_gains", done.stdout, re.S)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

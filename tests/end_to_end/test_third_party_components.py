@@ -73,8 +73,9 @@ def model(**options: Any) -> WaveletLM:
     return WaveletLM(parse(ModelConfig, {**sizes, "bypass": {"kind": "previous_position", **options}})).eval()
 
 
-def test_the_bypass_keeps_the_contract():
+def test_they_keep_the_contract_of_their_kind():
     check_component(PreviousPositionBypass)
+    check_component(EveryNthToken)
 
 
 def test_the_bypass_is_configured_and_changes_the_model(tmp_path):

@@ -21,7 +21,7 @@ NAMES = ("core", "memory", "quant", "train", "cli")
 
 # The table of the design, as distribution names with the extras asked of them.
 RUNTIME = {
-    "core": {"torch", "pluggy", "pydantic", "safetensors[torch]"},
+    "core": {"torch", "pluggy", "pydantic", "safetensors[torch]", "xxhash"},
     "memory": {"wavelet-core"},
     "quant": {"wavelet-core"},
     "train": {"wavelet-core[text]", "datasets", "tokenizers", "pyyaml", "numpy", "tqdm"},
@@ -37,7 +37,7 @@ ENTRY_POINTS = {
     "memory": "[wavelet]\nmemory = wavelet_memory.plugin",
     "quant": "[wavelet]\nquant = wavelet_quant.plugin",
     "train": "[wavelet]\ntrain = wavelet_train.plugin",
-    "cli": "[console_scripts]\nwavelet = wavelet_cli.main:main",
+    "cli": "[console_scripts]\nwavelet = wavelet_cli.__main__:main",
 }
 
 every_package = pytest.mark.parametrize("name", NAMES)

@@ -10,7 +10,9 @@ import torch
 from wavelet_cli.seed.configuration import model_config_from_seed, seed_from_model_config
 from wavelet_cli.seed.conversion import export_seed, import_seed
 from wavelet_core import CheckpointError, ConfigurationError, ModelConfig, WaveletLM
+from wavelet_core.digests import write_digests
 from wavelet_core.tensor_files import load_tensors
+from wavelet_core.tokenizers import BytePairTokenizer, BytesTokenizer
 
 HERE = Path(__file__).parent / "cases"
 
@@ -157,6 +159,42 @@ def test_embedded_sentencepiece_model_goes_there_and_back(haar, tmp_path):
     export_seed(tmp_path / "ours", tmp_path / "seed")
     content = torch.load(tmp_path / "seed" / "best_model.pt", weights_only=True)
     assert content["sentencepiece_model"] == b"model bytes"
+    assert content["tokenizer_name"] == "sp"
+    assert json.loads((tmp_path / "seed" / "config.json").read_text())["tokenizer"] == "sp"
+
+
+def directory_content(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@pytest.mark.parametrize("kind", ["byte_pair", "bytes"])
+def test_a_tokenizer_that_the_original_has_not_goes_there_and_back(haar, tmp_path, kind):
+    import_seed(haar / "best_model.pt", None, tmp_path / "ours")
+    tokens = [bytes([byte]) for byte in range(256)] + [b"th", b"the"]
+    tokenizer = BytesTokenizer() if kind == "bytes" else BytePairTokenizer(BytePairTokenizer.Config(), tokens)
+    tokenizer.save(tmp_path / "ours" / "tokenizer")
+    write_digests(tmp_path / "ours")
+    export_seed(tmp_path / "ours", tmp_path / "seed")
+    assert torch.load(tmp_path / "seed" / "best_model.pt", weights_only=True)["tokenizer_name"] == kind
+    report = import_seed(tmp_path / "seed" / "best_model.pt", None, tmp_path / "again")
+    assert report.remarks == []
+    ours, again = (directory_content(tmp_path / name / "tokenizer") for name in ("ours", "again"))
+    assert again == ours
+
+
+@pytest.mark.parametrize("files", [{"../tokenizer.json": b"{}"}, {"tokenizer.json": b"["}, {"tokenizer.json": 3}, [1]])
+def test_damaged_files_of_a_tokenizer_are_refused(haar, tmp_path, files):
+    rewrite(haar, lambda content: {**content, "wavelet_tokenizer": files})
+    with pytest.raises(CheckpointError, match="wavelet_tokenizer is damaged"):
+        import_seed(haar / "best_model.pt", None, tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+def test_the_name_of_a_tokenizer_that_does_not_fit_is_kept(haar, tmp_path):
+    import_seed(haar / "best_model.pt", None, tmp_path / "ours")
+    export_seed(tmp_path / "ours", tmp_path / "seed")
+    assert torch.load(tmp_path / "seed" / "best_model.pt", weights_only=True)["tokenizer_name"] == "gpt2"
+    assert json.loads((tmp_path / "seed" / "config.json").read_text())["tokenizer"] == "gpt2"
 
 
 def test_a_tokenizer_of_another_size_is_replaced_by_token_ids(haar, tmp_path):

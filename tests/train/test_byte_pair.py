@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers, trainers
 
 from wavelet_core.tokenizers import BytePairTokenizer, load_tokenizer
-from wavelet_train.byte_pair import byte_level_tokenizer, byte_of_character, train_byte_pair
+from wavelet_train.byte_pair import LONGEST_PART, byte_level_tokenizer, byte_of_character, train_byte_pair
 
 SOURCES = [Path(json.__file__).with_name(name).read_text(encoding="utf-8") for name in ("decoder.py", "encoder.py")]
 # Long runs are where equal pieces can come out of different merges.
@@ -55,6 +55,13 @@ def test_tokens_of_whole_files_equal_those_of_the_tokenizers_library() -> None:
         expected = [bytes_of[number] for number in theirs.encode(text).ids]
         assert [ours.decode_bytes([token]) for token in ours.encode(text)] == expected
         assert len(expected) < 0.6 * len(text)
+
+
+@pytest.mark.parametrize("run", ["x", " ", "=", "ab"])
+def test_a_megabyte_without_a_boundary_is_learnt_from(run: str) -> None:
+    tokenizer = train([run * (1_000_000 // len(run))])
+    assert max(map(len, tokenizer.tokens)) == LONGEST_PART
+    assert tokenizer.decode(tokenizer.encode(run * 5000)) == run * 5000
 
 
 def test_the_vocabulary_has_the_size_that_was_asked_for() -> None:

@@ -85,6 +85,11 @@ def test_context_helps_a_model_only_within_the_window(prepared: Prepared) -> Non
     assert wide.nats != evaluate(model, data.split("validation"), data.tokenizer).nats
 
 
+def test_a_text_without_words_has_no_perplexity_per_word() -> None:
+    result = Evaluation(nats=300.0, tokens=100, byte_count=400, word_count=0, window=16, stride=8)
+    assert result.perplexity_per_word is None
+
+
 def test_part_of_a_split_has_the_bytes_of_its_tokens_and_no_word_count(prepared: Prepared) -> None:
     model, data = prepared
     result = evaluate(model, data.split("validation"), data.tokenizer, token_limit=40)

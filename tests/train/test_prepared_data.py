@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +15,13 @@ import numpy as np
 import pytest
 
 from wavelet_core import ComponentConfig, ConfigurationError, hookimpl
+from wavelet_core.cache_directory import default_cache_directory
 from wavelet_core.config import parse
 from wavelet_core.registry import RegistryError, registry
-from wavelet_core.tokenizers import BytesTokenizer, Tokenizer
+from wavelet_core.tokenizers import BytesTokenizer, Tokenizer, TokenizerError
 from wavelet_train import token_cache
 from wavelet_train.data import DataConfig, PreparedData
-from wavelet_train.token_cache import default_cache_directory, token_byte_lengths
+from wavelet_train.token_cache import token_byte_lengths
 
 TEXTS = {
     "train": ["the first document, of some length\n" * 20, "a second one: é 漢\n" * 30],
@@ -29,14 +32,19 @@ TEXTS = {
 
 @pytest.fixture
 def config(tmp_path: Path) -> dict[str, Any]:
+    return config_in(tmp_path)
+
+
+def config_in(folder: Path) -> dict[str, Any]:
+    """Write TEXTS into a folder; the configuration of that data."""
     for split, texts in TEXTS.items():
-        (tmp_path / split).mkdir()
+        (folder / split).mkdir()
         for number, text in enumerate(texts):
-            (tmp_path / split / f"{number}.txt").write_text(text, encoding="utf-8")
+            (folder / split / f"{number}.txt").write_text(text, encoding="utf-8")
     return {
-        "dataset": {"kind": "text", **{split: str(tmp_path / split) for split in TEXTS}},
+        "dataset": {"kind": "text", **{split: str(folder / split) for split in TEXTS}},
         "tokenizer": {"kind": "byte_pair", "vocabulary_size": 300},
-        "cache_directory": str(tmp_path / "cache"),
+        "cache_directory": str(folder / "cache"),
     }
 
 
@@ -128,26 +136,95 @@ def test_a_given_tokenizer_is_used(config: dict[str, Any]) -> None:
     assert len(data.split("test").tokens) == len(TEXTS["test"][0].encode())
 
 
-@pytest.mark.parametrize("name", ["train.tokens", "train.documents", "train.json"])
-@pytest.mark.parametrize("damage", ["truncated", "missing", "empty"])
-def test_damaged_token_files_are_made_again(config: dict[str, Any], name: str, damage: str) -> None:
-    expected = prepared(config).split("train").tokens.tolist()
-    path = cached(config, name)
+def flipped(content: bytes, place: int, bit: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "truncated": lambda content: content[:-3],
+    "extended": lambda content: content + content[-2:],
+    "empty": lambda content: b"",
+    "all ones": lambda content: b"\xff" * len(content),
+    "first bit": lambda content: flipped(content, 0, 0),
+    "middle bit": lambda content: flipped(content, len(content) // 2, 4),
+    "deeply nested": lambda content: b"[" * 100_000,
+    "list as a count": lambda content: json.dumps({"bytes": [1], "words": -1, "dtype": "float1"}).encode(),
+}
+FILES = {
+    "validation.tokens": "validation.tokens",
+    "validation.documents": "validation.documents",
+    "validation.json": "validation.json",
+    "tokenizer.json": "tokenizer.json",
+    "the tokenizer's digests": "tokenizers/*.json",
+}
+
+
+@pytest.fixture(scope="module")
+def whole_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache of TEXTS, which is keyed by what they say and not by where they are."""
+    folder = tmp_path_factory.mktemp("whole")
+    data = prepared(config_in(folder))
+    data.split("train"), data.split("validation")
+    return folder / "cache"
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "damage", [*DAMAGES, "a directory", "a pipe", "a link to itself", "another split's", "missing"]
+)
+def test_what_is_damaged_in_the_cache_is_made_again_and_said_to_be(
+    config: dict[str, Any], whole_cache: Path, name: str, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(whole_cache, config["cache_directory"])
+    expected = prepared(config).split("validation").tokens.tolist()
+    path = cached(config, FILES[name])
     content = path.read_bytes()
     path.unlink()  # the old file may still be mapped
-    if damage != "missing":
-        path.write_bytes(content[: len(content) - 3] if damage == "truncated" else b"")
-    assert prepared(config).split("train").tokens.tolist() == expected
+    if damage in DAMAGES:
+        path.write_bytes(DAMAGES[damage](content))
+    elif damage == "a directory":
+        path.mkdir()
+    elif damage == "a pipe":
+        if sys.platform == "win32":
+            pytest.skip("there are no pipes in folders")
+        os.mkfifo(path)
+    elif damage == "a link to itself":
+        path.symlink_to(path.name)
+    elif damage == "another split's":
+        path.write_bytes(cached(config, f"train{path.suffix}").read_bytes())
+    capsys.readouterr()
+    again = prepared(config).split("validation")
+    assert again.tokens.tolist() == expected
+    assert (again.byte_count, again.word_count) == (len(TEXTS["validation"][0]), 30)
     assert path.read_bytes() == content
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("token cache: ")]
+    # Without its digests an entry is as one whose making was interrupted.
+    silent = damage == "missing" and path.suffix == ".json" and name != "tokenizer.json"
+    assert len(said) == (0 if silent else 1)
+    assert all(str(path) in line and line.endswith("it is made again") for line in said)
 
 
-def test_a_damaged_tokenizer_is_trained_again(config: dict[str, Any]) -> None:
-    expected = prepared(config).split("train").tokens.tolist()
-    path = cached(config, "tokenizer.json")
-    content = path.read_bytes()
-    path.write_bytes(content[:100])
-    assert prepared(config).split("train").tokens.tolist() == expected
-    assert path.read_bytes() == content
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_cache_that_cannot_be_written_is_read_if_it_is_whole(
+    config: dict[str, Any], whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = prepared(config).split("validation").tokens.tolist()
+    path = cached(config, "validation.tokens")
+    if not whole:
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(flipped(content, 5, 1))
+
+    def refuse(path: Path, write: Callable[[Path], object]) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(token_cache, "write_atomically", refuse)
+    if whole:
+        assert prepared(config).split("validation").tokens.tolist() == expected
+        return
+    remedy = r"validation\.tokens: Permission denied; .* data\.cache_directory or \$WAVELET_CACHE"
+    with pytest.raises(ConfigurationError, match=remedy):
+        prepared(config).split("validation")
 
 
 def test_an_interrupted_run_leaves_no_tokens_that_count(
@@ -278,6 +355,15 @@ def test_third_party_data_sets_and_tokenizers_are_prepared(tmp_path: Path) -> No
     assert isinstance(again.tokenizer, LetterTokenizer)
     with pytest.raises(ConfigurationError, match=r"data\.dataset: the test split has no text"):
         data.split("test")
+
+
+def test_ids_outside_the_tokenizers_vocabulary_are_no_tokens(config: dict[str, Any]) -> None:
+    class Wrong(BytesTokenizer):
+        def encode(self, text: str) -> list[int]:
+            return [*super().encode(text), 256]
+
+    with pytest.raises(TokenizerError, match="'bytes' gave 256, which is no id from 0 to 255"):
+        PreparedData(parse(DataConfig, config), Wrong()).split("train")
 
 
 def test_unknown_fields_and_kinds_are_refused() -> None:

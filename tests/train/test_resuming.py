@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from wavelet_core import CheckpointError
+from wavelet_core import CheckpointError, ConfigurationError
 from wavelet_train import trainer
 from wavelet_train.run_config import RunConfig
 from wavelet_train.trainer import Trainer, train
@@ -30,7 +30,7 @@ def tensors(directory: Path) -> dict[str, torch.Tensor]:
 
 
 def counters(directory: Path) -> dict[str, Any]:
-    return {name: value for name, value in vars(read_state(directory)[0]).items() if name != "metrics_size"}
+    return {name: value for name, value in vars(read_state(directory).counters).items() if name != "metrics_size"}
 
 
 def assert_same_run(one: Path, other: Path, read_metrics: Metrics) -> None:
@@ -44,14 +44,14 @@ def assert_same_run(one: Path, other: Path, read_metrics: Metrics) -> None:
 
 def stop_after(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGINT) -> None:
     """Send this process a signal while it computes the step after `step`."""
-    original = Trainer._step
+    original = Trainer.take_step
 
     def interrupted(self: Trainer, lr: float) -> tuple[float, float]:
         if self.counters.step == step:
             os.kill(os.getpid(), number)
         return original(self, lr)
 
-    monkeypatch.setattr(Trainer, "_step", interrupted)
+    monkeypatch.setattr(Trainer, "take_step", interrupted)
 
 
 def test_two_runs_are_identical(tiny_run: TinyRun, tmp_path: Path, read_metrics: Metrics) -> None:
@@ -104,9 +104,9 @@ def test_run_killed_after_its_last_checkpoint_resumes_exactly(
             raise SystemExit("killed")
         return original(self, lr)
 
-    original = Trainer._step
+    original = Trainer.take_step
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", killed)
+        patch.setattr(Trainer, "take_step", killed)
         with pytest.raises(SystemExit):
             train(run, tmp_path / "killed")
     assert counters(tmp_path / "killed" / "last")["step"] == 3
@@ -171,7 +171,7 @@ def test_second_signal_is_not_held_back(tiny_run: TinyRun, tmp_path: Path, monke
         os.kill(os.getpid(), signal.SIGINT)
         raise AssertionError("the second signal came to nothing")
 
-    monkeypatch.setattr(Trainer, "_step", twice)
+    monkeypatch.setattr(Trainer, "take_step", twice)
     with pytest.raises(KeyboardInterrupt):
         train(tiny_run(), tmp_path / "run")
 
@@ -236,7 +236,7 @@ def test_resuming_needs_a_whole_run_of_the_same_model(tiny_run: TinyRun, tmp_pat
     with pytest.raises(CheckpointError, match="holds no run that can be resumed"):
         train(run, directory, resume=True)
     train(run, directory)
-    with pytest.raises(CheckpointError, match="does not fit its configuration"):
+    with pytest.raises(ConfigurationError, match=r"model\.width is 32, but the run was trained with 16"):
         train(tiny_run("model.width=32"), directory, resume=True)
     state = directory / "last" / "trainer" / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-100])

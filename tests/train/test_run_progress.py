@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-import re
+import itertools
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -16,28 +17,38 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_plain_lines_tell_amount_time_left_rate_and_note(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("wavelet_train.progress.SECONDS_BETWEEN_LINES", 0)
-    with Progress("training", 4000, " tokens", done=1000) as progress:
-        progress.advance(1000, "loss 3.210")
-        progress.message("step 2: validated")
-    lines = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(
-        r"training: 2\.00k tokens of 4\.00k tokens, \d\d:\d\d left, .* tokens/s, \d+\.\d s, loss 3\.210", lines[0]
-    )
-    assert lines[1] == "step 2: validated"
-
-
-def test_rate_counts_only_what_this_process_did(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = iter([0.0, 10.0, 10.0, 10.0])
+@pytest.fixture
+def lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """What was written to stderr, every look at the clock ten seconds after the one before."""
+    clock = itertools.count(step=10.0)
     monkeypatch.setattr("wavelet_train.progress.time.monotonic", lambda: next(clock))
+    return lambda: capsys.readouterr().err.splitlines()
+
+
+def test_plain_lines_tell_note_amount_rate_and_time_left(lines: Callable[[], list[str]]) -> None:
+    with Progress("training", 100_000, " tokens") as progress:
+        progress.advance(1000, "step 1 of 100, loss 3.210")
+        progress.message("step 1: validated")
+        progress.advance(99_000, "step 100 of 100, loss 2.345")
+    assert lines() == [
+        "training: step 1 of 100, loss 3.210, 1,000 tokens of 100,000 tokens, 50 tokens/s, 33 min 0 s left",
+        "step 1: validated",
+        "training: step 100 of 100, loss 2.345, 100,000 tokens in 30 s, 3,333 tokens/s",
+    ]
+
+
+@pytest.mark.parametrize(("total", "first"), [(None, "5.0 MiB in 20 s, 256.0 KiB/s"), (6 << 20, "5.0 MiB of 6.0 MiB")])
+def test_totals_may_be_unknown_or_estimates(lines: Callable[[], list[str]], total: int | None, first: str) -> None:
+    with Progress("tokenizing", total) as progress:
+        progress.advance(5 << 20)
+    written = lines()
+    assert written[0].startswith(f"tokenizing: {first}") and written[1:] == ["tokenizing: 5.0 MiB in 30 s, 170.7 KiB/s"]
+
+
+def test_rate_counts_only_what_this_process_did(lines: Callable[[], list[str]]) -> None:
     with Progress("training", 10_000, " tokens", done=5000) as progress:
         progress.advance(1000)
-    assert "6.00k tokens of 10.0k tokens, 00:40 left, 100 tokens/s, 10.0 s" in capsys.readouterr().err
+    assert lines()[0] == "training: 6,000 tokens of 10,000 tokens, 50 tokens/s, 1 min 20 s left"
 
 
 def test_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,13 @@ def test_learnt_pieces_shorten_text() -> None:
     assert LEARNT.encode_batch(["def x", TEXT]) == [LEARNT.encode("def x"), LEARNT.encode(TEXT)]
 
 
+@pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
+def test_a_line_too_long_for_sentencepiece_is_learnt_from(algorithm: str) -> None:
+    config = SentencePieceTokenizer.Config(vocabulary_size=300, algorithm=algorithm)
+    tokenizer = SentencePieceTokenizer.train(config, ["ab" * 100_000])
+    assert len(tokenizer.encode("ab" * 1000)) < 1000
+
+
 def test_an_embedded_model_becomes_a_tokenizer_directory(usual_model: bytes, tmp_path: Path) -> None:
     save_sentence_piece(tmp_path / "tokenizer", usual_model)
     tokenizer = load_tokenizer(tmp_path / "tokenizer")

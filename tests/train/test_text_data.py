@@ -175,6 +175,31 @@ class TestTextFiles:
         with pytest.raises(ConfigurationError, match=r"file3\.txt is not UTF-8 text \(byte 3 is 0xe9\)"):
             list(text_files(train=str(folder)).documents("train"))
 
+    def test_files_that_are_not_utf8_are_skipped_where_that_is_wanted(
+        self, folder: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        without = text_files(path=str(folder), skip_undecodable=True)
+        assert capsys.readouterr().err == ""
+        for name in ("file3a.bin", "file3b.bin"):
+            (folder / name).write_bytes(b"caf\xe9")
+        found = text_files(path=str(folder), skip_undecodable=True)
+        message = capsys.readouterr().err
+        assert "skipped 2 of the 102 files" in message
+        assert "file3a.bin" in message
+        assert message.count("\n") == 1
+        assert found.fingerprint() == without.fingerprint()
+        for split in SPLITS:
+            assert list(found.documents(split)) == list(without.documents(split))
+            assert found.size(split) == without.size(split)
+
+    def test_a_file_that_is_named_itself_is_never_skipped(self, tmp_path: Path) -> None:
+        (tmp_path / "file.txt").write_bytes(b"caf\xe9")
+        named = text_files(train=str(tmp_path / "file.txt"), skip_undecodable=True)
+        with pytest.raises(ConfigurationError, match="is not UTF-8 text"):
+            list(named.documents("train"))
+        with pytest.raises(ConfigurationError, match="none of the 1 files"):
+            text_files(path=str(tmp_path), skip_undecodable=True)
+
     def test_a_split_without_documents_is_named(self, tmp_path: Path) -> None:
         write(tmp_path, a="hello\n")
         missing = next(split for split in SPLITS if split != split_of("a.txt"))

@@ -71,7 +71,7 @@ def test_divergence_stops_with_advice(tiny_run: TinyRun, tmp_path: Path, monkeyp
     )
     with pytest.raises(DivergenceError, match=r"the loss became nan after 4 steps .* Lower train\.lr"):
         train(tiny_run(), tmp_path / "run")
-    assert read_state(tmp_path / "run" / "last")[0].step == 3
+    assert read_state(tmp_path / "run" / "last").counters.step == 3
 
 
 def test_epochs_are_counted_in_windows(new_trainer: NewTrainer) -> None:
@@ -89,8 +89,8 @@ def test_accumulation_averages_the_gradients_of_its_batches(new_trainer: NewTrai
     batch = next(whole.windows)
     halves = iter([type(batch)(batch.inputs[rows], batch.targets[rows]) for rows in (slice(0, 2), slice(2, 4))])
     whole.windows, parts.windows = iter([batch]), halves
-    loss, norm = whole._step(0.1)
-    assert parts._step(0.1) == (pytest.approx(loss), pytest.approx(norm, rel=1e-4))
+    loss, norm = whole.take_step(0.1)
+    assert parts.take_step(0.1) == (pytest.approx(loss), pytest.approx(norm, rel=1e-4))
     assert whole.tokens_per_step == parts.tokens_per_step == 64
 
 
@@ -98,7 +98,7 @@ def test_gradient_clipping_bounds_the_update(new_trainer: NewTrainer) -> None:
     def change(*overrides: str) -> float:
         run = new_trainer("train.optimizer={kind: adagrad, eps: 1.0e+6}", *overrides)
         before = run.model.head.weight.detach().clone()
-        run._step(1e6)
+        run.take_step(1e6)
         return (run.model.head.weight.detach() - before).norm().item()
 
     free = change("train.gradient_clipping=null")
@@ -151,7 +151,7 @@ def test_best_checkpoint_has_the_lowest_validation_loss(
     train(tiny_run(), tmp_path / "run")
     best, last = (load_file(tmp_path / "run" / name / "model.safetensors") for name in ("best", "last"))
     assert not torch.equal(best["embedding.weight"], last["embedding.weight"])
-    assert read_state(tmp_path / "run" / "last")[0].best_nats == 100.0 / seen[0].tokens
+    assert read_state(tmp_path / "run" / "last").counters.best_nats == 100.0 / seen[0].tokens
 
 
 def test_validation_tokens_limit_validations_but_not_the_report(
@@ -191,10 +191,10 @@ def test_compile_compiles_the_loss_into_one_graph(new_trainer: NewTrainer) -> No
     torch.compiler.reset()
     with torch.compiler.set_stance("default", force_backend=backend):
         plain = new_trainer()
-        expected = [plain._step(0.01) for _ in range(3)]
+        expected = [plain.take_step(0.01) for _ in range(3)]
         assert graphs == []
         compiled = new_trainer("train.compile=true")
-        found = [compiled._step(0.01) for _ in range(3)]
+        found = [compiled.take_step(0.01) for _ in range(3)]
     assert len(graphs) == 1, "one graph, compiled once"
     assert sum(node.op != "placeholder" for node in graphs[0].graph.nodes) > 50
     for step, other in zip(found, expected, strict=True):
@@ -265,14 +265,14 @@ def test_carried_state_is_used_within_documents_only(new_trainer: NewTrainer) ->
     starts = run.data.split("train").document_starts
     assert len(starts) == 1
     for _ in range(3):
-        run._step(0.01)
+        run.take_step(0.01)
     means = [state.tree["window"]["carried_mean"] for state in seen]
     assert not means[0].any()
     assert not torch.equal(means[1], means[2])
     for state in seen:
         assert not any(tensor.any() for tensor in state.tree["blocks"]["0"]["wavelet"].values())
     run.windows.document_starts = torch.arange(0, len(run.data.split("train").tokens), 3).numpy()
-    run._step(0.01)
+    run.take_step(0.01)
     assert not seen[-1].tree["window"]["carried_mean"].any()
 
 

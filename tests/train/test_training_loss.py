@@ -52,7 +52,7 @@ def test_distributed_data_parallel_sees_the_loss_and_reduces_its_gradients(
     for name, parameter in plain.parameters.items():
         other = wrapped.parameters[name].grad
         assert other is None if parameter.grad is None else torch.equal(parameter.grad, other), name
-    assert plain._step(0.01) == wrapped._step(0.01)
+    assert plain.take_step(0.01) == wrapped.take_step(0.01)
     assert len(forwards) == 2
     for name, parameter in plain.parameters.items():
         assert torch.equal(parameter, wrapped.parameters[name]), name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from wavelet_core import CheckpointError
+from wavelet_core.digests import write_digests
 from wavelet_train.run_config import RunConfig
 from wavelet_train.trainer import train
 from wavelet_train.training_state import make_optimizer_state, optimizer_tensors, restore_optimizer
 
 TinyRun = Callable[..., RunConfig]
 Saved = dict[str, Tensor]
+STATE, METRICS = Path("last/trainer/state.json"), "metrics.jsonl"
 
 
 @pytest.fixture
@@ -28,11 +31,34 @@ def saved(tiny_run: TinyRun, tmp_path: Path) -> Path:
     return tmp_path / "run" / "last" / "trainer" / "state.safetensors"
 
 
+@pytest.fixture
+def finished(tiny_run: TinyRun, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two steps, a copy of one that is trained once."""
+    once = tmp_path_factory.getbasetemp() / "finished"
+    if not once.exists():
+        train(tiny_run("train.steps=2"), once)
+    return Path(shutil.copytree(once, tmp_path / "finished"))
+
+
 def refused(tiny_run: TinyRun, saved: Path, *overrides: str) -> str:
-    """The message with which resuming is refused."""
+    """The message with which resuming is refused, where nothing else than what does not fit speaks against it."""
+    write_digests(saved.parents[1])
     with pytest.raises(CheckpointError) as error:
         train(tiny_run("train.steps=4", *overrides), saved.parents[2], resume=True)
     return str(error.value)
+
+
+def refused_at(tiny_run: TinyRun, directory: Path) -> str:
+    with pytest.raises(CheckpointError) as error:
+        train(tiny_run("train.steps=2"), directory, resume=True)
+    return str(error.value)
+
+
+def change_state(directory: Path, change: Callable[[Any], Any]) -> None:
+    content = json.loads((directory / STATE).read_text())
+    change(content)
+    (directory / STATE).write_text(json.dumps(content))
+    write_digests(directory / "last")
 
 
 @pytest.mark.parametrize(
@@ -88,24 +114,131 @@ def test_state_that_does_not_fit_is_refused_by_name(
     assert str(saved) in found and message in found
 
 
-def test_state_of_another_optimizer_is_refused_by_name(tiny_run: TinyRun, saved: Path, tmp_path: Path) -> None:
+def test_state_of_another_optimizer_is_refused_by_name(tiny_run: TinyRun, saved: Path) -> None:
+    pretend(saved, "train", "optimizer", "adagrad")
     assert "missing optimizer.embedding.weight.sum " in refused(tiny_run, saved, "train.optimizer=adagrad")
-    train(tiny_run("train.steps=2", "train.optimizer=adagrad"), tmp_path / "run", overwrite=True)
-    assert "missing optimizer.embedding.weight.exp_avg " in refused(tiny_run, saved, "train.optimizer=adamw")
 
 
 def test_state_of_another_kind_of_windows_is_refused_by_name(tiny_run: TinyRun, saved: Path) -> None:
+    pretend(saved, "model", "cross_window_state", True)
     message = refused(tiny_run, saved, "model.cross_window_state=true")
     assert "missing windows.window []" in message and "unexpected windows.generator" in message
     assert "missing carried.window.last_mean [2, 1, 16]" in message
 
 
-@pytest.mark.parametrize("version", [None, 1, 3])
+def pretend(saved: Path, section: str, field: str, value: Any) -> None:
+    """Change what a checkpoint's config.json says of its run."""
+    file = saved.parents[1] / "config.json"
+    content = json.loads(file.read_text())
+    content[section][field] = value
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("name", ["random.cpu", "windows.generator"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state[:-1], "has shape"),
+        (lambda state: state.to(torch.int32), "is torch.int32, but torch.uint8 is needed"),
+        (lambda state: torch.full_like(state, 255), "is damaged"),
+    ],
+)
+def test_states_of_generators_that_are_none_are_refused(
+    name: str, change: Callable[[Tensor], Tensor], message: str, tiny_run: TinyRun, saved: Path
+) -> None:
+    tensors = load_file(saved)
+    save_file({**tensors, name: change(tensors[name])}, saved)
+    found = refused(tiny_run, saved)
+    assert str(saved) in found and message in found
+
+
+@pytest.mark.parametrize("window", [-1, 10**9])
+def test_place_that_the_text_does_not_have_is_refused(window: int, tiny_run: TinyRun, tmp_path: Path) -> None:
+    saved = tmp_path / "run" / "last" / "trainer" / "state.safetensors"
+    train(tiny_run("train.steps=2", "model.cross_window_state=true"), tmp_path / "run")
+    save_file({**load_file(saved), "windows.window": torch.tensor(window)}, saved)
+    assert f"window {window} is none of the" in refused(tiny_run, saved, "model.cross_window_state=true")
+
+
+def test_state_that_is_not_a_number_is_refused_by_name(tiny_run: TinyRun, saved: Path) -> None:
+    tensors = load_file(saved)
+    tensors["optimizer.norm.bias.exp_avg"][3] = float("nan")
+    save_file(tensors, saved)
+    message = refused(tiny_run, saved)
+    assert str(saved) in message and "optimizer.norm.bias.exp_avg" in message and "not a number" in message
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("step", value) for value in (-1, "2", 2.5, True, None, 10**30, [2])),
+        *(("steps", value) for value in (0, 1, "2", False)),
+        *(("tokens", value) for value in (-1, "64")),
+        *(("validated_step", value) for value in (-1, 3, None)),
+        *(("best_nats", value) for value in (float("nan"), float("inf"), -1.0, "5", None, True)),
+        *(("best_step", value) for value in (0, 3, None, "2")),
+        *(("loss_sum", value) for value in (float("nan"), "0", None)),
+        *(("loss_steps", value) for value in (-1, 3, 0.5)),
+        *(("metrics_size", value) for value in (-1, 10**9, "7", None)),
+        ("surplus", 1),
+    ],
+)
+def test_counters_of_another_type_or_range_are_refused_by_name(
+    field: str, value: Any, tmp_path: Path, tiny_run: TinyRun, finished: Path
+) -> None:
+    change_state(finished, lambda content: content["counters"].update({field: value}))
+    before = (finished / STATE).read_bytes(), (finished / METRICS).read_bytes()
+    message = refused_at(tiny_run, finished)
+    assert str(finished / STATE) in message and field in message
+    assert "damaged" in message or "put" in message
+    assert before == ((finished / STATE).read_bytes(), (finished / METRICS).read_bytes())
+
+
+@pytest.mark.parametrize("field", ["step", "best_step", "metrics_size"])
+def test_missing_counter_is_refused_by_name(field: str, tiny_run: TinyRun, finished: Path) -> None:
+    change_state(finished, lambda content: content["counters"].pop(field))
+    message = refused_at(tiny_run, finished)
+    assert f"counters.{field}" in message and "damaged" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content.update(loss_scaler={"scale": -1.0, "growth_tracker": 0}), "loss_scaler.scale"),
+        (lambda content: content.update(loss_scaler={"scale": 2.0}), "loss_scaler.growth_tracker"),
+        (lambda content: content.update(loss_scaler="65536"), "loss_scaler"),
+        (lambda content: content.pop("data"), "data"),
+        (lambda content: content.update(counters=7), "counters"),
+        (lambda content: content.update(surplus=7), "surplus"),
+    ],
+)
+def test_other_state_that_is_damaged_is_refused_by_name(
+    change: Callable[[Any], Any], message: str, tiny_run: TinyRun, finished: Path
+) -> None:
+    change_state(finished, change)
+    found = refused_at(tiny_run, finished)
+    assert message in found and "damaged" in found
+
+
+@pytest.mark.parametrize("text", ["[1]", "", "{", "[" * 100_000, "\xff"])
+def test_state_that_is_no_object_is_refused(text: str, tiny_run: TinyRun, finished: Path) -> None:
+    (finished / STATE).write_text(text, "latin-1")
+    write_digests(finished / "last")
+    message = refused_at(tiny_run, finished)
+    assert str(finished / STATE) in message and "damaged" in message and len(message) < 500
+
+
+def test_run_goes_on_without_metrics_that_are_gone(tiny_run: TinyRun, finished: Path) -> None:
+    (finished / METRICS).unlink()
+    assert train(tiny_run("train.steps=4"), finished, resume=True).step == 4
+
+
+@pytest.mark.parametrize("version", [None, 1, 2, 4])
 def test_run_of_another_format_is_refused_with_a_remedy(version: Any, tiny_run: TinyRun, saved: Path) -> None:
     """The first format had no version, and numbered the parameters."""
     file = saved.with_name("state.json")
     content = json.loads(file.read_text())
-    assert content.pop("format_version") == 2
+    assert content.pop("format_version") == 3
     file.write_text(json.dumps(content | ({} if version is None else {"format_version": version})))
     message = refused(tiny_run, saved)
     assert str(file) in message and f"not {version or 1}" in message and "--overwrite" in message

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from wavelet_cli.output import prompt_style, titled
 from wavelet_core.generation import Completion, SpacingStream, Token, clean_spacing
 from wavelet_train.tables import table
 
@@ -60,9 +61,10 @@ class Printer:
         if self.current == len(self.prompts):
             return
         if len(self.prompts) > 1:
-            self._print(f"--- {self.current + 1} ---\n")
+            self._print(titled(f"--- {self.current + 1} ---\n"))
         prompt = self.prompts[self.current]
-        self._print((clean_spacing(prompt) if self.clean else prompt) + self.texts[self.current])
+        self._print(prompt_style(clean_spacing(prompt) if self.clean else prompt))
+        self._print(self.texts[self.current])
 
     def _print(self, text: str) -> None:
         if text and not self.silent:
@@ -112,4 +114,4 @@ def metrics_table(measured: list[dict[str, Any]]) -> str:
         [name.replace("_", " "), *(v if isinstance(v := values[name], int) else f"{v:.4f}" for values in measured)]
         for name in names
     ]
-    return table(rows, ["metric", *(str(number + 1) for number in range(len(measured)))])
+    return titled(table(rows, ["metric", *(str(number + 1) for number in range(len(measured)))]))

@@ -12,22 +12,27 @@ import torch
 import yaml
 
 from wavelet_cli.sampler_presets import STRATEGIES, in_order
-from wavelet_core.checkpoint import load_checkpoint, locate_checkpoint
+from wavelet_core.checkpoint import MODEL_PARTS, load_checkpoint, locate_checkpoint, verify_checkpoint
 from wavelet_core.config import ConfigurationError, parse
 from wavelet_core.devices import resolve_device
 from wavelet_core.generation import GenerationSettings, ModelDrafts, NgramDrafts
+from wavelet_core.messages import shortened, shown
 from wavelet_memory import learn_while_reading
 from wavelet_quant import quantize_int8
 
 
 def read_prompts(options: dict[str, Any]) -> list[str]:
     """The prompts from wherever they are given; one empty prompt when there is none."""
-    sources = [options["prompts"] or None, options["prompt_file"], options["stdin"]]
-    if sum(source is not None for source in sources) > 1:
-        raise click.UsageError("give the prompt in one way: --prompt, --prompt-file or - (standard input)")
-    file = options["prompt_file"] or options["stdin"]
+    text, file = options["text"], options["prompt_file"]
+    prompts = list(options["prompts"])
+    if sum((text is not None, file is not None, bool(prompts))) > 1:
+        raise click.UsageError("give the prompt in one way: TEXT, - (standard input), --prompt or --prompt-file")
+    if text == "-":
+        file = "-"
+    elif text is not None:
+        prompts = [text]
     if file is None:
-        return list(options["prompts"]) or [""]
+        return prompts or [""]
     name = "standard input" if file == "-" else file
     try:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
@@ -69,6 +74,8 @@ def generation_settings(options: dict[str, Any]) -> GenerationSettings:
         for name in ("fwpkm_update_lr", "fwpkm_chunk_size"):
             if options[name] is not None:
                 raise click.UsageError(f"--{name.replace('_', '-')} needs --fwpkm-inference-updates")
+    if options["ptq8"] and not options["verify"]:
+        raise click.UsageError("--ptq8 always verifies the weights that it makes others of: leave out --no-verify")
     search = (("candidates", options["lookahead_k"]), ("depth", options["lookahead_depth"]))
     content = {
         "tokens": options["num_tokens"],
@@ -86,14 +93,20 @@ def _sampler(text: str) -> Any:
     """A sampler given as YAML."""
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise click.UsageError(f"--sampler {text!r} is not YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise click.UsageError(f"--sampler {shown(text)} is not YAML: {shortened(reason)}") from error
+    except RecursionError:
+        raise click.UsageError(f"--sampler {shown(text)} is nested too deeply") from None
 
 
 def load_model(directory: Path, options: dict[str, Any], draft: bool = False) -> Any:
     """The model in a checkpoint directory, as the options want it; a draft's memories do not learn."""
     dtype = getattr(torch, options["dtype"]) if options["dtype"] else None
-    model = load_checkpoint(directory, dtype, resolve_device(options["device"], "--device"))
+    device = resolve_device(options["device"], "--device")
+    model = load_checkpoint(directory, dtype, device, verify=options["verify"] and not options["ptq8"])
+    if options["ptq8"]:
+        verify_checkpoint(directory, MODEL_PARTS)
     if options["fwpkm_inference_updates"] and not draft:
         try:
             learn_while_reading(model, options["fwpkm_update_lr"], options["fwpkm_chunk_size"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import platform
+import sys
 import traceback
 from importlib.metadata import entry_points, version
 from typing import Any
@@ -12,7 +13,10 @@ from typing import Any
 import click
 
 from wavelet_cli import PACKAGES, commands
-from wavelet_cli.failures import failure
+from wavelet_cli.failures import failure, readable
+from wavelet_cli.output import COLORS, error_style, warning_style
+from wavelet_cli.processor_threads import wait_briefly
+from wavelet_cli.signals import leave, report
 
 DEBUG = "wavelet_cli.debug"
 
@@ -62,22 +66,33 @@ class WaveletGroup(click.Group):
             registry.manager.call("register_commands", plugin, cli=self)
             self.plugin_commands[plugin.name] = sorted(set(self.commands) - known)
             if plugin.error:
-                click.echo(
+                message = (
                     f"wavelet: warning: plugin {plugin.name!r} of {plugin} does not work: {plugin.reason} "
-                    "(see `wavelet plugins`)",
-                    err=True,
+                    "(see `wavelet plugins`)"
                 )
+                click.echo(warning_style(message), err=True)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.ClickException as error:
+            error.message = readable(error.message)  # type: ignore[misc]
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; what it raises becomes one message and an exit status."""
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+        except click.ClickException as error:
+            error.message = readable(error.message)  # type: ignore[misc]
+            message = error_style(error.format_message())
+            error.format_message = lambda: message  # type: ignore[method-assign]
             raise
-        except KeyboardInterrupt:
-            click.echo("wavelet: interrupted", err=True)
-            ctx.exit(130)
-        except Exception as error:
+        except (click.Abort, click.exceptions.Exit, BrokenPipeError, SystemExit):
+            raise
+        except KeyboardInterrupt as interrupt:
+            ctx.exit(report(interrupt))
+        except BaseException as error:  # the panics of libraries in Rust are no Exception
             if ctx.meta.get(DEBUG):
                 traceback.print_exc()
             raise failure(error) from error
@@ -111,7 +126,10 @@ def _print_versions(ctx: click.Context, _: click.Parameter, value: bool) -> None
     ctx.exit()
 
 
-@click.group(cls=WaveletGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=WaveletGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "color": COLORS},
+)
 @click.option(
     "--version",
     is_flag=True,
@@ -127,12 +145,34 @@ def cli() -> None:
     Start here:
       wavelet config list
       wavelet train demo --out runs/demo
-      wavelet generate runs/demo --prompt "def "
+      wavelet generate runs/demo "def "
 
-    Exit status: 0 success, 1 failure, 2 usage or configuration error, 130 interrupted.
+    Exit status: 0 success, 1 failure, 2 usage or configuration error, 130 stopped by Ctrl-C, 143 by SIGTERM.
     """
 
 
 def main() -> None:
-    """Entry point of the `wavelet` script."""
-    cli(prog_name="wavelet")
+    """Run the command that the arguments name, and end the process."""
+    wait_briefly()
+    status: Any = 0
+    try:
+        cli(prog_name="wavelet")
+    except SystemExit as end:
+        status = end.code
+    except OSError as error:  # of standard output, as `--help` meets it
+        status = _failed(error)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        sys.stdout = None  # which Python would flush again, and complain in its own words
+        status = status or _failed(error)
+    if status in (130, 143):
+        leave(status)
+    sys.exit(status)
+
+
+def _failed(error: OSError) -> int:
+    if not isinstance(error, BrokenPipeError):
+        failure(error).show()
+    return 1

@@ -1,13 +1,38 @@
-"""How values are printed: JSON for programs, sizes for people."""
+"""How results are printed: as JSON for programs, as text for people, in colours where a terminal has them."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
 import click
+
+# For click's contexts: where standard output and error are no terminals, click leaves styles out by itself.
+COLORS = False if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else None
+
+
+def error_style(message: str) -> str:
+    """What went wrong, in red."""
+    return click.style(message, fg="red")
+
+
+def warning_style(message: str) -> str:
+    """What may go wrong, in yellow."""
+    return click.style(message, fg="yellow")
+
+
+def prompt_style(text: str) -> str:
+    """What a model continues, told from what it wrote."""
+    return click.style(text, fg="cyan") if text else ""
+
+
+def titled(text: str) -> str:
+    """A table or paragraph whose first line is its title, in bold."""
+    title, newline, rest = text.partition("\n")
+    return click.style(title, bold=True) + newline + rest
 
 
 def print_json(value: Any) -> None:
@@ -29,12 +54,3 @@ def print_report(report: Any, as_json: bool, describe: Callable[[Any], str]) -> 
         print_json(report)
     else:
         click.echo(describe(report))
-
-
-def byte_size(size: float) -> str:
-    """A number of bytes with a binary unit: 1536 -> "1.5 KiB"."""
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"

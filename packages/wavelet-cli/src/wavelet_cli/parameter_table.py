@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from wavelet_cli.output import titled
 from wavelet_train.tables import table
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def parameter_table(report: dict[str, Any]) -> str:
         for part in report["parts"]
         if part["copies"] or part["part"] == "head"
     ]
-    return table([*rows, ("total", "", "", report["total"])], ("part", "copies", "parameters of each", "together"))
+    header = ("part", "copies", "parameters of each", "together")
+    return titled(table([*rows, ("total", "", "", report["total"])], header))
 
 
 def _describe(part: dict[str, Any]) -> str:

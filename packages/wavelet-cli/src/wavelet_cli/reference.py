@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from wavelet_cli import PACKAGES
 from wavelet_cli.seed.configuration import REQUIRED, SEED_KEYS, SeedKey
+from wavelet_cli.seed.recipe import RECIPE_KEYS
 from wavelet_core.config import ComponentConfig, ComponentOf, ModelConfig
 from wavelet_core.generation.settings import GenerationSettings, LookaheadSettings
 from wavelet_core.registry import KINDS, registry
@@ -47,8 +48,8 @@ The research code keeps one flat `config.json`. Given as a configuration it is t
 checkpoint; `wavelet export --format seed` goes back. "Absent" is what a file without the key means; "default" is what
 ours means without the field. Names like `model.memories[mlp].expansion` stand for the field of that entry of the list.
 Where a file does not say whether an option is on and the tensors of a checkpoint do, the import believes the tensors.
-Keys that are not listed, such as those of the training recipe, do not change what the model computes and are left
-aside; the preset `wikitext-103` has the published recipe in our `train` section.
+What a file names and nothing here corresponds to, such as a data set that is not known, is refused with the `--set`
+that says what to take instead; other keys that are switched on and not listed are named in a note and left out.
 """
 
 SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
@@ -85,7 +86,7 @@ def configuration_reference() -> str:
         "`lookahead`:\n",
         _field_table(LookaheadSettings),
         SEED_INTRODUCTION,
-        _table(SEED_COLUMNS, [_seed_row(key) for key in SEED_KEYS]),
+        _table(SEED_COLUMNS, [_seed_row(key) for key in (*SEED_KEYS, *RECIPE_KEYS)]),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -185,8 +186,10 @@ def _seed_row(key: SeedKey) -> tuple[str, str, str, str, str]:
 
 
 def _at(place: str) -> tuple[str, str]:
-    """Description and default of what `place` names: a field of the model section, or of a component in it."""
-    _, name, *rest = place.split(".")
+    """Description and default of what `place` names: a field of a section, or of a component in it."""
+    section, name, *rest = place.split(".")
+    if section != "model" and rest in ([], ["kind"]):
+        return _described(dict(SECTIONS)[f"`{section}`"], name)
     if entry := re.fullmatch(r"memories\[(\w+)\]", name):
         component = registry.get("memory", entry[1])
         if not rest:

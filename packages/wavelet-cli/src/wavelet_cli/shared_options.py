@@ -6,17 +6,46 @@ from pathlib import Path
 
 import click
 
+from wavelet_cli import completion
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 
-device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps, ...")
+device_option = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    shell_complete=completion.devices,
+    help="auto, cpu, cuda, cuda:1, mps, ...",
+)
+
+verify_option = click.option(
+    "--no-verify",
+    "verify",
+    is_flag=True,
+    default=True,
+    flag_value=False,
+    help="Do not check first that the checkpoint's files are what was saved.",
+)
+
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    help="Processor threads. Default: the run's train.threads, or else by the model's size and what is idle.",
+)
 
 set_option = click.option(
     "--set",
     "overrides",
     multiple=True,
     metavar="FIELD=VALUE",
+    shell_complete=completion.fields,
     help="Override a field, as in train.lr=0.02; values are YAML. May be given many times.",
 )
+
+
+config_argument = click.argument("config", shell_complete=completion.configurations)
+
+checkpoint_argument = click.argument("checkpoint", shell_complete=completion.checkpoints)
 
 
 def _refuse_filled(_: click.Context, parameter: click.Parameter, path: Path) -> Path:

@@ -3,14 +3,70 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+
+from safetensors import SafetensorError
+
+from wavelet_core.file_lock import try_lock
+
+LOCK_FILE = "lock"
+
+
+class WriteError(OSError):
+    """A file or directory that could not be written; what was in its place is there as it was.
+
+    errno, strerror: why. filename: its path.
+    """
+
+    def __str__(self) -> str:
+        kept = "what was there before is unchanged" if os.path.exists(self.filename) else "nothing was left there"
+        return f"{self.filename}: cannot be written: {self.strerror}; {kept}; {self._remedy()}"
+
+    def _remedy(self) -> str:
+        if self.errno in (errno.ENOSPC, errno.EDQUOT):
+            return "free some space there, or name another directory"
+        if self.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return "name a directory that you may write to"
+        return "name another place"
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Raise as WriteError what goes wrong on the way to the path or beside it; errors of other files stay."""
+    try:
+        if "\0" in str(path):
+            raise OSError(errno.EINVAL, "a path cannot contain the character NUL")
+        yield
+    except OSError as error:
+        target = path.absolute()
+        place = target if error.filename is None else Path(os.fsdecode(error.filename)).absolute()
+        if error.errno is None or not (place.is_relative_to(target.parent) or target.is_relative_to(place)):
+            raise
+        raise WriteError(error.errno, error.strerror, str(path)) from error
+    except SafetensorError as error:  # its only sign of a system error is the text
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        raise WriteError(code, os.strerror(code) if number else str(error), str(path)) from error
+
+
+def append_whole(path: Path, data: bytes) -> None:
+    """Append bytes to a file, all of them or none. Raises WriteError."""
+    with _writing(path), path.open("ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        try:
+            if file.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except BaseException:
+            file.truncate(size)
+            raise
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -18,7 +74,14 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
     An existing directory changes places with the new one and is removed last. Files get the mode that the umask gives,
     whoever wrote them. What an earlier, killed call left is cleaned up first.
+
+    Raises WriteError when it cannot be written, and whatever `write` raises.
     """
+    with _writing(path):
+        _write(path, write)
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
     changed = [path.parent, *(folder.parent for folder in path.parents if not folder.exists())]
     path.parent.mkdir(parents=True, exist_ok=True)
     recover(path)
@@ -26,9 +89,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     fresh, old = workspace / "new", workspace / "old"
     try:
         with open(workspace / "unlocked", "wb") as lock:
-            _lock(lock)
+            try_lock(lock)
             # Under this name `recover` looks for it, and so never finds one that is not locked yet.
-            os.rename(lock.name, workspace / "lock")
+            os.rename(lock.name, workspace / LOCK_FILE)
             write(fresh)
             _flush(fresh, os.fstat(lock.fileno()).st_mode & 0o666)
             if not path.is_dir():
@@ -43,7 +106,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             for folder in changed:
                 _fsync(folder)
     finally:
-        shutil.rmtree(workspace, ignore_errors=True)
+        _remove(workspace)
 
 
 def recover(path: Path) -> None:
@@ -61,26 +124,21 @@ def recover(path: Path) -> None:
 
 def _recover_from(workspace: Path, path: Path) -> None:
     with suppress(OSError):
-        with open(workspace / "lock", "r+b") as lock:
-            if not _lock(lock):
+        with open(workspace / LOCK_FILE, "r+b") as lock:
+            if not try_lock(lock):
                 return
             if not path.exists() and (workspace / "old").exists() and (workspace / "new").exists():
                 os.replace(workspace / "new", path)
                 _fsync(path.parent)
-        shutil.rmtree(workspace, ignore_errors=True)
+        _remove(workspace)
 
 
-def _lock(file: BinaryIO) -> bool:
-    """Lock an open file until it is closed or its process ends; False where it is locked or there are no locks."""
-    if sys.platform == "win32":
-        return False
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+def _remove(workspace: Path) -> None:
+    """Remove a workspace, its lock last: `recover` finds what a kill leaves of it."""
+    for path in (workspace / "new", workspace / "old"):
+        with suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    shutil.rmtree(workspace, ignore_errors=True)
 
 
 def _flush(fresh: Path, mode: int) -> None:

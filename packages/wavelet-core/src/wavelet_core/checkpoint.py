@@ -1,4 +1,4 @@
-"""Checkpoint directories: `config.json`, `model.safetensors`, `tokenizer/`.
+"""Checkpoint directories: `config.json`, `model.safetensors`, `tokenizer/`, `digests.json`.
 
 Everything is written to a temporary sibling, flushed to disk and renamed, so that a kill at any moment leaves the old
 files or the new ones whole. Loading is strict and never unpickles.
@@ -7,8 +7,10 @@ files or the new ones whole. Loading is strict and never unpickles.
 from __future__ import annotations
 
 import json
+import reprlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,18 @@ from torch import Tensor, nn
 
 from wavelet_core.atomic_files import recover, write_atomically
 from wavelet_core.config import LanguageModelConfig, parse, parse_model
+from wavelet_core.digests import DIGESTS_FILE, Verified, files_below, verify_digests, write_digests
 from wavelet_core.first_format import convert_config, convert_tensors
-from wavelet_core.registry import RegistryError, build, registry
-from wavelet_core.tensor_files import CheckpointError, check_names, load_tensors, save_tensors
+from wavelet_core.language_model import build_model
+from wavelet_core.registry import RegistryError, registry
+from wavelet_core.tensor_files import CheckpointError, check_finite, check_names, load_tensors, save_tensors
+from wavelet_core.verified_files import check_once
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_DIRECTORY = "tokenizer"
-FORMAT_VERSION = 2
+MODEL_PARTS = (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_DIRECTORY)
+FORMAT_VERSION = 3
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -92,18 +98,23 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise CheckpointError(f"{directory} is not a checkpoint directory: it has no {CONFIG_FILE}")
     try:
         data = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(data, dict) or "model" not in data:
         raise CheckpointError(
             f"{path}: has no `model` section; a checkpoint of the original code needs `wavelet import` first"
         )
     version = data.get("format_version", 1)
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise CheckpointError(
-            f"{path}: format_version={version!r} is newer than {FORMAT_VERSION}, the newest that this wavelet-core "
-            "reads; upgrade it: pip install --upgrade wavelet-core"
+            f"{path}: format_version={reprlib.repr(version)} is newer than {FORMAT_VERSION}, the newest that this "
+            "wavelet-core reads, or damaged; upgrade it: pip install --upgrade wavelet-core"
         )
+    for section in ("model", "components", "format"):
+        if not isinstance(data.get(section, {}), dict):
+            raise CheckpointError(
+                f"{path}: `{section}` is not a section: {reprlib.repr(data[section])}; it is damaged, copy it again"
+            )
     return convert_config(data) if version == 1 else data
 
 
@@ -122,14 +133,42 @@ def read_model_config(directory: Path) -> LanguageModelConfig:
     return parse_model(data["model"], f"{directory / CONFIG_FILE}: model")
 
 
-def write_checkpoint(
-    model: Any, directory: Path, tokenizer: Any = None, extra: Mapping[str, Any] | None = None
+def save_checkpoint(
+    model: Any,
+    directory: str | Path,
+    tokenizer: Any = None,
+    extra: Mapping[str, Any] | None = None,
+    write_more: Callable[[Path], None] = lambda directory: None,
 ) -> None:
-    """Write the checkpoint's files of a model of any family into an empty directory, made where there is none.
+    """Write a model of any family as a checkpoint directory, atomically; an existing one is replaced whole.
 
     A model whose weights are in a format other than floating point carries it as `weight_format`.
+    tokenizer: saved under `tokenizer/`. extra: further sections of config.json (`data`, `train`). write_more: puts what
+    else belongs to the checkpoint into the new directory.
+    Raises CheckpointError for a directory that holds files but no checkpoint, and for weights that are not finite.
     """
-    directory.mkdir(exist_ok=True)
+    path = Path(directory)
+    if path.is_dir() and any(path.iterdir()) and not (path / CONFIG_FILE).is_file():
+        raise CheckpointError(
+            f"{path} holds files that are no checkpoint, and saving replaces the directory whole; name another one"
+        )
+    tensors = named_tensors(model)
+    check_finite(f"{path} is not saved", tensors)
+
+    def write(fresh: Path) -> None:
+        fresh.mkdir()
+        config = json.dumps(_config_content(model, extra or {}), indent=2) + "\n"
+        (fresh / CONFIG_FILE).write_text(config, "utf-8")
+        save_tensors(tensors, fresh / WEIGHTS_FILE, metadata={"format": "pt"})
+        if tokenizer is not None:
+            tokenizer.save(fresh / TOKENIZER_DIRECTORY)
+        write_more(fresh)
+        write_digests(fresh)
+
+    write_atomically(path, write)
+
+
+def _config_content(model: Any, extra: Mapping[str, Any]) -> dict[str, Any]:
     config: LanguageModelConfig = model.config
     components = [("model", config.kind), *((kind, component.kind) for _, kind, component in config.components())]
     content = {"format_version": FORMAT_VERSION, "model": config.model_dump(mode="json")}
@@ -139,46 +178,70 @@ def write_checkpoint(
         components.append(("format", weight_format.kind))
     # The package and version behind every component, for the error when one is missing later.
     owners = {f"{kind} {name}": str(registry.owner(kind, name)) for kind, name in components}
-    content |= {"components": owners, **(extra or {})}
-    (directory / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-    save_tensors(named_tensors(model), directory / WEIGHTS_FILE, metadata={"format": "pt"})
-    if tokenizer is not None:
-        tokenizer.save(directory / TOKENIZER_DIRECTORY)
+    return {**content, "components": owners, **extra}
 
 
-def save_checkpoint(
-    model: Any, directory: str | Path, tokenizer: Any = None, extra: Mapping[str, Any] | None = None
-) -> None:
-    """Write a model of any family as a checkpoint directory, atomically; an existing one is replaced whole.
+def verify_checkpoint(directory: Path, parts: Collection[str] | None = None) -> Verified | None:
+    """Read a checkpoint directory and check that it is what was saved, and that its weights are finite.
 
-    tokenizer: saved under `tokenizer/`. extra: further sections of config.json (`data`, `train`).
-    Raises CheckpointError for a directory that holds files but no checkpoint.
+    parts: only these files and folders of it. None where there are no digests, as before format version 3.
+    Raises CheckpointError that names what is damaged, changed, missing or not finite.
     """
-    path = Path(directory)
-    if path.is_dir() and any(path.iterdir()) and not (path / CONFIG_FILE).is_file():
-        raise CheckpointError(
-            f"{path} holds files that are no checkpoint, and saving replaces the directory whole; name another one"
-        )
-    write_atomically(path, lambda fresh: write_checkpoint(model, fresh, tokenizer, extra))
+    version = read_config(directory).get("format_version", 1)
+    verified = None
+    if version >= 3 or (directory / DIGESTS_FILE).exists():
+        verified = verify_digests(directory, parts)
+    check_finite(directory / WEIGHTS_FILE, load_tensors(directory / WEIGHTS_FILE))
+    return verified
 
 
-def load_checkpoint(source: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Any:
+def accept_checkpoint(directory: Path) -> None:
+    """Write new digests of a checkpoint that was changed on purpose. Raises CheckpointError unless it can be loaded."""
+    check_finite(directory / WEIGHTS_FILE, named_tensors(load_checkpoint(directory, verify=False)))
+    write_digests(directory)
+
+
+def load_checkpoint(
+    source: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu", verify: bool = True
+) -> Any:
     """Load a checkpoint directory, or a model of the Hugging Face hub (`owner/name`), in evaluation mode.
 
     The model is of the family that its configuration names. dtype: of the floating tensors; as stored by default. The
-    weights are memory-mapped, not copied.
+    weights are memory-mapped, not copied. verify: check that the files are what was saved, as `verify_checkpoint` does,
+    unless it did before and they have not been written to since.
     Raises CheckpointError for what is missing, damaged or does not fit, and ConfigurationError for its configuration.
     """
     directory = locate_checkpoint(source)
+    while True:
+        before = _identity(directory)
+        try:
+            return _load_from(directory, dtype, device, verify)
+        except (CheckpointError, OSError):
+            # A run may have put a newer one there meanwhile, so that old and new files were read.
+            if _identity(directory) == before:
+                raise
+
+
+def _identity(directory: Path) -> tuple[int, int] | None:
+    with suppress(OSError):
+        status = directory.stat()
+        return status.st_ino, status.st_ctime_ns
+    return None
+
+
+def _load_from(directory: Path, dtype: torch.dtype | None, device: torch.device | str, verify: bool) -> Any:
     data = read_config(directory)
     config = read_model_config(directory)
     with torch.device("meta"):
-        model = build("model", config)
+        model = build_model(config)
         if "format" in data:
             weight_format = registry.get("format", str(data["format"].get("kind")))
             where = f"{directory / CONFIG_FILE}: format"
             weight_format(parse(weight_format.Config, data["format"], where)).apply(model)  # type: ignore[attr-defined]
     load_weights(model, directory / WEIGHTS_FILE, device, data.get("format_version", 1))
+    if verify:
+        files = [*files_below(directory, MODEL_PARTS).values(), *directory.glob(DIGESTS_FILE)]
+        check_once(files, lambda: verify_checkpoint(directory, MODEL_PARTS))
     return model.to(dtype).eval() if dtype is not None else model.eval()
 
 
@@ -193,10 +256,10 @@ class Pretrained:
 
     @staticmethod
     def from_pretrained(
-        source: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+        source: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu", verify: bool = True
     ) -> Any:
         """As `load_checkpoint`: a model of whatever family the checkpoint holds."""
-        return load_checkpoint(source, dtype, device)
+        return load_checkpoint(source, dtype, device, verify)
 
     def push_to_hub(self, name: str, tokenizer: Any = None, private: bool = False) -> str:
         """Upload the checkpoint to the Hugging Face hub as `owner/name`; returns the commit's address."""
@@ -225,12 +288,14 @@ def locate_checkpoint(source: str | Path) -> Path:
     places = (path, path / "best", path / "last")
     for place in places:
         recover(place)
-    for place in places:
-        if (place / CONFIG_FILE).exists():
+    if (path / CONFIG_FILE).exists():
+        return path
+    for place in places[1:]:
+        if place.exists():  # whole or not: the other one would be a surprise
             return place
     if path.exists() or not _is_hub_name(str(source)):
         return path
-    wanted = [CONFIG_FILE, WEIGHTS_FILE, f"{TOKENIZER_DIRECTORY}/*"]
+    wanted = [CONFIG_FILE, WEIGHTS_FILE, f"{TOKENIZER_DIRECTORY}/*", DIGESTS_FILE]
     try:
         return Path(_hub().snapshot_download(str(source), allow_patterns=wanted))
     except CheckpointError:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJson
 from pydantic import ValidationError as PydanticValidationError
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
+from wavelet_core.messages import shortened, shown
 from wavelet_core.registry import nearest, registry
 
 
@@ -72,7 +73,7 @@ class ComponentOf:
         if isinstance(value, str):
             value = {"kind": value}
         if not isinstance(value, Mapping):
-            raise ValueError(f"must be the name of a {self.kind} or a mapping with `kind`, not {value!r}")
+            raise ValueError(f"must be the name of a {self.kind} or a mapping with `kind`, not {shown(value)}")
         name = value.get("kind", self.default)
         if not isinstance(name, str):
             raise ValueError(f"needs `kind`, one of: {', '.join(registry.names(self.kind))}")
@@ -288,6 +289,8 @@ def parse(section: type[AnySection], data: Any, source: str = "configuration") -
         return section.model_validate(data)
     except PydanticValidationError as error:
         raise ConfigurationError(describe(error, source)) from None
+    except RecursionError:
+        raise ConfigurationError(f"{source} is nested too deeply") from None
 
 
 def parse_model(data: Any, source: str = "configuration") -> LanguageModelConfig:
@@ -296,6 +299,8 @@ def parse_model(data: Any, source: str = "configuration") -> LanguageModelConfig
     Raises what `parse` raises, and RegistryError for an unknown family.
     """
     kind = data.get("kind", "wavelet") if isinstance(data, Mapping) else "wavelet"
+    if not isinstance(kind, str):
+        raise ConfigurationError(f"{source}.kind: must be the name of a model family, not {shown(kind)}")
     config: LanguageModelConfig = parse(registry.get("model", kind).Config, data, source)  # type: ignore[attr-defined]
     return config
 
@@ -306,6 +311,6 @@ def describe(error: PydanticValidationError, source: str = "configuration") -> s
     for mistake in error.errors():
         place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in mistake["loc"]).lstrip(".")
         message = mistake["msg"].removeprefix("Value error, ")
-        value = "" if isinstance(mistake["input"], (Mapping, BaseModel)) else f" (got {mistake['input']!r})"
-        lines.append(f"{source}: {place + ': ' if place else ''}{message}{value}")
+        value = "" if isinstance(mistake["input"], (Mapping, BaseModel)) else f" (got {shown(mistake['input'])})"
+        lines.append(f"{source}: {shortened(place) + ': ' if place else ''}{message}{value}")
     return "\n".join(lines)

@@ -22,7 +22,7 @@ def convert_config(data: Mapping[str, Any]) -> dict[str, Any]:
     """The config.json of version 1 with the model section of today."""
     model = dict(data["model"])
     multinodal = model.pop("multinodal", None)
-    if multinodal is not None:
+    if isinstance(multinodal, Mapping):
         model |= {"kind": "multinodal", **multinodal}
     return {**data, "model": model}
 

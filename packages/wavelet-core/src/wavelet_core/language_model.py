@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -9,9 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wavelet_core.config import LanguageModelConfig
+from wavelet_core.config import ConfigurationError, LanguageModelConfig
 from wavelet_core.registry import build
 from wavelet_core.state import State
+
+# How torch says that a tensor is too large.
+TOO_LARGE = re.compile("overflow|allocate memory|out of memory", re.IGNORECASE)
 
 
 class LanguageModel(Protocol):
@@ -57,8 +61,30 @@ class LanguageModel(Protocol):
 
 
 def build_model(config: LanguageModelConfig) -> Any:
-    """The model that a configuration describes, freshly initialised: a LanguageModel that is an nn.Module."""
-    return build("model", config)
+    """The model that a configuration describes, freshly initialised: a LanguageModel that is an nn.Module.
+
+    Raises ConfigurationError for sizes that no memory has room for, naming the largest.
+    """
+    try:
+        return build("model", config)
+    except (RuntimeError, TypeError, OverflowError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not re.search(
+            "overflow|allocate memory|out of memory", str(error), re.I
+        ):
+            raise
+        size, path = max(_sizes("model", config.model_dump()))
+        raise ConfigurationError(
+            f"{path}={size}: the model is too large for this machine; choose smaller sizes"
+        ) from error
+
+
+def _sizes(path: str, value: Any) -> Iterator[tuple[int, str]]:
+    """The whole numbers of a configuration, with their paths."""
+    if isinstance(value, dict | list):
+        for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _sizes(f"{path}.{key}", entry)
+    elif type(value) is int:
+        yield value, path
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

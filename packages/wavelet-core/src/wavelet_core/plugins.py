@@ -1,6 +1,6 @@
 """The plugin system: hook specifications, discovery, and what to tell a person when a plugin fails.
 
-A plugin is a module named in the entry-point group ``wavelet`` of an installed package. It implements one or both
+A plugin is a module named in the entry-point group ``wavelet`` of an installed package. It implements some of the
 hooks below. The components of wavelet-core come through an entry point of its own, so nothing is privileged.
 """
 
@@ -30,6 +30,10 @@ class Hooks:
     @hookspec
     def register_commands(self, cli: Any) -> None:
         """Add commands to the ``wavelet`` command line; ``cli`` is its ``click.Group``."""
+
+    @hookspec
+    def register_contracts(self, register: Callable[[str, Any], None]) -> None:
+        """Call ``register(kind, checks)`` for every kind whose contract `check_component` takes from the plugin."""
 
 
 @dataclass

@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+from wavelet_core.messages import shown
 from wavelet_core.plugins import Plugin, PluginManager
 
 KINDS = (
@@ -123,7 +124,7 @@ class Registry:
         if (kind, name) in self._components:
             return self._components[kind, name][0]
         names = self.names(kind)
-        message = f"unknown {kind} {name!r}{nearest(name, names)} Registered: {', '.join(names) or 'none'}"
+        message = f"unknown {kind} {shown(name)}{nearest(name, names)} Registered: {', '.join(names) or 'none'}"
         broken = [f"plugin {p.name!r} of {p} failed to load ({p.reason})" for p in self.plugins if p.error]
         if broken:
             message += f". It may belong to one that is broken: {'; '.join(broken)}. See `wavelet plugins`"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,17 @@ from torch import Tensor
 
 from wavelet_core.atomic_files import write_atomically
 
+SHOWN = 20  # mistakes that a message lists
+
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be read; the message names the file and what is wrong with it."""
+    """A checkpoint that cannot be read or saved; the message names the file and what is wrong with it."""
+
+
+def first_lines(mistakes: Sequence[str]) -> str:
+    """The first mistakes, one a line, and how many more there are."""
+    more = [f"and {len(mistakes) - SHOWN} more"] if len(mistakes) > SHOWN else []
+    return "\n  ".join([*mistakes[:SHOWN], *more])
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -42,7 +50,9 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def check_names(path: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError that lists the first 20 missing, unexpected and mis-shaped tensors by name and shape."""
+    """Raise CheckpointError that lists the first tensors that are missing, unexpected, of another shape, or whole
+    numbers where floating point is wanted.
+    """
     mistakes = [f"missing {name} {list(wanted[name].shape)}" for name in wanted if name not in found]
     mistakes += [f"unexpected {name} {list(found[name].shape)}" for name in found if name not in wanted]
     mistakes += [
@@ -50,10 +60,32 @@ def check_names(path: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Te
         for name in wanted
         if name in found and found[name].shape != wanted[name].shape
     ]
+    mistakes += [
+        f"{name} is {found[name].dtype}, but the configuration makes it {wanted[name].dtype}"
+        for name in wanted
+        if name in found and found[name].is_floating_point() != wanted[name].is_floating_point()
+    ]
     if mistakes:
-        shown = "\n  ".join(mistakes[:20])
-        more = f"\n  and {len(mistakes) - 20} more" if len(mistakes) > 20 else ""
-        raise CheckpointError(f"{path} does not fit its configuration:\n  {shown}{more}")
+        raise CheckpointError(f"{path} does not fit its configuration:\n  {first_lines(mistakes)}")
+
+
+def non_finite(tensor: Tensor) -> int:
+    """How many values of a tensor are infinite or not a number."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return 0
+    tensor = tensor.detach()
+    if tensor.dtype.itemsize == 1:
+        tensor = tensor.float()  # torch adds no 8-bit numbers
+    # Where all are finite so is their sum, unless it is too large; it takes a fiftieth of the time of isfinite.
+    return 0 if tensor.sum().isfinite() else int((~tensor.isfinite()).sum())
+
+
+def check_finite(where: object, tensors: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError that names the tensors with values that are infinite or not a number."""
+    counts = {name: non_finite(tensor) for name, tensor in tensors.items()}
+    mistakes = [f"{name}: {count:,} of {tensors[name].numel():,} values" for name, count in counts.items() if count]
+    if mistakes:
+        raise CheckpointError(f"{where}: weights that are infinite or not a number:\n  {first_lines(mistakes)}")
 
 
 def check_fit(path: Path, targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:

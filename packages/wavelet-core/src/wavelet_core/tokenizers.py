@@ -12,6 +12,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -20,6 +21,8 @@ from pydantic import Field
 
 from wavelet_core.atomic_files import write_atomically
 from wavelet_core.config import ComponentConfig, ConfigurationError
+from wavelet_core.digests import DIGESTS_FILE, verify_digests
+from wavelet_core.messages import shortened, shown
 from wavelet_core.registry import RegistryError, nearest, registry
 from wavelet_core.tensor_files import CheckpointError
 
@@ -27,7 +30,8 @@ FILE_NAME = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
 
 # How GPT-2 splits text before it merges bytes: contractions, words, numbers, other signs, white space.
-GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+WHITE_SPACE_BEFORE_LAST = r"\s+(?!\S)"
+GPT2_PATTERN = rf"""'(?:[sdmt]|ll|ve|re)| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|{WHITE_SPACE_BEFORE_LAST}|\s+"""
 
 
 class TokenizerError(ValueError):
@@ -60,6 +64,17 @@ class Tokenizer(ABC):
         Raises TokenizerError for an id outside the vocabulary.
         """
 
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of every token by its id, b"" for the end of text and for ids that nothing is encoded to."""
+        texts = []
+        for token in range(self.vocabulary_size):
+            try:
+                texts.append(b"" if token == self.end_of_text else self.decode_bytes([token]))
+            except TokenizerError:
+                texts.append(b"")
+        return texts
+
     def save(self, directory: str | Path) -> None:
         """Write `tokenizer.json`, with the kind under "kind", and whatever else `load` needs."""
         save_description(directory, self.config.model_dump())
@@ -87,6 +102,18 @@ class Tokenizer(ABC):
     def stream(self) -> IncrementalDecoder:
         """A decoder for ids that arrive a few at a time."""
         return IncrementalDecoder(self)
+
+    def checked(self, ids: list[int]) -> list[int]:
+        """What `encode` gave. Raises TokenizerError for what is no id of the vocabulary: a model cannot look it up."""
+        known = range(self.vocabulary_size)
+        wrong = [token for token in set(ids) if token not in known]
+        if wrong:
+            raise TokenizerError(
+                f"the tokenizer {self.config.kind!r} gave {shown(wrong[0])}, which is no id from 0 to {known[-1]}, its "
+                f"vocabulary of {self.vocabulary_size}: its `encode` or `vocabulary_size` is wrong; tell whoever wrote "
+                "it, or use another tokenizer"
+            )
+        return ids
 
 
 class IncrementalDecoder:
@@ -162,7 +189,7 @@ class TokenIds(Tokenizer):
         for word in text.split():
             if not word.isdecimal() or int(word) >= self.vocabulary_size:
                 raise TokenizerError(
-                    f"{word!r} is no token id from 0 to {self.vocabulary_size - 1}; this checkpoint has no text "
+                    f"{shown(word)} is no token id from 0 to {self.vocabulary_size - 1}; this checkpoint has no text "
                     "tokenizer, so that a prompt is token ids such as '12 7 55'"
                 )
             ids.append(int(word))
@@ -175,8 +202,16 @@ class TokenIds(Tokenizer):
 class _EncodingTokenizer(Tokenizer):
     """What the two kinds that run a `tiktoken.Encoding` share."""
 
-    def __init__(self, config: Any, encoding: Any) -> None:
+    def __init__(
+        self, config: Any, name: str, pattern: str, ranks: dict[bytes, int], special_tokens: dict[str, int]
+    ) -> None:
         super().__init__(config)
+        # The same split with steps of 256: single steps overflow the matcher's stack at a million of white space.
+        long_first = rf"(?:\s{{256}}(?=\s))++\s*(?!\S)|{WHITE_SPACE_BEFORE_LAST}"
+        pattern = pattern.replace(WHITE_SPACE_BEFORE_LAST, long_first)
+        encoding = _import_tiktoken(config.kind).Encoding(
+            name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special_tokens
+        )
         self.encoding = encoding
         self.vocabulary_size = encoding.n_vocab
         self.end_of_text = encoding.eot_token if END_OF_TEXT in encoding.special_tokens_set else None
@@ -231,10 +266,7 @@ class BytePairTokenizer(_EncodingTokenizer):
         ranks = {token: rank for rank, token in enumerate(self.tokens)}
         if set(self.tokens[:256]) != {bytes([byte]) for byte in range(256)} or len(ranks) != len(self.tokens):
             raise TokenizerError("a byte-pair vocabulary needs the 256 single bytes first and no token twice")
-        tiktoken = _import_tiktoken("byte_pair")
-        special = {END_OF_TEXT: len(self.tokens)}
-        encoding = tiktoken.Encoding("byte_pair", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special)
-        super().__init__(config, encoding)
+        super().__init__(config, "byte_pair", GPT2_PATTERN, ranks, {END_OF_TEXT: len(self.tokens)})
 
     def save(self, directory: str | Path) -> None:
         tokens = [base64.b64encode(token).decode() for token in self.tokens]
@@ -261,8 +293,8 @@ class TiktokenTokenizer(_EncodingTokenizer):
         known = tiktoken.list_encoding_names()
         if config.encoding not in known:
             raise ConfigurationError(
-                f"tokenizer.encoding: {config.encoding!r} is unknown{nearest(config.encoding, known)} tiktoken has: "
-                f"{', '.join(sorted(known))}"
+                f"tokenizer.encoding: {shown(config.encoding)} is unknown{nearest(config.encoding, known)} "
+                f"tiktoken has: {', '.join(sorted(known))}"
             )
         try:
             encoding = tiktoken.get_encoding(config.encoding)
@@ -271,7 +303,7 @@ class TiktokenTokenizer(_EncodingTokenizer):
                 f"the encoding {config.encoding!r} is not on this machine and could not be downloaded "
                 f"({type(error).__name__}); set TIKTOKEN_CACHE_DIR to a folder that has it"
             ) from error
-        super().__init__(config, encoding)
+        super().__init__(config, encoding.name, encoding._pat_str, encoding._mergeable_ranks, encoding._special_tokens)
 
 
 def _import_tiktoken(kind: str) -> ModuleType:
@@ -288,9 +320,10 @@ def save_description(directory: str | Path, description: dict[str, Any]) -> None
     write_atomically(Path(directory) / FILE_NAME, lambda file: file.write_text(text, encoding="utf-8"))
 
 
-def load_tokenizer(directory: str | Path) -> Tokenizer:
+def load_tokenizer(directory: str | Path, verify: bool = True) -> Tokenizer:
     """The tokenizer that was saved in a directory, or in the folder `tokenizer` of a checkpoint directory.
 
+    verify: check first that its files are what was saved, where digests of them are beside it.
     Raises CheckpointError when there is none or its files are damaged, RegistryError when no installed package has
     its kind, and TokenizerError when a package that it needs is missing.
     """
@@ -300,25 +333,29 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     path = directory / FILE_NAME
     if not path.exists():
         raise CheckpointError(f"{directory} holds no tokenizer: there is no {FILE_NAME} in it")
+    if verify:
+        for place, parts in ((directory, None), (directory.parent, (directory.name,))):
+            if (place / DIGESTS_FILE).exists():
+                verify_digests(place, parts)
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         tokenizer_class: Any = registry.get("tokenizer", str(saved["kind"]))
         tokenizer: Tokenizer = tokenizer_class.load(directory, saved)
     except (RegistryError, TokenizerError, ConfigurationError):
         raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error!r}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {shortened(repr(error))}") from error
     return tokenizer
 
 
-def checkpoint_tokenizer(directory: str | Path, vocabulary_size: int) -> Tokenizer:
+def checkpoint_tokenizer(directory: str | Path, vocabulary_size: int, verify: bool = True) -> Tokenizer:
     """The tokenizer of a checkpoint directory whose model has `vocabulary_size` entries.
 
-    A model may have more entries than its tokenizer has tokens (padding), not fewer.
+    A model may have more entries than its tokenizer has tokens (padding), not fewer. verify: as in `load_tokenizer`.
 
     Raises CheckpointError when it has fewer, and what `load_tokenizer` raises.
     """
-    tokenizer = load_tokenizer(directory)
+    tokenizer = load_tokenizer(directory, verify)
     if tokenizer.vocabulary_size > vocabulary_size:
         raise CheckpointError(
             f"{directory}: the tokenizer has {tokenizer.vocabulary_size} tokens, but the model's vocabulary only "

@@ -8,11 +8,13 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from wavelet_core.config import ComponentOf, Section
+from wavelet_core.cache_directory import default_cache_directory
+from wavelet_core.config import ComponentConfig, ComponentOf, Section
 from wavelet_core.registry import build
 from wavelet_core.tokenizers import Tokenizer
 from wavelet_train.datasets import Dataset, Split
-from wavelet_train.token_cache import TokenCache, TokenSplit, default_cache_directory
+from wavelet_train.token_cache import TokenCache, TokenSplit
+from wavelet_train.training_state import DataIdentity
 
 
 class DataConfig(Section):
@@ -48,10 +50,16 @@ class PreparedData:
     def __init__(self, config: DataConfig, tokenizer: Tokenizer | None = None) -> None:
         directory = Path(config.cache_directory or default_cache_directory()).expanduser()
         self.dataset: Dataset = build("dataset", config.dataset)
+        self._description = describe(self.dataset, config.dataset)
         self._cache = TokenCache(self.dataset, directory)
         self.tokenizer = tokenizer or self._cache.tokenizer(config.tokenizer)
         self._canonical_words = config.canonical_words
         self._splits: dict[Split, TokenSplit] = {}
+
+    @property
+    def identity(self) -> DataIdentity:
+        """What makes the data set the same one again."""
+        return DataIdentity(fingerprint=self._cache.data_fingerprint, description=self._description)
 
     def split(self, name: Split) -> TokenSplit:
         """Tokens, document starts and counts of a split. Raises ConfigurationError when it has no documents."""
@@ -60,3 +68,12 @@ class PreparedData:
             words = self._canonical_words.get(name, split.word_count)
             self._splits[name] = replace(split, word_count=words)
         return self._splits[name]
+
+
+def describe(dataset: Dataset, config: ComponentConfig) -> str:
+    """What the data set calls itself, or else its kind and the fields that are set."""
+    own = getattr(dataset, "describe", None)
+    if own is not None:
+        return str(own())
+    fields = config.model_dump(mode="json", exclude_defaults=True, exclude={"kind"})
+    return ", ".join([config.kind, *(f"{name}={value}" for name, value in fields.items())])

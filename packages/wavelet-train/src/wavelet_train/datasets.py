@@ -17,6 +17,7 @@ class Dataset(Protocol):
     """A component of kind `dataset`, made with its `Config` alone.
 
     It may also have `size(split) -> int`, roughly the bytes of text of a split; progress bars then show the time left.
+    And `describe() -> str`, what to call it, for people; its kind and the fields that are set otherwise.
     """
 
     def documents(self, split: Split) -> Iterator[str]:

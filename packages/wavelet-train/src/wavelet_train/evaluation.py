@@ -53,8 +53,8 @@ class Evaluation:
 
     @property
     def perplexity_per_word(self) -> float | None:
-        """exp(total nats / words), or None where the number of words is not known."""
-        return None if self.word_count is None else exponential(self.nats / self.word_count)
+        """exp(total nats / words), or None where the number of words is not known or there are none."""
+        return exponential(self.nats / self.word_count) if self.word_count else None
 
     def as_dict(self) -> dict[str, Any]:
         """All units by name, for JSON."""
@@ -70,6 +70,19 @@ class Evaluation:
             "window": self.window,
             "stride": self.stride,
         }
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Evaluation:
+        """The evaluation that `as_dict` gave. Raises KeyError, TypeError or ValueError where it did not."""
+        words = content["words"]
+        return cls(
+            nats=float(content["nats_per_token"]) * int(content["tokens"]),
+            tokens=int(content["tokens"]),
+            byte_count=int(content["bytes"]),
+            word_count=None if words is None else int(words),
+            window=int(content["window"]),
+            stride=int(content["stride"]),
+        )
 
 
 def exponential(nats: float) -> float:

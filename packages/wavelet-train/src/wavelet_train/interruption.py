@@ -15,15 +15,18 @@ class Stopped(Exception):
 class StopOnSignal:
     """While entered, the first SIGINT or SIGTERM only sets `signal_name`; a second one acts as it did before.
 
+    Whoever watches signals by `signal.set_wakeup_fd` does not hear of the first one.
     In threads other than the main one, where Python handles no signals, nothing is changed.
     """
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
         self._previous: dict[signal.Signals, Any] = {}
+        self._wakeup = -1
 
     def __enter__(self) -> StopOnSignal:
         if threading.current_thread() is threading.main_thread():
+            self._wakeup = signal.set_wakeup_fd(-1)
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._request)
         return self
@@ -36,6 +39,8 @@ class StopOnSignal:
         self._restore()
 
     def _restore(self) -> None:
+        if self._previous:
+            signal.set_wakeup_fd(self._wakeup)
         while self._previous:
             signal.signal(*self._previous.popitem())
 

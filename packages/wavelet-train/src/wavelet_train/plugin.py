@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from wavelet_core import hookimpl
 from wavelet_train.hugging_face import HuggingFace
@@ -23,3 +24,14 @@ def register_components(register: Callable[[str, type], None]) -> None:
         register("optimizer", optimizer)
     for schedule in (Constant, Linear, Cosine):
         register("schedule", schedule)
+
+
+@hookimpl
+def register_contracts(register: Callable[[str, Any], None]) -> None:
+    from wavelet_train.testing.dataset_contract import DATASET_CHECKS
+    from wavelet_train.testing.optimizer_contract import OPTIMIZER_CHECKS
+    from wavelet_train.testing.schedule_contract import SCHEDULE_CHECKS
+
+    register("dataset", DATASET_CHECKS)
+    register("optimizer", OPTIMIZER_CHECKS)
+    register("schedule", SCHEDULE_CHECKS)

@@ -7,9 +7,9 @@ import time
 
 from tqdm import tqdm
 
+from wavelet_train.quantities import byte_size, duration
+
 SECONDS_BETWEEN_LINES = 10.0
-LINE = "{desc}: {n_fmt}{unit}, {rate_noinv_fmt}, {elapsed_s:.1f} s{postfix}"
-LINE_OF_UNFINISHED = LINE.replace("{unit},", "{unit} of {total_fmt}{unit}, {remaining} left,")
 
 
 class Progress:
@@ -43,33 +43,33 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
         elif kind is None:
-            self._write(LINE)
+            self._write(finished=True)
 
     def advance(self, units: int, note: str = "") -> None:
-        """So many units more are done; the note, such as the present loss, stands at the end of the line."""
+        """So many units more are done; the note says where that is, such as the step and its loss."""
         self.done += units
         self.note = note
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(units)
-        elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
-            self._write(LINE_OF_UNFINISHED if self.done < self.total else LINE)
+        elif self.done != self.total and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._write(finished=self.done > self.total)
 
     def message(self, text: str) -> None:
         """Write a line that stays, above the bar where there is one."""
         tqdm.write(text, file=sys.stderr)
 
-    def _write(self, line: str) -> None:
+    def _write(self, finished: bool) -> None:
         self._last_line = time.monotonic()
-        text = tqdm.format_meter(
-            self.done,
-            self.total,
-            self._last_line - self._started,
-            prefix=self.description,
-            unit=self.unit,
-            unit_scale=True,
-            initial=self._done_before,
-            postfix=self.note,
-            bar_format=line,
-        )
-        print(text, file=sys.stderr, flush=True)
+        seconds = self._last_line - self._started
+        rate = (self.done - self._done_before) / seconds if seconds else 0.0
+        parts = [self.note] if self.note else []
+        if finished:
+            parts += [f"{self._amount(self.done)} in {duration(seconds)}", f"{self._amount(rate)}/s"]
+        else:
+            parts += [f"{self._amount(self.done)} of {self._amount(self.total)}", f"{self._amount(rate)}/s"]
+            parts += [f"{duration((self.total - self.done) / rate)} left"] if rate else []
+        print(f"{self.description}: {', '.join(parts)}", file=sys.stderr, flush=True)
+
+    def _amount(self, units: float) -> str:
+        return byte_size(units) if self.unit == "B" else f"{units:,.0f}{self.unit}"

@@ -12,6 +12,7 @@ import ast
 import hashlib
 import io
 import os
+import platform
 import sysconfig
 import tokenize
 from collections.abc import Iterator
@@ -65,6 +66,9 @@ class PythonStandardLibrary:
             digest.update(f"\n{path} ".encode())
             digest.update(hashlib.sha256((self.root / path).read_bytes()).digest())
         return digest.hexdigest()
+
+    def describe(self) -> str:
+        return f"the standard library of Python {platform.python_version()}"
 
     def size(self, split: Split) -> int:
         return sum((self.root / path).stat().st_size for path in self._paths_of(split))

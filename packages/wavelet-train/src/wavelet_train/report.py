@@ -28,6 +28,11 @@ class Report:
         """Everything by name, for JSON."""
         return {"validation": self.evaluation.as_dict(), "xz_bits_per_byte": self.xz_bits_per_byte}
 
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Report:
+        """The report that `as_dict` gave. Raises KeyError, TypeError or ValueError where it did not."""
+        return cls(Evaluation.from_dict(content["validation"]), content["xz_bits_per_byte"])
+
     def __str__(self) -> str:
         score = self.evaluation
         rows = [

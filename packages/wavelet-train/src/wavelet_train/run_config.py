@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,25 +12,27 @@ from pydantic import Field
 
 from wavelet_core.config import ComponentOf, ConfigurationError, Section, parse
 from wavelet_core.first_format import convert_config
+from wavelet_core.messages import shortened, shown
 from wavelet_core.registry import nearest
+from wavelet_train import PRESETS
 from wavelet_train.data import DataConfig
 from wavelet_train.precision import Precision
 
-PRESETS = Path(str(files("wavelet_train") / "presets"))
 # What a checkpoint's config.json holds besides the sections of a run.
-CHECKPOINT_KEYS = ("format_version", "components", "format")
+CHECKPOINT_KEYS = ("format_version", "components", "format", "step")
 
 
 class TrainConfig(Section):
     """How a model is trained, checked and saved (docs/model.md, section 8 has the published recipe)."""
 
-    seed: int = Field(0, ge=0, description="decides initial weights, dropout and the order of windows")
+    seed: int = Field(0, ge=0, lt=1 << 63, description="decides initial weights, dropout and the order of windows")
     device: str = Field("auto", description="auto (an accelerator if there is one), cpu, cuda, cuda:1, mps, ...")
     threads: int | None = Field(
         None,
         ge=1,
-        description="processor threads to compute with; null: one for each core. Small models on cores that other work "
-        "shares are faster with 1",
+        le=1024,
+        description="processor threads to compute with; null: OMP_NUM_THREADS of the environment, or else chosen when "
+        "the run starts, by the work of a step and the processors that are idle",
     )
     precision: Precision = Field(
         "auto",
@@ -144,7 +145,7 @@ def locate(source: str | Path) -> Path:
         raise ConfigurationError(f"no configuration file at {source}; check the path, or name a preset")
     names = list(list_presets())
     raise ConfigurationError(
-        f"unknown preset {str(source)!r}{nearest(str(source), names)} Presets: {', '.join(names)}. "
+        f"unknown preset {shown(str(source))}{nearest(str(source), names)} Presets: {', '.join(names)}. "
         "A file must exist and end in .yaml, .yml or .json"
     )
 
@@ -155,9 +156,13 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    problem="a list or a mapping cannot be a key", problem_mark=key.start_mark
+                )
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    problem=f"{key.value!r} is given twice", problem_mark=key.start_mark
+                    problem=f"{shown(key.value)} is given twice", problem_mark=key.start_mark
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -176,9 +181,13 @@ def read_file(path: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from error
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigurationError(f"{path}{line}: not YAML: {error.problem}") from error
+        raise ConfigurationError(f"{path}{line}: not YAML: {shortened(str(error.problem))}") from error
     except yaml.YAMLError as error:
-        raise ConfigurationError(f"{path}: not YAML: {error}") from error
+        raise ConfigurationError(f"{path}: not YAML: {shortened(str(error))}") from error
+    except RecursionError:
+        raise ConfigurationError(f"{path} is nested too deeply") from None
+    except ValueError as error:  # a date that does not exist, a number of ten thousand digits
+        raise ConfigurationError(f"{path}: {error}") from error
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -192,16 +201,18 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     The path is dotted, with numbers for list entries (`model.memories.0.expansion=8`); the value is YAML. Naming
     another `kind` drops the fields of the component that was there.
     """
+    where = f"--set {shortened(override)}"
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
-        raise ConfigurationError(f"--set {override}: expected a dotted path and a value, as in train.lr=0.02")
+        raise ConfigurationError(f"{where}: expected a dotted path and a value, as in train.lr=0.02")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"--set {override}: the value {text!r} is not YAML") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigurationError(f"{where}: the value {shown(text)} is not YAML") from error
+    except RecursionError:
+        raise ConfigurationError(f"{where}: the value is nested too deeply") from None
 
-    where = f"--set {override}"
     node: Any = data
     default: Any = RunConfig().model_dump(mode="json")
     for key in keys[:-1]:
@@ -213,7 +224,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         elif isinstance(child, str):
             child = {"kind": child}
         elif not isinstance(child, dict | list):
-            raise ConfigurationError(f"{where}: {key} is {child!r}, which has no fields")
+            raise ConfigurationError(f"{where}: {shortened(key)} is {shown(child)}, which has no fields")
         node[index] = child
         node = child
     index = _index(node, keys[-1], where)
@@ -228,4 +239,4 @@ def _index(node: dict[str, Any] | list[Any], key: str, where: str) -> Any:
         return key
     if key.isdigit() and int(key) < len(node):
         return int(key)
-    raise ConfigurationError(f"{where}: {key!r} is not an entry of a list of {len(node)}; entries count from 0")
+    raise ConfigurationError(f"{where}: {shown(key)} is not an entry of a list of {len(node)}; entries count from 0")

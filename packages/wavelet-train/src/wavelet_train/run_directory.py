@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wavelet_core.atomic_files import recover, write_atomically
-from wavelet_core.checkpoint import write_checkpoint
+from wavelet_core.atomic_files import append_whole, recover, write_atomically
+from wavelet_core.checkpoint import CONFIG_FILE as CHECKPOINT_CONFIG_FILE
+from wavelet_core.checkpoint import read_config, save_checkpoint, verify_checkpoint
 from wavelet_core.tensor_files import CheckpointError
-from wavelet_core.tokenizers import Tokenizer
-from wavelet_train.run_config import RunConfig, dump
+from wavelet_core.tokenizers import Tokenizer, checkpoint_tokenizer
+from wavelet_train.run_config import RunConfig, dump, run_config
+from wavelet_train.training_state import DIRECTORY, STATE_FILE, TrainingState, read_state
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
@@ -37,23 +41,32 @@ class MetricsFile:
         with path.open("ab") as file:
             file.truncate(min(size, file.tell()))
 
-    @property
-    def size(self) -> int:
-        """Bytes written so far."""
-        return self.path.stat().st_size
+    def flush(self) -> int:
+        """Bring all lines to disk; returns the bytes written so far."""
+        with self.path.open("ab") as file:
+            os.fsync(file.fileno())
+            return file.tell()
 
     def write(self, **values: Any) -> None:
-        """Append one line. Numbers that JSON does not have (infinity, not a number) become null."""
+        """Append one line, or nothing. Numbers that JSON does not have (infinity, not a number) become null."""
         finite = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in values.items()
         }
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite) + "\n")
+        append_whole(self.path, f"{json.dumps(finite)}\n".encode())
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """What `last/` says about its run, without weights and other tensors."""
+
+    config: RunConfig
+    state: TrainingState
+    tokenizer: Tokenizer
 
 
 class RunDirectory:
-    """A directory that a run is written to. What a kill left of its checkpoints is recovered first.
+    """A directory that a run is written to.
 
     best, last: the checkpoints' places. metrics: from `begin` on. Raises FileExistsError where there is a file.
     """
@@ -65,17 +78,60 @@ class RunDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise FileExistsError(f"{self.path} is a file; name a directory for the run")
         self.best, self.last = self.path / "best", self.path / "last"
-        for checkpoint in (self.best, self.last):
-            recover(checkpoint)
 
     def check(self, resume: bool, overwrite: bool) -> None:
-        """Raise CheckpointError where there is no run to resume, FileExistsError where one would be lost unasked."""
+        """Raise CheckpointError unless a run to resume is whole, FileExistsError where one would be lost unasked."""
+        for checkpoint in (self.best, self.last):
+            recover(checkpoint)
         if resume and not self.last.is_dir():
             raise CheckpointError(f"{self.path} holds no run that can be resumed: it has no {self.last.name}/")
+        if resume:
+            verify_checkpoint(self.last)
         if not (resume or overwrite) and self.last.exists():
             raise FileExistsError(
                 f"{self.path} holds a run already: resume that one, name another directory, or ask to overwrite it"
             )
+
+    def read_last(self) -> SavedRun:
+        """Raises CheckpointError where something is missing, damaged, or does not belong together."""
+        data, state = read_config(self.last), read_state(self.last)
+        config = run_config(data, (), str(self.last / CHECKPOINT_CONFIG_FILE))
+        size = self._metrics_path.stat().st_size if self._metrics_path.exists() else None
+        if size is not None and size < state.counters.metrics_size:
+            raise CheckpointError(
+                f"{self.last / DIRECTORY / STATE_FILE}: counters.metrics_size: {state.counters.metrics_size} bytes of "
+                f"{self._metrics_path} belong to the run, but it has only {size}; put the whole file back, or remove "
+                "what is left of it to go on without"
+            )
+        return SavedRun(config, state, checkpoint_tokenizer(self.last, config.model.vocabulary))
+
+    def events_after(self, size: int) -> list[Any]:
+        """The lines of metrics beyond so many bytes, as far as they are whole."""
+        try:
+            with self._metrics_path.open("rb") as file:
+                file.seek(size)
+                return [json.loads(line) for line in file]
+        except (OSError, ValueError):
+            return []
+
+    def step_of_best(self) -> int | None:
+        """After how many steps `best/` was made; None where there is none, or one that cannot be read."""
+        try:
+            return read_config(self.best).get("step")
+        except CheckpointError:
+            return None
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """What the two checkpoints take on the disk."""
+        files = [file for checkpoint in (self.best, self.last) for file in checkpoint.rglob("*") if file.is_file()]
+        return sum(file.stat().st_size for file in files)
+
+    @property
+    def free_bytes(self) -> int:
+        """What is free on the disk where the directory is, or will be."""
+        place = self.path.absolute()
+        return shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.exists())).free
 
     def clear(self) -> None:
         """Remove the checkpoints of an earlier run."""
@@ -86,7 +142,11 @@ class RunDirectory:
         """Write the configuration, and open the metrics after the bytes that belong to the run so far."""
         text = dump(run)
         write_atomically(self.path / CONFIG_FILE, lambda file: file.write_text(text, "utf-8"))
-        self.metrics = MetricsFile(self.path / METRICS_FILE, metrics_size)
+        self.metrics = MetricsFile(self._metrics_path, metrics_size)
+
+    @property
+    def _metrics_path(self) -> Path:
+        return self.path / METRICS_FILE
 
     def save(
         self,
@@ -94,13 +154,9 @@ class RunDirectory:
         model: Any,
         tokenizer: Tokenizer,
         run: RunConfig,
+        step: int,
         write_more: Callable[[Path], None] = lambda directory: None,
     ) -> None:
         """Replace a checkpoint; `write_more` puts what else belongs to it into the new directory."""
-        sections = run.model_dump(mode="json", include={"data", "train"})
-
-        def write(fresh: Path) -> None:
-            write_checkpoint(model, fresh, tokenizer, sections)
-            write_more(fresh)
-
-        write_atomically(checkpoint, write)
+        sections = {"step": step, **run.model_dump(mode="json", include={"data", "train"})}
+        save_checkpoint(model, checkpoint, tokenizer, sections, write_more)

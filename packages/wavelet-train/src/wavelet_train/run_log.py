@@ -2,66 +2,73 @@
 
 from __future__ import annotations
 
-import sys
 import time
 
-import torch
-from torch import nn
-
-from wavelet_train.data import PreparedData
 from wavelet_train.evaluation import Evaluation
 from wavelet_train.progress import Progress
+from wavelet_train.quantities import duration
 from wavelet_train.run_directory import MetricsFile
 from wavelet_train.training_state import Counters
+
+# What the time that a run will take is told from.
+FIRST_STEPS, FIRST_SECONDS = 3, 2.0
 
 
 class RunLog(Progress):
     """Progress of a run in tokens, and its lines of metrics."""
 
-    def __init__(self, metrics: MetricsFile, counters: Counters, steps: int, tokens_per_step: int):
-        super().__init__("training", steps * tokens_per_step, " tokens", counters.step * tokens_per_step)
-        self.metrics, self.counters, self.tokens_per_step = metrics, counters, tokens_per_step
+    def __init__(self, metrics: MetricsFile, counters: Counters, tokens_per_step: int):
+        left = (counters.steps - counters.step) * tokens_per_step
+        super().__init__("training", counters.tokens + left, " tokens", counters.tokens)
+        self.metrics, self.counters = metrics, counters
+        self._first_step: tuple[int, float] | None = None
+        self._told_time = False
         self.restart_clock()
 
     def restart_clock(self) -> None:
         """Whatever was done since the last line does not count in the rate of the steps."""
-        self._since_step, self._since = self.counters.step, time.monotonic()
+        self._since_tokens, self._since = self.counters.tokens, time.monotonic()
+
+    def stepped(self, tokens: int, note: str) -> None:
+        """One more step of so many tokens is done."""
+        self.advance(tokens, f"step {self.counters.step:,} of {self.counters.steps:,}, {note}")
+        self._tell_time()
+
+    def _tell_time(self) -> None:
+        """Once the first steps have shown it, say how long the others will take; the very first also sets things up."""
+        step, now = self.counters.step, time.monotonic()
+        if self._first_step is None:
+            self._first_step = step, now
+        steps, seconds = step - self._first_step[0], now - self._first_step[1]
+        left = self.counters.steps - step
+        if not self._told_time and left and steps >= FIRST_STEPS and seconds >= FIRST_SECONDS:
+            self._told_time = True
+            time_left = duration(left * seconds / steps)
+            self.message(f"The {left:,} steps that are left will take about {time_left}, validations not counted")
 
     def step(self, lr: float, gradient_norm: float) -> None:
         """A line of metrics about the steps since the last one."""
         counters = self.counters
-        tokens = (counters.step - self._since_step) * self.tokens_per_step
         self.metrics.write(
             event="train",
             step=counters.step,
-            tokens=counters.step * self.tokens_per_step,
+            tokens=counters.tokens,
             loss=counters.loss_sum / counters.loss_steps,
             lr=lr,
             gradient_norm=gradient_norm,
-            tokens_per_second=tokens / (time.monotonic() - self._since),
+            tokens_per_second=(counters.tokens - self._since_tokens) / (time.monotonic() - self._since),
         )
         counters.loss_sum, counters.loss_steps = 0.0, 0
         self.restart_clock()
 
-    def validation(self, result: Evaluation, seconds: float, best: bool) -> None:
-        """A line of metrics and one for people."""
-        step = self.counters.step
-        self.metrics.write(event="validation", step=step, **result.as_dict(), seconds=seconds)
+    def validation(self, result: Evaluation, seconds: float) -> None:
+        """A line of metrics about a validation."""
+        self._first_step = None
+        self.metrics.write(event="validation", step=self.counters.step, **result.as_dict(), seconds=seconds)
+
+    def validated(self, result: Evaluation, best: bool) -> None:
+        """A line for people, once its checkpoints are there."""
         self.message(
-            f"step {step:,}: validation {result.bits_per_byte:.4f} bits per byte, "
+            f"step {self.counters.step:,}: validation {result.bits_per_byte:.4f} bits per byte, "
             f"perplexity per token {result.perplexity_per_token:.2f}{' (best so far)' if best else ''}"
         )
-
-
-def announce(
-    model: nn.Module, data: PreparedData, steps: int, tokens_per_step: int, device: torch.device, dtype: torch.dtype
-) -> None:
-    """Say what is going to be trained, on what and for how long. Reads both splits, and so refuses what lacks one."""
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    train, validation = data.split("train"), data.split("validation")
-    print(
-        f"{parameters:,} parameters, {len(train.tokens):,} training tokens ({train.byte_count:,} bytes), "
-        f"{len(validation.tokens):,} validation tokens, vocabulary {model.config.vocabulary:,}; "  # type: ignore[union-attr]
-        f"{steps:,} steps of {tokens_per_step:,} tokens on {device} in {str(dtype).removeprefix('torch.')}",
-        file=sys.stderr,
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -17,6 +17,9 @@ from wavelet_core.tokenizers import Tokenizer, TokenizerError, save_description
 
 MODEL_FILE = "sentencepiece.model"
 WORD_START = "\u2581"
+# Bytes: SentencePiece learns nothing from a longer line. Such a line is cut into parts of PART_LENGTH characters.
+LONGEST_LINE = 4192
+PART_LENGTH = 1024
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -101,7 +104,9 @@ class SentencePieceTokenizer(Tokenizer):
         model = io.BytesIO()
         try:
             _import_sentencepiece().SentencePieceTrainer.train(
-                sentence_iterator=(line for document in documents for line in document.splitlines() if line),
+                sentence_iterator=(
+                    part for document in documents for line in document.splitlines() for part in parts_of(line)
+                ),
                 model_writer=model,
                 vocab_size=config.vocabulary_size,
                 model_type=config.algorithm,
@@ -120,6 +125,13 @@ class SentencePieceTokenizer(Tokenizer):
                 f"this text ({error})"
             ) from None
         return cls(config, model.getvalue())
+
+
+def parts_of(line: str) -> Iterator[str]:
+    """The line as SentencePiece can learn from it: whole, or in parts where it is too long."""
+    length = PART_LENGTH if len(line.encode("utf-8", "replace")) > LONGEST_LINE else len(line)
+    for start in range(0, len(line), max(1, length)):
+        yield line[start : start + length]
 
 
 def save_sentence_piece(directory: str | Path, model: bytes) -> None:

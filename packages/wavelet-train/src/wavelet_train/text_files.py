@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -31,6 +32,10 @@ class TextFiles:
         validation: str | list[str] = Field([], description="files and folders to validate on, instead of path")
         test: str | list[str] = Field([], description="files and folders to test on, instead of path")
         pattern: str = Field("*", min_length=1, description="names of the files to read in folders, such as *.txt")
+        skip_undecodable: bool = Field(
+            False,
+            description="leave out what is not UTF-8 in folders, and say how many files, instead of refusing",
+        )
 
         @model_validator(mode="after")
         def _one_way(self) -> TextFiles.Config:
@@ -47,14 +52,30 @@ class TextFiles:
             for split in SPLITS:
                 named = getattr(config, split)
                 for path in [named] if isinstance(named, str) and named else named:
-                    self._files[split] += files_in(split, path, config.pattern)
+                    self._files[split] += self._files_in(split, path)
             return
         root = Path(config.path).expanduser()
-        files = files_in("path", config.path, config.pattern)
+        files = self._files_in("path", config.path)
         self._cut = files == [root]
         for file in files:
             for split in SPLITS if self._cut else [split_of(file.relative_to(root).as_posix())]:
                 self._files[split].append(file)
+
+    def _files_in(self, field: str, name: str) -> list[Path]:
+        """As `files_in`; without what is not UTF-8 in a folder, where that is wanted."""
+        files = files_in(field, name, self.config.pattern)
+        if not self.config.skip_undecodable or files == [Path(name).expanduser()]:
+            return files
+        decodable = [file for file in files if is_utf8(file)]
+        if not decodable:
+            raise ConfigurationError(f"data.dataset.{field}: none of the {len(files)} files in {name} is UTF-8 text")
+        if skipped := sorted({*files} - {*decodable}):
+            print(
+                f"data.dataset.{field}: skipped {len(skipped)} of the {len(files)} files in {name} that are not UTF-8 "
+                f"text ({skipped[0]}{', ...' if len(skipped) > 1 else ''})",
+                file=sys.stderr,
+            )
+        return decodable
 
     def documents(self, split: Split) -> Iterator[str]:
         found = False
@@ -107,6 +128,15 @@ def files_in(field: str, name: str, pattern: str) -> list[Path]:
     return files
 
 
+def is_utf8(file: Path) -> bool:
+    """Whether a file is UTF-8 text."""
+    try:
+        file.read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def read_utf8(file: Path) -> str:
     """A file's text without its byte-order mark. Raises ConfigurationError when it is not UTF-8."""
     try:
@@ -114,5 +144,6 @@ def read_utf8(file: Path) -> str:
     except UnicodeDecodeError as error:
         raise ConfigurationError(
             f"data.dataset: {file} is not UTF-8 text (byte {error.start} is 0x{error.object[error.start]:02x}); "
-            "convert it to UTF-8, or choose other files with data.dataset.pattern"
+            "convert it to UTF-8, choose other files with data.dataset.pattern, or leave what is not UTF-8 in a folder "
+            "out with data.dataset.skip_undecodable=true"
         ) from None

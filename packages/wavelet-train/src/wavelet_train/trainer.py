@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from wavelet_core.checkpoint import WEIGHTS_FILE, named_tensors
 from wavelet_core.devices import resolve_device
 from wavelet_core.state import leaves
 from wavelet_core.tensor_files import CheckpointError, check_fit, load_tensors_into
+from wavelet_core.threads import available_processors, use_threads
+from wavelet_core.tokenizers import Tokenizer
 from wavelet_train.allocator import keep_freed_memory
 from wavelet_train.data import PreparedData
 from wavelet_train.evaluation import evaluate
@@ -24,17 +26,23 @@ from wavelet_train.interruption import StopOnSignal, Stopped
 from wavelet_train.precision import autocast, resolve_precision
 from wavelet_train.progress import Progress
 from wavelet_train.report import Report, make_report
+from wavelet_train.resume_rules import Changes
+from wavelet_train.resuming import changes_to, go_on
 from wavelet_train.run_config import RunConfig
 from wavelet_train.run_directory import RunDirectory
-from wavelet_train.run_log import RunLog, announce
+from wavelet_train.run_lock import run_lock
+from wavelet_train.run_log import RunLog
+from wavelet_train.run_plan import RunPlan, expected_seconds, make_plan
 from wavelet_train.training_loss import TrainingLoss
 from wavelet_train.training_state import (
     DIRECTORY,
     TENSORS_FILE,
     Counters,
+    LossScaler,
+    TrainingState,
     make_optimizer_state,
     optimizer_tensors,
-    read_state,
+    read_tensors,
     restore_optimizer,
     write_state,
 )
@@ -57,41 +65,84 @@ class TrainingResult:
 
 
 def train(
-    run: RunConfig, output_directory: str | Path, resume: bool = False, overwrite: bool = False
+    run: RunConfig,
+    output_directory: str | Path,
+    resume: bool = False,
+    overwrite: bool = False,
+    accept_changed_data: bool = False,
 ) -> TrainingResult:
     """Train the model of a run configuration into a directory (`run_directory.py` says what it then holds).
 
-    resume: go on from the directory's `last/`, bit for bit as the run would have gone on. overwrite: start anew even
-    if the directory holds a run, whose checkpoints and metrics are then replaced.
+    resume: go on from the directory's `last/`, bit for bit as the run would have gone on, with the run's own tokenizer.
+    What of the configuration may differ is in `resume_rules.py`. accept_changed_data: resume also where the text is no
+    longer what it was. overwrite: start anew even if the directory holds a run, whose checkpoints and metrics are then
+    replaced. A finished run is left as it is, and its report is given again.
     Ctrl-C and SIGTERM save `last/` and return; a second one ends the process.
 
     Raises ConfigurationError for what cannot be trained as configured, CheckpointError when there is nothing to resume
-    or it is damaged, FileExistsError when the directory holds another run, DivergenceError when the loss is not finite.
+    or it is damaged, FileExistsError when the directory holds another run, RunInUseError when another process trains
+    into it, DivergenceError when the loss is not finite.
     """
     directory = RunDirectory(output_directory)
+    with run_lock(directory.path):
+        trainer = _prepare(run, directory, resume, overwrite, accept_changed_data)
+        if trainer.earlier_report is None:
+            plan = make_plan(trainer)
+            print(plan, file=sys.stderr)
+            plan.warn()
+        if not resume:
+            directory.clear()
+        return trainer.run_to_the_end()
+
+
+def plan_training(
+    run: RunConfig,
+    output_directory: str | Path,
+    resume: bool = False,
+    overwrite: bool = False,
+    accept_changed_data: bool = False,
+) -> RunPlan:
+    """What `train` with the same arguments would do, and how long it should take, from a few steps that are made.
+
+    Nothing is written but the token cache. Raises what `train` raises before its first step.
+    """
+    trainer = _prepare(run, RunDirectory(output_directory), resume, overwrite, accept_changed_data)
+    return replace(make_plan(trainer), seconds=expected_seconds(trainer))
+
+
+def _prepare(
+    run: RunConfig, directory: RunDirectory, resume: bool, overwrite: bool, accept_changed_data: bool
+) -> Trainer:
+    """A trainer before its first step, or where its run was stopped."""
     directory.check(resume, overwrite)
-    trainer = Trainer(run, directory)
-    if resume:
-        trainer.load()
-    else:
-        directory.clear()
-    return trainer.run_to_the_end()
+    if not resume:
+        return Trainer(run, directory)
+    saved = directory.read_last()
+    changes = changes_to(saved, run)
+    trainer = Trainer(run, directory, saved.tokenizer, saved.state.counters.threads)
+    go_on(trainer, saved, changes, accept_changed_data)
+    return trainer
 
 
 class Trainer:
-    """One run in one process: the model and everything that changes while it is trained."""
+    """One run in one process: the model and everything that changes while it is trained.
 
-    def __init__(self, run: RunConfig, directory: RunDirectory):
+    tokenizer: that of a run that is resumed, instead of the configured one. threads: what such a run computed with, for
+    one that configures no number. changes: of its configuration. earlier_report: what it ended with, if there is
+    nothing left to do.
+    """
+
+    def __init__(
+        self, run: RunConfig, directory: RunDirectory, tokenizer: Tokenizer | None = None, threads: int | None = None
+    ):
         self.config = config = run.train
         self.directory = directory
         self.stop = StopOnSignal()
         self.device = resolve_device(config.device, "train.device")
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
         if self.device.type == "cpu":
             keep_freed_memory()
         self.dtype = resolve_precision(config.precision, self.device)
-        self.data = PreparedData(run.data)
+        self.data = PreparedData(run.data, tokenizer)
         model_config = run.model.with_vocabulary(self.data.tokenizer.vocabulary_size)
         self.run = run.model_copy(update={"model": model_config})
 
@@ -105,14 +156,19 @@ class Trainer:
         self.carried = self.model.new_state(config.batch_size, self.device) if carries else None
         self.windows = self._windows(model_config.context_length)
         steps_per_epoch = max(1, self.windows.batches_per_epoch // config.accumulation)
-        self.steps = config.steps or max(1, round(config.epochs * steps_per_epoch))
+        steps = config.steps or max(1, round(config.epochs * steps_per_epoch))
         self.tokens_per_step = model_config.context_length * config.batch_size * config.accumulation
 
         self.optimizer = build("optimizer", config.optimizer, list(self.parameters.items()), config.lr)
-        self.schedule = build("schedule", config.schedule, config.lr, self.steps)
+        self.schedule = build("schedule", config.schedule, config.lr, steps)
         # The small gradients of float16 would vanish without it.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self.counters = Counters()
+        if threads is not None and threads > available_processors():
+            threads = None  # the run comes from a larger machine
+        positions = config.batch_size * model_config.context_length
+        self.counters = Counters.start(steps, use_threads(config.threads or threads, self.model, positions))
+        self.changes: Changes = {}
+        self.earlier_report: Report | None = None
 
     def _windows(self, context_length: int) -> RandomWindows | ConsecutiveWindows:
         """Consecutive text for a model that carries state from window to window, random windows for any other."""
@@ -121,25 +177,40 @@ class Trainer:
             return RandomWindows(train.tokens, context_length, config.batch_size, config.seed)
         return ConsecutiveWindows(train.tokens, train.document_starts, context_length, config.batch_size)
 
+    @property
+    def steps(self) -> int:
+        """All that the run is to do."""
+        return self.counters.steps
+
     def run_to_the_end(self) -> TrainingResult:
         """Train until all steps are done or a signal stops the run."""
-        path, counters, steps = self.directory.path, self.counters, self.steps
+        path, counters = self.directory.path, self.counters
+        if self.earlier_report is not None:
+            print(
+                f"{path} is finished: all of its {self.steps:,} steps are done and nothing is left. To go on: "
+                f"wavelet train --resume {path} --set train.steps=N",
+                file=sys.stderr,
+            )
+            return TrainingResult(path, counters.step, self.steps, report=self.earlier_report)
         self.directory.begin(self.run, counters.metrics_size)
-        announce(self.model, self.data, steps, self.tokens_per_step, self.device, self.dtype)
-        log = RunLog(self.directory.metrics, counters, steps, self.tokens_per_step)
+        if self.changes:
+            self.directory.metrics.write(event="changes", step=counters.step, fields=self.changes)
+        if counters.best_step and counters.best_step == counters.step != self.directory.step_of_best():
+            self._save_best()
+        log = RunLog(self.directory.metrics, counters, self.tokens_per_step)
         try:
             with self.stop:
                 with log:
                     self._train(log)
-                return TrainingResult(path, counters.step, steps, report=self._report())
+                return TrainingResult(path, counters.step, self.steps, report=self._report())
         except Stopped as stopped:
             self._save_last()
             print(
-                f"Stopped by {stopped} at step {counters.step:,} of {steps:,} and saved. "
+                f"Stopped by {stopped} at step {counters.step:,} of {self.steps:,} and saved. "
                 f"Go on with: wavelet train --resume {path}",
                 file=sys.stderr,
             )
-            return TrainingResult(path, counters.step, steps, stopped_by=str(stopped))
+            return TrainingResult(path, counters.step, self.steps, stopped_by=str(stopped))
 
     def _train(self, log: RunLog) -> None:
         config, counters = self.config, self.counters
@@ -154,18 +225,19 @@ class Trainer:
             if counters.step >= self.steps:
                 return
             lr = self.schedule(counters.step)
-            loss, gradient_norm = self._step(lr)
+            loss, gradient_norm = self.take_step(lr)
             counters.step += 1
+            counters.tokens += self.tokens_per_step
             counters.loss_sum += loss
             counters.loss_steps += 1
-            log.advance(self.tokens_per_step, f"loss {loss:.3f}")
+            log.stepped(self.tokens_per_step, f"loss {loss:.3f}")
             if self._due(config.log_every):
                 log.step(lr, gradient_norm)
 
     def _due(self, every: int) -> bool:
         return self.counters.step % every == 0 or self.counters.step == self.steps
 
-    def _step(self, lr: float) -> tuple[float, float]:
+    def take_step(self, lr: float) -> tuple[float, float]:
         """One optimizer step; returns the loss in nats per token and the norm of the gradient before clipping."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -204,7 +276,10 @@ class Trainer:
             )
 
     def _validate(self, log: RunLog) -> None:
-        """Evaluate, write a line of metrics, save `last/`, and `best/` if it is."""
+        """Evaluate, write a line of metrics, save `last/`, and `best/` if it is.
+
+        `last/` is first: should `best/` not come to be, it is made of it when the run is resumed.
+        """
         counters, started = self.counters, time.monotonic()
         result = evaluate(
             self.model,
@@ -220,10 +295,12 @@ class Trainer:
         counters.validated_step = counters.step
         best = counters.best_nats is None or result.nats_per_token < counters.best_nats
         if best:
-            counters.best_nats = result.nats_per_token
-            self.directory.save(self.directory.best, self.model, self.data.tokenizer, self.run)
-        log.validation(result, seconds, best)
+            counters.best_nats, counters.best_step = result.nats_per_token, counters.step
+        log.validation(result, seconds)
         self._save_last()
+        if best:
+            self._save_best()
+        log.validated(result, best)
 
     def _report(self) -> Report:
         """Evaluate the best checkpoint on the whole validation split."""
@@ -239,49 +316,78 @@ class Trainer:
         self.directory.metrics.write(event="report", step=self.counters.step, **report.as_dict())
         return report
 
+    def _save_best(self) -> None:
+        self.directory.save(self.directory.best, self.model, self.data.tokenizer, self.run, self.counters.step)
+
     def _save_last(self) -> None:
-        self.counters.metrics_size = self.directory.metrics.size
-        tensors, device, scaler = self._tensors(), self.device, self.scaler.state_dict()
-        if device.type != "cpu":
-            tensors[f"random.{device.type}"] = torch.get_device_module(device).get_rng_state(device)
+        self.counters.metrics_size = self.directory.metrics.flush()
+        scaler = None
+        if self.scaler.is_enabled():
+            scaler = LossScaler(
+                scale=self.scaler.get_scale(), growth_tracker=self.scaler.state_dict()["_growth_tracker"]
+            )
+        state = TrainingState(counters=self.counters, loss_scaler=scaler, data=self.data.identity)
+        tensors = self.state_tensors()
         self.directory.save(
             self.directory.last,
             self.model,
             self.data.tokenizer,
             self.run,
-            lambda fresh: write_state(fresh, self.counters, tensors, scaler),
+            self.counters.step,
+            lambda fresh: write_state(fresh, state, tensors),
         )
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def state_tensors(self) -> dict[str, Tensor]:
         """All tensors besides the weights that decide how the run goes on, by name, on any device."""
         return {
             **optimizer_tensors(self.optimizer, self.parameters),
             **{f"windows.{name}": tensor for name, tensor in self.windows.state_dict().items()},
             **{f"carried.{name}": tensor for name, tensor in self._carried_tensors().items()},
-            "random.cpu": torch.get_rng_state(),
+            **self._random_states(),
         }
 
     def _carried_tensors(self) -> dict[str, Tensor]:
         return {} if self.carried is None else dict(leaves(self.carried.tree))
 
-    def load(self) -> None:
-        """Take everything from `last/`. Raises CheckpointError that lists by name what does not fit."""
-        last, device = self.directory.last, self.device
-        self.counters, saved, scaler = read_state(last)
+    def _random_states(self) -> dict[str, Tensor]:
+        states = {"random.cpu": torch.get_rng_state()}
+        if self.device.type != "cpu":
+            states[f"random.{self.device.type}"] = torch.get_device_module(self.device).get_rng_state(self.device)
+        return states
+
+    def load_tensors(self, state: TrainingState, restart_text: bool) -> None:
+        """Take weights and all other tensors from `last/`. restart_text: read from its beginning what is read in order.
+
+        Raises CheckpointError that lists by name what does not fit.
+        """
+        last = self.directory.last
+        file = last / DIRECTORY / TENSORS_FILE
+        saved = read_tensors(last)
         with torch.no_grad():
             load_tensors_into(named_tensors(self.model), last / WEIGHTS_FILE)
-        generators = {name: saved.pop(name) for name in [*saved] if name.startswith("random.") and name != "random.cpu"}
-        make_optimizer_state(self.optimizer, self.parameters, saved, self.counters.step)
+        make_optimizer_state(self.optimizer, self.parameters, saved, state.counters.step)
+        # A run may go on on another device, whose own generator then starts from the seed.
+        random = self._random_states()
+        saved = {name: tensor for name, tensor in saved.items() if not name.startswith("random.") or name in random}
+        saved = {**{name: state for name, state in random.items() if name != "random.cpu"}, **saved}
         try:
-            check_fit(last / DIRECTORY / TENSORS_FILE, self._tensors(), saved)
+            check_fit(file, self.state_tensors(), saved)
         except CheckpointError as error:
             raise CheckpointError(f"{error}\nResume with the configuration that lies beside {last}") from None
         restore_optimizer(self.optimizer, self.parameters, saved)
-        self.windows.load_state_dict({name: saved[f"windows.{name}"] for name in self.windows.state_dict()})
         for name, tensor in self._carried_tensors().items():
             tensor.copy_(saved[f"carried.{name}"])
-        torch.set_rng_state(saved["random.cpu"])
-        if f"random.{device.type}" in generators:
-            torch.get_device_module(device).set_rng_state(generators[f"random.{device.type}"], device)
-        if scaler:
-            self.scaler.load_state_dict(scaler)
+        try:
+            if self.carried is None or not restart_text:
+                self.windows.load_state_dict({name: saved[f"windows.{name}"] for name in self.windows.state_dict()})
+            for name in random:
+                set_state = torch.set_rng_state if name == "random.cpu" else self._set_device_random_state
+                set_state(saved[name])
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(f"{file} is damaged ({error}); put back an undamaged copy of {last}") from None
+        if state.loss_scaler is not None:
+            factors = {"scale": state.loss_scaler.scale, "_growth_tracker": state.loss_scaler.growth_tracker}
+            self.scaler.load_state_dict({**self.scaler.state_dict(), **factors})
+
+    def _set_device_random_state(self, state: Tensor) -> None:
+        torch.get_device_module(self.device).set_rng_state(state, self.device)

@@ -8,67 +8,145 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from wavelet_core.config import ConfigurationError, parse
 from wavelet_core.tensor_files import CheckpointError, load_tensors, save_tensors
+from wavelet_core.threads import MOST_THREADS
 
 DIRECTORY = "trainer"
 TENSORS_FILE = "state.safetensors"
-COUNTERS_FILE = "state.json"
-FORMAT_VERSION = 2
+STATE_FILE = "state.json"
+FORMAT_VERSION = 3
 
 
-@dataclass
-class Counters:
+class _Record(BaseModel):
+    """All fields must be there, and nothing else; JSON of another type is refused and not converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Counters(_Record):
     """Where a run is.
 
-    step: optimizer steps done. validated_step: at which of them the last validation was. best_nats: the lowest
-    validation loss so far, in nats per token. loss_sum, loss_steps: of the steps since the last line of metrics.
-    metrics_size: bytes of metrics.jsonl.
+    step: optimizer steps done. steps: all that the run is to do. tokens: trained on so far. validated_step: at which
+    step the last validation was. best_nats, best_step: the lowest validation loss so far, in nats per token, and its
+    step. loss_sum, loss_steps: of the steps since the last line of metrics. metrics_size: bytes of metrics.jsonl.
+    threads: that the run computes with on the processor; another number would round differently.
     """
 
-    step: int = 0
-    validated_step: int = 0
-    best_nats: float | None = None
-    loss_sum: float = 0.0
-    loss_steps: int = 0
-    metrics_size: int = 0
+    step: int = Field(ge=0)
+    steps: int = Field(ge=1)
+    tokens: int = Field(ge=0)
+    validated_step: int = Field(ge=0)
+    best_nats: float | None = Field(ge=0)
+    best_step: int | None = Field(ge=1)
+    loss_sum: float
+    loss_steps: int = Field(ge=0)
+    metrics_size: int = Field(ge=0)
+    threads: int = Field(ge=1, le=MOST_THREADS)
+
+    @classmethod
+    def start(cls, steps: int, threads: int) -> Counters:
+        """Those of a run that has done nothing of so many steps."""
+        return cls(
+            step=0,
+            steps=steps,
+            tokens=0,
+            validated_step=0,
+            best_nats=None,
+            best_step=None,
+            loss_sum=0.0,
+            loss_steps=0,
+            metrics_size=0,
+            threads=threads,
+        )
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Counters:
+        if self.step > self.steps:
+            raise ValueError(f"step={self.step} is beyond steps={self.steps}")
+        for name in ("validated_step", "best_step", "loss_steps"):
+            if (getattr(self, name) or 0) > self.step:
+                raise ValueError(f"{name}={getattr(self, name)} is beyond step={self.step}")
+        if (self.best_nats is None) != (self.best_step is None):
+            raise ValueError(f"best_nats={self.best_nats} and best_step={self.best_step} do not belong together")
+        return self
 
 
-def write_state(directory: Path, counters: Counters, tensors: Mapping[str, Tensor], scaler: Mapping[str, Any]) -> None:
+class LossScaler(_Record):
+    """What changes in a loss scaler: its factor, and the steps since it last changed."""
+
+    scale: float = Field(gt=0)
+    growth_tracker: int = Field(ge=0)
+
+
+class DataIdentity(_Record):
+    """The data set that a run is trained on: its fingerprint, and a description for people."""
+
+    fingerprint: str
+    description: str
+
+
+class TrainingState(_Record):
+    """The content of `state.json`. loss_scaler: of runs in float16."""
+
+    format_version: int = FORMAT_VERSION
+    counters: Counters
+    loss_scaler: LossScaler | None
+    data: DataIdentity
+
+
+def write_state(directory: Path, state: TrainingState, tensors: Mapping[str, Tensor]) -> None:
     """Write `trainer/` into a checkpoint directory that is being made."""
     folder = directory / DIRECTORY
     folder.mkdir()
     save_tensors(tensors, folder / TENSORS_FILE)
-    content = {"format_version": FORMAT_VERSION, "counters": asdict(counters), "loss_scaler": dict(scaler)}
-    (folder / COUNTERS_FILE).write_text(json.dumps(content) + "\n", "utf-8")
+    (folder / STATE_FILE).write_text(state.model_dump_json(indent=1) + "\n", "utf-8")
 
 
-def read_state(directory: Path) -> tuple[Counters, dict[str, Tensor], dict[str, Any]]:
-    """Counters, tensors and loss-scaler state of a checkpoint.
+def read_state(directory: Path) -> TrainingState:
+    """The state of a checkpoint without its tensors.
 
-    Raises CheckpointError when they are missing, damaged or of another format.
+    Raises CheckpointError when it is missing, damaged or of another format.
     """
-    path = directory / DIRECTORY / COUNTERS_FILE
-    tensors = load_tensors(directory / DIRECTORY / TENSORS_FILE)
+    path = directory / DIRECTORY / STATE_FILE
     try:
         content = json.loads(path.read_text("utf-8"))
         version = content.get("format_version", 1)
-        if version == FORMAT_VERSION:
-            return Counters(**content["counters"]), tensors, content["loss_scaler"]
+        if version == FORMAT_VERSION or not isinstance(version, int):
+            return parse(TrainingState, content, str(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; this checkpoint cannot be resumed") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error!r}") from error
+    except ConfigurationError as error:
+        raise CheckpointError(
+            f"{error}\nThe file is damaged: put back an undamaged copy of {directory}, or start anew with --overwrite"
+        ) from None
+    except (ValueError, AttributeError, RecursionError):
+        raise CheckpointError(
+            f"{path} is damaged, it is no JSON object: put back an undamaged copy of {directory}, or start anew with "
+            "--overwrite"
+        ) from None
     raise CheckpointError(
         f"{path}: this wavelet-train resumes format_version={FORMAT_VERSION}, not {version!r}: finish the run with the "
         f"version that began it, or start anew with --overwrite; {directory} itself can be evaluated and generate text"
     )
+
+
+def read_tensors(directory: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint's state. Raises CheckpointError when they are missing, damaged, or not numbers."""
+    path = directory / DIRECTORY / TENSORS_FILE
+    tensors = load_tensors(path)
+    for name, tensor in tensors.items():
+        if tensor.isnan().any():
+            raise CheckpointError(
+                f"{path}: {name} holds values that are not a number; put back an undamaged copy of {directory}"
+            )
+    return tensors
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

@@ -128,7 +128,11 @@ class ConsecutiveWindows(Iterator[Windows]):
         return {"window": torch.tensor(self.window)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.window = int(state["window"])
+        """Raises ValueError for a place that the text does not have."""
+        window = int(state["window"])
+        if not 0 <= window < self.batches_per_epoch:
+            raise ValueError(f"window {window} is none of the {self.batches_per_epoch} in a stream")
+        self.window = window
 
 
 def evaluation_windows(

@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
-from wavelet_cli.output import byte_size, print_report
-from wavelet_cli.shared_options import device_option, json_option, set_option
+from wavelet_cli import completion
+from wavelet_cli.output import print_report
+from wavelet_cli.shared_options import device_option, json_option, set_option, threads_option, verify_option
+from wavelet_train.quantities import byte_size
 from wavelet_train.tables import table
 
 
@@ -30,8 +32,13 @@ def command() -> None:
 
 
 @command.command("decode", short_help="Measure what a decoded token costs.")
-@click.argument("checkpoint", required=False)
-@click.option("--preset", metavar="CONFIG", help="Measure the model of a preset or configuration file; needs --random.")
+@click.argument("checkpoint", required=False, shell_complete=completion.checkpoints)
+@click.option(
+    "--preset",
+    metavar="CONFIG",
+    shell_complete=completion.configurations,
+    help="Measure the model of a preset or configuration file; needs --random.",
+)
 @click.option(
     "--random", "random_weights", is_flag=True, help="Fresh random weights: speed does not depend on training."
 )
@@ -43,7 +50,7 @@ def command() -> None:
 )
 @device_option
 @click.option("--compile", "compiled", is_flag=True, help="Compile the steps with torch.compile first; takes a minute.")
-@click.option("--threads", type=click.IntRange(min=1), help="Processor threads. Default: torch's choice.")
+@threads_option
 @click.option(
     "--positions",
     type=Numbers(),
@@ -71,6 +78,7 @@ def command() -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Draw latency against position: FILE.svg or FILE.png.",
 )
+@verify_option
 @json_option
 def decode_command(
     checkpoint: str | None,
@@ -87,6 +95,7 @@ def decode_command(
     window_rounds: int,
     batches: list[int] | None,
     plot: Path | None,
+    verify: bool,
     as_json: bool,
 ) -> None:
     """Measure what a decoded token costs with the model in CHECKPOINT, or with a preset's and random weights.
@@ -106,6 +115,8 @@ def decode_command(
         raise click.UsageError("name either a CHECKPOINT or a --preset")
     if preset is not None and not random_weights:
         raise click.UsageError("--preset names a configuration without weights: add --random, or name a CHECKPOINT")
+    if checkpoint is None and not verify:
+        raise click.UsageError("--no-verify is for a CHECKPOINT; random weights have nothing to verify")
     if checkpoint is not None and (random_weights or overrides):
         raise click.UsageError(
             "--random and --set are for --preset; a CHECKPOINT has its own weights and configuration"
@@ -118,21 +129,24 @@ def decode_command(
     from wavelet_core.devices import resolve_device
     from wavelet_quant.decode_benchmark import decode_benchmark
 
-    if threads is not None:
-        torch.set_num_threads(threads)
     place = resolve_device(device, "--device")
     weight_type = None if dtype is None else getattr(torch, dtype)
     if checkpoint is not None:
-        from wavelet_core import load_checkpoint
+        from wavelet_cli.processor_threads import choose_threads
+        from wavelet_core.checkpoint import load_checkpoint, locate_checkpoint
 
-        model = load_checkpoint(checkpoint, weight_type, place)
+        directory = locate_checkpoint(checkpoint)
+        model = load_checkpoint(directory, weight_type, place, verify)
+        choose_threads(directory, model, threads, positions=1)
     else:
         from wavelet_cli.parameter_table import vocabulary_resolved
         from wavelet_cli.run_configuration import load_configuration
+        from wavelet_core.threads import use_threads
         from wavelet_quant.decode_benchmark import random_model
 
-        config = vocabulary_resolved(load_configuration(str(preset), overrides))
-        model = random_model(config, weight_type or torch.float32).to(place)
+        run = load_configuration(str(preset), overrides, model_only=True)
+        model = random_model(vocabulary_resolved(run), weight_type or torch.float32).to(place)
+        use_threads(threads or run.train.threads, model)
     report = decode_benchmark(model, positions, rounds, window_rounds, batches or (), compiled, token_by_token)
     report = {"model": checkpoint or f"{preset} (random weights)", **report}
     if plot is not None:

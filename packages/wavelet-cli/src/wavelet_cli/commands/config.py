@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from wavelet_cli.output import print_json, print_report
-from wavelet_cli.shared_options import json_option, set_option
+from wavelet_cli.shared_options import config_argument, json_option, set_option
 from wavelet_train.tables import table
 
 
@@ -30,7 +30,7 @@ def list_command(as_json: bool) -> None:
 
 
 @command.command("show")
-@click.argument("config")
+@config_argument
 @set_option
 @click.option("--parameters", is_flag=True, help="Count the model's parameters, part by part, instead.")
 @json_option
@@ -48,7 +48,7 @@ def show_command(config: str, overrides: tuple[str, ...], parameters: bool, as_j
     from wavelet_cli.run_configuration import load_configuration
     from wavelet_train.run_config import dump
 
-    run = load_configuration(config, overrides)
+    run = load_configuration(config, overrides, model_only=parameters)
     if parameters:
         from wavelet_cli.parameter_table import parameter_report, parameter_table, vocabulary_resolved
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wavelet_cli.output import print_report
-from wavelet_cli.shared_options import device_option, json_option
+from wavelet_cli.output import print_report, titled
+from wavelet_cli.shared_options import checkpoint_argument, device_option, json_option, threads_option, verify_option
 from wavelet_train.tables import table
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command("evaluate", short_help="Measure how well a checkpoint predicts a text.")
-@click.argument("checkpoint")
+@checkpoint_argument
 @click.option(
     "--data",
     "path",
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Windows at a time.")
 @device_option
+@threads_option
 @click.option(
     "--precision",
     type=click.Choice(["float32", "bfloat16", "float16", "auto"]),
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Type of matrix products; auto is bfloat16 where the device has it.",
 )
+@verify_option
 @json_option
 def command(
     checkpoint: str,
@@ -53,7 +55,9 @@ def command(
     windows: str,
     batch_size: int,
     device: str,
+    threads: int | None,
     precision: str,
+    verify: bool,
     as_json: bool,
 ) -> None:
     """Measure how well CHECKPOINT predicts a text: nats, bits and perplexity per token, bits per byte, and perplexity
@@ -71,6 +75,7 @@ def command(
     if path is not None and split is not None:
         raise click.UsageError("--split is for the run's own data; a text given with --data is evaluated whole")
 
+    from wavelet_cli.processor_threads import choose_threads
     from wavelet_core.checkpoint import load_checkpoint, locate_checkpoint
     from wavelet_core.devices import resolve_device
     from wavelet_core.tokenizers import checkpoint_tokenizer
@@ -80,11 +85,17 @@ def command(
 
     directory = locate_checkpoint(checkpoint)
     place = resolve_device(device, "--device")
-    model = load_checkpoint(directory, device=place)
-    tokenizer = checkpoint_tokenizer(directory, model.config.vocabulary_size or 0)
+    model = load_checkpoint(directory, device=place, verify=verify)
+    choice = choose_threads(directory, model, threads, positions=batch_size * model.config.context_length)
+    tokenizer = checkpoint_tokenizer(directory, model.config.vocabulary_size or 0, verify=False)
     text = _text(directory, tokenizer, path, split or "test")
     stride = max(1, model.config.context_length // 2) if windows == "sliding" else None
     with Progress("evaluating", len(text.tokens) - 1, " tokens") as progress:
+
+        def on_batch(scored: int) -> None:
+            progress.advance(scored)
+            choice.renew()
+
         result = evaluate(
             model,
             text,
@@ -92,7 +103,7 @@ def command(
             stride,
             batch_size,
             dtype=resolve_precision(precision, place),  # type: ignore[arg-type]
-            on_batch=progress.advance,
+            on_batch=on_batch,
         )
     report = {"checkpoint": str(directory), "text": str(path or text.name), **result.as_dict()}
     print_report(report, as_json, _describe)
@@ -119,4 +130,4 @@ def _describe(report: dict[str, Any]) -> str:
     rows = [(name.replace("_", " "), f"{report[name]:.4f}") for name in units if report[name] is not None]
     rows += [(name, f"{report[name]:,}") for name in sizes if report[name] is not None]
     rows.append(("windows", f"{report['window']} tokens every {report['stride']}"))
-    return f"{report['checkpoint']} on {report['text']}\n{table(rows)}"
+    return titled(f"{report['checkpoint']} on {report['text']}\n{table(rows)}")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from wavelet_cli.shared_options import new_directory_argument
+from wavelet_cli.shared_options import checkpoint_argument, new_directory_argument
 
 
 @click.command("export", short_help="Write a checkpoint in another program's format.")
-@click.argument("checkpoint")
+@checkpoint_argument
 @new_directory_argument
 @click.option(
     "--format",

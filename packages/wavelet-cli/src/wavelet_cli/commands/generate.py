@@ -8,8 +8,11 @@ from typing import Any
 
 import click
 
+from wavelet_cli import completion
 from wavelet_cli.output import print_json
-from wavelet_cli.shared_options import device_option, json_option
+from wavelet_cli.shared_options import checkpoint_argument, device_option, json_option, threads_option, verify_option
+
+MOST_TEXTS = 1_000_000
 
 
 class Finite(click.FloatRange):
@@ -27,14 +30,23 @@ class Finite(click.FloatRange):
     short_help="Continue a text with a model.",
     context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
 )
-@click.argument("checkpoint")
-@click.argument("stdin", metavar="[-]", required=False, type=click.Choice(["-"]))
-@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="Text to continue; several make a batch.")
-@click.option("--prompt-file", metavar="FILE", help="Read the prompt from a UTF-8 file, or from - (standard input).")
+@checkpoint_argument
+@click.argument("text", required=False)
+@click.option(
+    "--prompt", "prompts", multiple=True, metavar="TEXT", help="Text to continue, as TEXT is; several make a batch."
+)
+@click.option(
+    "--prompt-file",
+    metavar="FILE",
+    type=click.Path(),
+    help="Read the prompt from a UTF-8 file, or from - (standard input).",
+)
 @click.option(
     "--num-tokens", "--tokens", type=click.IntRange(min=1), default=200, show_default=True, help="Tokens to generate."
 )
-@click.option("-n", "--n", "count", type=click.IntRange(min=1), default=1, show_default=True, help="Texts per prompt.")
+@click.option(
+    "-n", "--n", "count", type=click.IntRange(1, MOST_TEXTS), default=1, show_default=True, help="Texts per prompt."
+)
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Texts decoded together.")
 @click.option(
     "--seed", type=click.IntRange(min=0), help="Makes texts repeatable: text i has seed + i. Default: random."
@@ -45,6 +57,7 @@ class Finite(click.FloatRange):
     default="stream",
     show_default=True,
     metavar="stream|hop:N|window",
+    shell_complete=completion.policies,
     help="What is remembered: everything; the last window, rebuilt every N tokens; or rebuilt for every token.",
 )
 @click.option("--temperature", type=Finite(min=0), help="Divide logits by this; 0 is greedy. Default: 1.")
@@ -61,11 +74,14 @@ class Finite(click.FloatRange):
     "samplers",
     multiple=True,
     metavar="YAML",
+    shell_complete=completion.samplers,
     help="A sampler by name or as {kind: ..., ...}, a plugin's for example; applied last, in the order given.",
 )
 @click.option("--lookahead-k", type=click.IntRange(min=2), help="Search: candidates tried for every token. Default: 3.")
-@click.option("--lookahead-depth", type=click.IntRange(min=1), help="Search: tokens of each try. Default: 5.")
-@click.option("--best-of-n", type=click.IntRange(min=1), default=1, help="Draw n texts, keep the most probable one.")
+@click.option("--lookahead-depth", type=click.IntRange(1, 1024), help="Search: tokens of each try. Default: 5.")
+@click.option(
+    "--best-of-n", type=click.IntRange(1, MOST_TEXTS), default=1, help="Draw n texts, keep the most probable one."
+)
 @click.option(
     "--strategies",
     is_flag=True,
@@ -77,6 +93,7 @@ class Finite(click.FloatRange):
 @click.option(
     "--draft",
     metavar="ngram|CHECKPOINT",
+    shell_complete=completion.drafts,
     help="Speculative decoding: guess by look-up in the text, or with a smaller model; the same text, sooner.",
 )
 @click.option("--ptq8", is_flag=True, help="Quantize the weights to 8 bits after loading.")
@@ -90,6 +107,7 @@ class Finite(click.FloatRange):
     help="Compile the steps with torch.compile: a minute at first, then several times faster for small models.",
 )
 @device_option
+@threads_option
 @click.option(
     "--fwpkm-inference-updates", is_flag=True, help="Let fast-weight memories learn from the text as it goes."
 )
@@ -97,23 +115,25 @@ class Finite(click.FloatRange):
 @click.option(
     "--fwpkm-chunk-size", type=click.IntRange(min=2), help="Tokens of one of their updates. Default: the model's."
 )
+@verify_option
 @json_option
 def command(checkpoint: str, **options: Any) -> None:
-    """Continue a prompt with the model in CHECKPOINT, a checkpoint or run directory.
+    """Continue TEXT with the model in CHECKPOINT, a checkpoint or run directory.
 
-    The text is printed as it is decoded. Without a prompt the model starts from its end-of-text token. Samplers are
-    applied in this order: repetition penalty, wavelet coherence, entropy-adaptive temperature or temperature, top-k,
-    top-p, min-p. Options may be spelt with underscores too.
+    What comes is printed as it is decoded. A TEXT of - is read from standard input; without any the model starts from
+    its end-of-text token. Samplers are applied in this order: repetition penalty, wavelet coherence, entropy-adaptive
+    temperature or temperature, top-k, top-p, min-p. Options may be spelt with underscores too.
 
     \b
     Examples:
-      wavelet generate runs/demo --prompt "def " --num-tokens 200
+      wavelet generate runs/demo "def " --num-tokens 200
       wavelet generate runs/demo --prompt-file start.txt --strategies --seed 7
-      wavelet generate runs/demo --prompt "The" -n 4 --temperature 0.8 --top-p 0.9 --json
+      wavelet generate runs/demo "The" -n 4 --temperature 0.8 --top-p 0.9 --json
       echo "import os" | wavelet generate runs/demo - --temperature 0 --draft ngram
     """
     from wavelet_cli.generated_text import Clock, Printer, metrics_table
     from wavelet_cli.generation_options import generation_settings, load_draft, load_model, read_prompts
+    from wavelet_cli.processor_threads import choose_threads
     from wavelet_core.checkpoint import locate_checkpoint
     from wavelet_core.generation import DecodingSession, completion_metrics, generate
     from wavelet_core.generation.request import encode_prompt
@@ -124,7 +144,8 @@ def command(checkpoint: str, **options: Any) -> None:
     settings = generation_settings(options)
     directory = locate_checkpoint(checkpoint)
     model = load_model(directory, options)
-    tokenizer = checkpoint_tokenizer(directory, model.config.vocabulary)
+    threads = choose_threads(directory, model, options["threads"], positions=min(len(texts), options["batch"]))
+    tokenizer = checkpoint_tokenizer(directory, model.config.vocabulary, verify=False)
     draft = load_draft(options)
     seed = secrets.randbelow(2**32) if options["seed"] is None else options["seed"]
     prompts = [encode_prompt(text, model.config.vocabulary, tokenizer) for text in texts]
@@ -138,6 +159,7 @@ def command(checkpoint: str, **options: Any) -> None:
     for token in tokens:
         clock.tick()
         printer.add(token.row, token)
+        threads.renew()
     finished = list(zip(prompts, printer.completions, strict=True))
     metrics = [completion_metrics(model, *pair) for pair in finished] if settings.metrics else []
     if options["as_json"]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from wavelet_cli.output import warning_style
 from wavelet_cli.shared_options import new_directory_argument
 
 
@@ -27,11 +28,11 @@ def command(seed_checkpoint: Path, out: Path, config_json: Path | None) -> None:
     Examples:
       wavelet import best_model.pt imported
       wavelet import best_model.pt imported --config runs/7/config.json
-      wavelet generate imported --prompt "The"
+      wavelet generate imported "The"
     """
     from wavelet_cli.seed.conversion import import_seed
 
     report = import_seed(seed_checkpoint, config_json, out)
     click.echo(f"{out}: {report.parameters:,} parameters from {report.tensors:,} tensors of {seed_checkpoint}")
     for remark in report.remarks:
-        click.echo(f"note: {remark}", err=True)
+        click.echo(warning_style(f"note: {remark}"), err=True)

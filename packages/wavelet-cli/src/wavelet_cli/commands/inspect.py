@@ -3,33 +3,54 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from wavelet_cli.output import byte_size, print_report
-from wavelet_cli.shared_options import json_option
+from wavelet_cli.output import print_report, titled
+from wavelet_cli.shared_options import checkpoint_argument, json_option
+from wavelet_train.quantities import byte_size
 from wavelet_train.tables import table
 
 
 @click.command("inspect", short_help="Show what a checkpoint holds.")
-@click.argument("checkpoint")
+@click.option("--verify", is_flag=True, help="Read all of it, and fail unless it is what was saved.")
+@click.option("--accept", is_flag=True, help="Take what it holds now for what was saved, if it can be loaded.")
+@checkpoint_argument
 @json_option
-def command(checkpoint: str, as_json: bool) -> None:
+def command(checkpoint: str, verify: bool, accept: bool, as_json: bool) -> None:
     """Show what CHECKPOINT holds: model, parameters, stored types, tokenizer, files, and the packages it needs.
 
-    Nothing but headers is read from its weights.
+    Nothing but headers is read from its weights without --verify, which compares every file and tensor with the digest
+    that was saved with it and looks for weights that are not finite. --accept is for a checkpoint that was changed on
+    purpose.
 
     \b
     Examples:
       wavelet inspect runs/demo
       wavelet inspect runs/demo --json
+      wavelet inspect runs/demo/last --verify
     """
-    from wavelet_core.checkpoint import locate_checkpoint
+    from wavelet_core.checkpoint import accept_checkpoint, locate_checkpoint
 
-    print_report(_report(locate_checkpoint(checkpoint)), as_json, _describe)
+    directory = locate_checkpoint(checkpoint)
+    if accept:
+        accept_checkpoint(directory)
+    verification = {"verified": _verify(directory)} if verify else {}
+    print_report({**_report(directory), **verification}, as_json, _describe)
+
+
+def _verify(directory: Path) -> dict[str, Any] | None:
+    """What was read and how long it took; None where there are no digests."""
+    from wavelet_core.checkpoint import verify_checkpoint
+
+    start = time.perf_counter()
+    verified = verify_checkpoint(directory)
+    return None if verified is None else {**asdict(verified), "seconds": time.perf_counter() - start}
 
 
 def _report(directory: Path) -> dict[str, Any]:
@@ -68,10 +89,18 @@ def _describe(report: dict[str, Any]) -> str:
                     ("model", ", ".join([model["kind"], *sizes])),
                     ("types", types),
                     ("tokenizer", report["tokenizer"] or "none"),
+                    *([("verified", _describe_verified(report["verified"]))] if "verified" in report else []),
                 ]
             ),
             parameter_table(report["parameters"]),
-            table(list(report["components"].items()), ("component", "comes from")),
-            table([(name, byte_size(size)) for name, size in report["files"].items()], ("file", "size")),
+            titled(table(list(report["components"].items()), ("component", "comes from"))),
+            titled(table([(name, byte_size(size)) for name, size in report["files"].items()], ("file", "size"))),
         ]
     )
+
+
+def _describe_verified(verified: dict[str, Any] | None) -> str:
+    if verified is None:
+        return "its weights are finite; it was saved without digests, so that nothing tells whether they were changed"
+    files, tensors, size = (verified[name] for name in ("files", "tensors", "bytes"))
+    return f"{files} files with {tensors} tensors, {byte_size(size)}, are what was saved ({verified['seconds']:.2f} s)"

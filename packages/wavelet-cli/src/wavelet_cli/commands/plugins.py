@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from wavelet_cli.output import print_json
+from wavelet_cli.output import print_json, titled
 from wavelet_cli.shared_options import json_option
 from wavelet_train.tables import table
 
@@ -61,4 +61,4 @@ def _describe(plugin: dict[str, Any]) -> str:
     if plugin["error"]:
         title += ": BROKEN"
         parts.append(plugin["error"].rstrip())
-    return "\n".join([title, *(textwrap.indent(part, "  ") for part in parts)])
+    return titled("\n".join([title, *(textwrap.indent(part, "  ") for part in parts)]))

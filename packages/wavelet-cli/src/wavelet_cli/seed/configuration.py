@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wavelet_core.config import ConfigurationError, parse_model
+from wavelet_core.messages import shown
 from wavelet_core.registry import registry
 
 
@@ -147,10 +148,10 @@ def model_config_from_seed(
         raise ConfigurationError(
             f"{source}: {', '.join(missing)} missing: a configuration of the original has {', '.join(REQUIRED)}"
         )
-    values = {key.name: flat.get(key.name, key.absent) for key in SEED_KEYS}
+    values = {key.name: _value(key, flat, source) for key in SEED_KEYS}
     if values["mixer_transform"] not in TRANSFORMS:
         raise ConfigurationError(
-            f"{source}: mixer_transform={values['mixer_transform']!r} is not known; one of {', '.join(TRANSFORMS)}"
+            f"{source}: mixer_transform={shown(values['mixer_transform'])} is not known; one of {', '.join(TRANSFORMS)}"
         )
     transform = TRANSFORMS[values["mixer_transform"]]
     bypass = {"kind": "ema" if values["decompose_bypass_ema"] else "running_mean"}
@@ -175,6 +176,19 @@ def model_config_from_seed(
     padded = registry.get("transform", transform).padded_width(width) if isinstance(width, int) else None  # type: ignore[attr-defined]
     data["block"]["projection"] = not (values["skip_proj_out"] and padded == width)
     return parse_model(data, source)
+
+
+def _value(key: SeedKey, flat: Mapping[str, Any], source: str) -> Any:
+    """What a flat configuration says under a key; null is as if it were absent."""
+    value = flat.get(key.name)
+    if value is None:
+        return key.absent
+    # What our sections refuse, they refuse by name; these are the types that the translation itself relies on.
+    kinds = {bool: (bool, int), int: (int, float), float: (int, float)}
+    wanted = kinds.get(type(key.absent), type(key.absent))
+    if key.absent is not None and not isinstance(value, wanted):
+        raise ConfigurationError(f"{source}: {key.name}={shown(value)} must be of the type of {key.absent!r}")
+    return value
 
 
 def reads_routing(values: Mapping[str, Any]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +17,17 @@ from wavelet_cli.seed.configuration import model_config_from_seed, reads_routing
 from wavelet_cli.seed.names import LearnedDeltas, UnreadTensor, seed_layout
 from wavelet_cli.seed.tokenizer import seed_tokenizer, tokenizer_files
 from wavelet_core.atomic_files import write_atomically
-from wavelet_core.checkpoint import TOKENIZER_DIRECTORY, load_checkpoint, materialize, named_tensors, save_checkpoint
+from wavelet_core.checkpoint import (
+    TOKENIZER_DIRECTORY,
+    load_checkpoint,
+    materialize,
+    named_tensors,
+    save_checkpoint,
+    verify_checkpoint,
+)
 from wavelet_core.config import LanguageModelConfig
 from wavelet_core.language_model import build_model
-from wavelet_core.tensor_files import CheckpointError
+from wavelet_core.tensor_files import CheckpointError, check_finite, first_lines
 from wavelet_train.run_config import read_file
 
 COMPILE_PREFIX = "_orig_mod."
@@ -39,8 +47,11 @@ def read_seed_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; give the original's best_model.pt")
     try:
+        _check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+    except CheckpointError:
+        raise
+    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, OSError) as error:
         reason = str(error).strip().split("\n", 1)[0]
         raise CheckpointError(f"{path}: not a whole PyTorch checkpoint of plain tensors ({reason})") from None
     if not isinstance(content, Mapping):
@@ -50,7 +61,18 @@ def read_seed_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]
     strangers = [str(name) for name, tensor in state.items() if not isinstance(tensor, Tensor)]
     if strangers or not state:
         raise CheckpointError(f"{path}: not a state dict; no tensors under {', '.join(strangers[:5]) or 'any name'}")
+    check_finite(path, state)
     return {name.replace(COMPILE_PREFIX, ""): tensor for name, tensor in state.items()}, wrapper
+
+
+def _check_archive(path: Path) -> None:
+    """Compare a `.pt` with its checksums, which torch.load does not; one of before torch 1.6 has none."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise CheckpointError(f"{path} is damaged: {damaged} in it does not have its checksum; copy it again")
 
 
 def import_seed(checkpoint: Path, config: Path | None, out: Path) -> ImportReport:
@@ -121,9 +143,7 @@ def model_from_seed(
     materialize(model, tensors)
     mistakes = _fill(config, tensors, dict(state), report)
     if mistakes:
-        shown = "\n  ".join(mistakes[:30])
-        more = f"\n  and {len(mistakes) - 30} more" if len(mistakes) > 30 else ""
-        raise CheckpointError(f"{source} does not fit its configuration:\n  {shown}{more}")
+        raise CheckpointError(f"{source} does not fit its configuration:\n  {first_lines(mistakes)}")
     report.tensors = len(tensors)
     report.parameters = sum(parameter.numel() for parameter in model.parameters())
     return model.eval()
@@ -191,16 +211,16 @@ def seed_state(model: nn.Module, config: LanguageModelConfig) -> dict[str, Tenso
 def export_seed(checkpoint: Path, out: Path) -> None:
     """Write a checkpoint of ours as the original's `best_model.pt` and `config.json` into the directory `out`.
 
-    Raises ConfigurationError naming the first option that the original does not have.
+    Raises CheckpointError for a damaged checkpoint, ConfigurationError naming the first option that the original does
+    not have.
     """
-    model = load_checkpoint(checkpoint)
+    model = load_checkpoint(checkpoint, verify=False)
+    verify_checkpoint(checkpoint)
     flat = seed_from_model_config(model.config)
-    name, sentencepiece = seed_tokenizer(checkpoint / TOKENIZER_DIRECTORY)
-    content = {
-        "model_state": seed_state(model, model.config),
-        "tokenizer_name": name,
-        "sentencepiece_model": sentencepiece,
-    }
+    tokenizer = seed_tokenizer(checkpoint / TOKENIZER_DIRECTORY)
+    content = {"model_state": seed_state(model, model.config), **tokenizer}
+    if tokenizer["tokenizer_name"] is not None:
+        flat["tokenizer"] = tokenizer["tokenizer_name"]
 
     def write(fresh: Path) -> None:
         fresh.mkdir()

@@ -17,6 +17,7 @@ from wavelet_core.generation.request import Finish, Request, Token, encode_promp
 from wavelet_core.generation.samplers.temperature import entropy_of
 from wavelet_core.generation.sampling import GenerationError, RowSeed, SamplerChain, draw
 from wavelet_core.generation.session import DecodingSession
+from wavelet_core.generation.settings import GenerationSettings
 from wavelet_core.generation.speculative import Speculative
 from wavelet_core.generation.stopping import TextStream
 from wavelet_core.language_model import LanguageModel
@@ -79,8 +80,8 @@ class Batch:
     rows are verified one by one, on a state of their own.
 
     model: any language model, or a session of one (compiled, or shared by several batches). It is not changed.
-    tokenizer: turns prompts and tokens from and into text; without one both are token ids. prefill_tokens: tokens of
-    prompts that one forward pass reads, over all rows.
+    tokenizer: turns prompts and tokens from and into text, and tells samplers what the tokens are; without one all are
+    token ids. prefill_tokens: tokens of prompts that one forward pass reads, over all rows.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Batch:
             )
         self._slots: list[_Row | None] = [None] * slots
         self._contexts = Contexts(self.session, slots, prefill_tokens)
+        self._chains: dict[str, SamplerChain] = {}
         self._numbers = count()
 
     @property
@@ -129,14 +131,20 @@ class Batch:
         prompt = self.check(request)
         if not self.free:
             raise GenerationError(f"all {self.slots} slots are taken; wait until a request ends, or cancel one")
-        settings = request.settings
-        size = self.session.config.vocabulary if self.tokenizer is None else self.tokenizer.vocabulary_size
-        chain = SamplerChain(settings.samplers, self.session.model, size)
-        samplers = repr([(sampler.kind, sampler.model_dump_json()) for sampler in settings.samplers])
-        text = None if self.tokenizer is None else TextStream(self.tokenizer, settings.stop_strings)
+        samplers, chain = self._chain(request.settings)
+        text = None if self.tokenizer is None else TextStream(self.tokenizer, request.settings.stop_strings)
         row = _Row(next(self._numbers), request, prompt, samplers, chain, text)
         self._slots[self._slots.index(None)] = row
         return row.number
+
+    def _chain(self, settings: GenerationSettings) -> tuple[str, SamplerChain]:
+        """What identifies the samplers of some settings, and they themselves, made once for all rows that have them."""
+        samplers = repr([(sampler.kind, sampler.model_dump_json()) for sampler in settings.samplers])
+        if samplers not in self._chains:
+            chain = SamplerChain(settings.samplers, self.session.model, self.tokenizer)
+            used = {row.samplers: row.chain for row in self._slots if row is not None}
+            self._chains = {**used, samplers: chain}
+        return samplers, self._chains[samplers]
 
     def cancel(self, number: int) -> bool:
         """Take a request out of the batch before its end; False when it is not, or no longer, in it."""
@@ -240,7 +248,8 @@ class Batch:
     def check(self, request: Request) -> list[int]:
         """The token ids that a request starts from; never empty.
 
-        Raises ConfigurationError for a prompt that cannot be used and for options that do not fit together.
+        Raises ConfigurationError for a prompt that cannot be used, for options that do not fit together, and for what a
+        sampler refuses.
         """
         settings, size = request.settings, self.session.config.vocabulary
         if settings.best_of > 1:
@@ -264,6 +273,7 @@ class Batch:
                     f"the draft model has model.vocabulary_size={request.draft.session.config.vocabulary_size}, but "
                     f"the model has {size}; use a draft that was trained with the same tokenizer"
                 )
+        self._chain(settings)
         return encode_prompt(request.prompt, size, self.tokenizer)
 
 

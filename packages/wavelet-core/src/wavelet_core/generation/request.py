@@ -54,7 +54,7 @@ def encode_prompt(prompt: str | Sequence[int], vocabulary_size: int, tokenizer: 
     if isinstance(prompt, str):
         if tokenizer is None:
             raise ConfigurationError("a prompt that is a text needs a tokenizer; give one, or token ids")
-        prompt = tokenizer.encode(prompt)
+        prompt = tokenizer.checked(tokenizer.encode(prompt))
     ids = list(prompt)
     if not ids:
         end_of_text = None if tokenizer is None else tokenizer.end_of_text

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from wavelet_core.language_model import LanguageModel
 from wavelet_core.registry import build
 from wavelet_core.state import State, Tree
+from wavelet_core.tokenizers import Tokenizer
 
 
 class GenerationError(ValueError):
@@ -23,13 +24,15 @@ class GenerationError(ValueError):
 class SamplerChain:
     """Samplers applied one after the other, in the order of the configuration.
 
-    Their memory is one State, so that its rows are selected, repeated and cloned like the model's. Of a padded
-    vocabulary only the first `vocabulary_size` entries are ever drawn.
+    Their memory is one State, so that its rows are selected, repeated and cloned like the model's. Where the model has
+    a larger vocabulary than the tokenizer (padding), only the tokenizer's tokens are ever drawn.
     """
 
-    def __init__(self, configs: Sequence[Any], model: LanguageModel, vocabulary_size: int):
+    def __init__(self, configs: Sequence[Any], model: LanguageModel, tokenizer: Tokenizer | None = None):
         self.samplers = [build("sampler", config, model) for config in configs]
-        self.vocabulary_size = vocabulary_size
+        for sampler in self.samplers:
+            sampler.learn_vocabulary(tokenizer)
+        self.vocabulary_size = model.config.vocabulary if tokenizer is None else tokenizer.vocabulary_size
 
     def start(self, prompts: Sequence[Tensor]) -> State:
         """The samplers' memory of a batch whose rows have read these prompts."""

@@ -19,8 +19,9 @@ from wavelet_core.config import LanguageModelConfig, parse, parse_model
 from wavelet_core.generation import GenerationSettings, collect, generate
 from wavelet_core.registry import registry
 from wavelet_core.state import State
+from wavelet_core.testing.module_subject import BATCH, CPU, LENGTH, TOLERANCE, ModuleSubject, difference
 from wavelet_core.testing.shared_checks import SHARED_CHECKS
-from wavelet_core.testing.subject import BATCH, CPU, LENGTH, TOLERANCE, Subject, difference, run_checks
+from wavelet_core.testing.subject import run_checks
 
 VOCABULARY = 29
 PROTOCOL = ("new_state", "embed", "hidden", "head", "loss")
@@ -29,7 +30,7 @@ TRAINING_PASSES = 4
 
 
 @dataclass(frozen=True)
-class ModelSubject(Subject):
+class ModelSubject(ModuleSubject):
     """A model family under test: tokens in, logits out."""
 
     compiled_chunk: ClassVar[int] = 1

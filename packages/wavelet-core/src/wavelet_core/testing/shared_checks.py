@@ -11,12 +11,12 @@ from torch import Tensor
 
 from wavelet_core.checkpoint import materialize, named_tensors
 from wavelet_core.state import State, is_stateful, leaves
-from wavelet_core.testing.subject import BATCH, LENGTH, TOLERANCE, Subject, difference
+from wavelet_core.testing.module_subject import BATCH, LENGTH, TOLERANCE, ModuleSubject, difference
 
 COMPILE_REMEDY = "let no Python branch, print or .item() depend on a tensor's values; prefer torch.where and masks"
 
 
-def _check_repetition(subject: Subject) -> None:
+def _check_repetition(subject: ModuleSubject) -> None:
     module, x = subject.build(), subject.input()
     with torch.no_grad():
         if not subject.run(module, x).equal(subject.run(module, x)):
@@ -26,7 +26,7 @@ def _check_repetition(subject: Subject) -> None:
             )
 
 
-def _check_causality(subject: Subject) -> None:
+def _check_causality(subject: ModuleSubject) -> None:
     module, x = subject.build(), subject.input()
     with torch.no_grad():
         before = subject.run(module, x)
@@ -48,7 +48,7 @@ def _check_causality(subject: Subject) -> None:
             )
 
 
-def _check_state(subject: Subject) -> None:
+def _check_state(subject: ModuleSubject) -> None:
     module = subject.build()
     if not is_stateful(module):
         return
@@ -89,7 +89,7 @@ def _check_state(subject: Subject) -> None:
             )
 
 
-def _check_streaming(subject: Subject) -> None:
+def _check_streaming(subject: ModuleSubject) -> None:
     module, x = subject.build(), subject.input()
     stateful = is_stateful(module)
     remedy = (
@@ -116,7 +116,7 @@ def _check_streaming(subject: Subject) -> None:
         _check_rows(subject, module, x, parallel)
 
 
-def _check_rows(subject: Subject, module: Any, x: Tensor, parallel: Tensor) -> None:
+def _check_rows(subject: ModuleSubject, module: Any, x: Tensor, parallel: Tensor) -> None:
     """Rows that have read different lengths go on together, however their states came together."""
     read = (5, 12, 19)
     states = [subject.state(module, batch=1) for _ in read]
@@ -140,7 +140,7 @@ def _check_rows(subject: Subject, module: Any, x: Tensor, parallel: Tensor) -> N
             )
 
 
-def _check_gradients(subject: Subject) -> None:
+def _check_gradients(subject: ModuleSubject) -> None:
     module = subject.build().train()
     remedy = "use differentiable operations, none in place on what a gradient needs: clone() a history before using it"
     with subject.expecting("in a forward and backward pass", remedy):
@@ -156,7 +156,7 @@ def _check_gradients(subject: Subject) -> None:
         subject.fail("gives gradients that are not finite", "look for divisions by zero and square roots at zero")
 
 
-def _check_state_dict(subject: Subject) -> None:
+def _check_state_dict(subject: ModuleSubject) -> None:
     module, x = subject.build(), subject.input()
     with torch.no_grad():
         wanted = subject.run(module, x)
@@ -171,7 +171,7 @@ def _check_state_dict(subject: Subject) -> None:
             )
 
 
-def _check_meta_device(subject: Subject) -> None:
+def _check_meta_device(subject: ModuleSubject) -> None:
     module, x = subject.build(), subject.input()
     remedy = (
         "checkpoints are loaded into a model made on the meta device: keep every tensor in a parameter or buffer, read "
@@ -186,7 +186,7 @@ def _check_meta_device(subject: Subject) -> None:
         subject.fail("gives other outputs when it was made on the meta device and filled afterwards", remedy)
 
 
-def _check_types(subject: Subject) -> None:
+def _check_types(subject: ModuleSubject) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         module = subject.build().to(dtype)
         x = subject.input(dtype=dtype)
@@ -203,7 +203,7 @@ def _check_types(subject: Subject) -> None:
                     subject.fail(f"gave outputs in {dtype} that are not finite", "compute in float32 what overflows")
 
 
-def _check_compilation(subject: Subject) -> None:
+def _check_compilation(subject: ModuleSubject) -> None:
     module, x = subject.build(), subject.input(2 * subject.compiled_chunk)
     torch.compiler.reset()
     # Tracing alone decides about graph breaks; what a compiler makes of the graph afterwards does not matter here.

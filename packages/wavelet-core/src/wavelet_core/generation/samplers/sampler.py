@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from wavelet_core.language_model import LanguageModel
+from wavelet_core.tokenizers import Tokenizer
 
 Memory = dict[str, Tensor]
 
@@ -23,6 +24,13 @@ class Sampler:
 
     def __init__(self, config: Any, model: LanguageModel):
         self.config = config
+
+    def learn_vocabulary(self, tokenizer: Tokenizer | None) -> None:
+        """Learn what the tokens are, before the first text; `tokenizer.token_bytes` has the text of each.
+
+        tokenizer: None where there are token ids alone; a sampler that needs text then raises ConfigurationError.
+        The model's vocabulary V may be larger (padding), but none of what is beyond the tokenizer's is ever drawn.
+        """
 
     def start(self, prompts: Sequence[Tensor]) -> Memory:
         """The memory of a batch whose rows have read `prompts`: one tensor of token ids, not empty, for every row."""
