@@ -40,8 +40,7 @@ def tokens_per_second(command: str, checkpoint: Path, tokens: int, choice: list[
     )
     if command == "generate":
         return float(json.loads(done.stdout)["tokens_per_second"])
-    number, unit = re.findall(r"([\d.]+)([kM]?) tokens/s", done.stderr)[-1]
-    return float(number) * {"": 1, "k": 1e3, "M": 1e6}[unit]
+    return float(re.findall(r"([\d,.]+) tokens/s", done.stderr)[-1].replace(",", ""))
 
 
 def measure(command: str, checkpoint: Path, tokens: int, rounds: int) -> dict[str, float]:
@@ -55,7 +54,7 @@ def measure(command: str, checkpoint: Path, tokens: int, rounds: int) -> dict[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("run", metavar="RUN", nargs="?", default="runs/demo", help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=1000)
     arguments = parser.parse_args()

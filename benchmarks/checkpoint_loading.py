@@ -22,13 +22,13 @@ from pathlib import Path
 
 import torch
 
-from wavelet_cli.output import byte_size
 from wavelet_cli.run_configuration import load_configuration
 from wavelet_core import load_checkpoint, save_checkpoint
 from wavelet_core.checkpoint import WEIGHTS_FILE
 from wavelet_core.tokenizers import BytesTokenizer
 from wavelet_core.verified_files import CLOCK_STEP
 from wavelet_quant.decode_benchmark import random_model
+from wavelet_train.quantities import byte_size
 from wavelet_train.tables import table
 
 VOCABULARY = 50257
