@@ -10,8 +10,12 @@ Without the library torch's products are used: the same results up to rounding, 
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
+import platform
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Literal
 
 import torch
@@ -21,12 +25,15 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import _disable_current_modes
 
 from wavelet_core import ComponentConfig
+from wavelet_core.atomic_files import write_atomically
+from wavelet_core.cache_directory import default_cache_directory
+from wavelet_core.digests import file_digest
 from wavelet_core.kernels import Kernel
-from wavelet_quant.native_library import instruction_set, library
+from wavelet_quant.native_library import LIBRARY, instruction_set, library
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 SMALLEST_COMPILED = 1 << 18  # entries; below, and in float32, a compiled graph is faster without another operator
-MOST_MEASURED = 1024  # rows; more are decided alike
+ROWS = (0, 1, 2, 4, 8, 16, 32, 64)  # up to which the kernel may be the faster one; torch multiplies more
 MEASURED_MATRIX = (2048, 1024)
 
 
@@ -76,31 +83,42 @@ def _seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - begin
 
 
-@functools.cache
-def _is_faster(rows: int, dtype: torch.dtype, threads: int, instructions: int) -> bool:
-    """Whether the kernel multiplies so many rows faster than torch, measured once in a process."""
+def _is_faster(rows: int, dtype: torch.dtype, instructions: int) -> bool:
+    """Whether the kernel multiplies so many rows faster than torch."""
     with _disable_current_modes(), torch.inference_mode():
         weight = torch.ones(MEASURED_MATRIX, dtype=dtype)
         x = torch.ones(rows, weight.shape[1], dtype=dtype)
         times = [
             (_seconds(lambda: _multiply(x, weight, None, False, instructions)), _seconds(lambda: F.linear(x, weight)))
-            for _ in range(4)
+            for _ in range(9)
         ]
     ours, torchs = (min(values) for values in zip(*times[1:], strict=True))
     return ours <= torchs
 
 
-def _most_rows(dtype: torch.dtype, instructions: int) -> int:
-    """Up to how many rows the kernel is the faster one: a power of two, or all."""
-    threads, rows = torch.get_num_threads(), 1
-    while _is_faster(rows, dtype, threads, instructions):
-        if rows == MOST_MEASURED:
-            return 1 << 62
-        rows *= 2
-    return rows // 2
+@functools.cache
+def _most_rows(dtype: torch.dtype, threads: int, instructions: int) -> int:
+    """Up to how many rows the kernel is the faster one: a power of two, at most the last of ROWS.
+
+    It is measured once on a machine and remembered in the cache directory: the two differ in rounding, and a text that
+    is generated again from its seed has to be the same.
+    """
+    machine = (platform.node(), platform.machine(), torch.__version__, file_digest(LIBRARY))
+    key = json.dumps([*machine, str(dtype), threads, instructions])
+    path = default_cache_directory() / "kernels" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    with suppress(OSError, ValueError, TypeError):
+        known = json.loads(path.read_text("utf-8"))
+        if type(known) is int and known in ROWS:
+            return known
+    most = next(rows for rows in reversed(ROWS) if rows == 0 or _is_faster(rows, dtype, instructions))
+    with suppress(OSError):
+        write_atomically(path, lambda file: file.write_text(f"{most}\n", "utf-8"))
+    return most
 
 
-_most_compiled_rows = torch.compiler.assume_constant_result(_most_rows)
+@torch.compiler.assume_constant_result
+def _most_compiled_rows(dtype: torch.dtype, instructions: int) -> int:
+    return _most_rows(dtype, torch.get_num_threads(), instructions)
 
 
 class Native(Kernel):
@@ -135,8 +153,7 @@ class Native(Kernel):
         if torch.compiler.is_compiling():
             large = weight.numel() >= SMALLEST_COMPILED and weight.dtype is not torch.float32
             return large and rows <= _most_compiled_rows(weight.dtype, self.instructions)
-        measured = min(1 << max(rows - 1, 0).bit_length(), MOST_MEASURED)
-        return _is_faster(measured, weight.dtype, torch.get_num_threads(), self.instructions)
+        return rows <= _most_rows(weight.dtype, torch.get_num_threads(), self.instructions)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
         if _observed():

@@ -6,8 +6,14 @@
 //
 // Four rows of the matrix are read at a time and multiplied with up to six vectors. For so few these rows are a quarter
 // of the thread's share apart: four streams without gaps. More vectors take turns with a block of the matrix that stays in
-// the cache. The sums of one row and one vector are always made in the same order, whatever else is computed with them:
-// neither threads nor more vectors change a result.
+// the cache.
+//
+// From about 12 vectors on, arithmetic is what takes time, and where one instruction does not multiply 16-bit numbers the
+// lanes of a register are vectors instead: these lie in tiles, channel by channel, and each weight is multiplied with a
+// whole tile, so that nothing is added across lanes.
+//
+// Both ways make the sums of one row and one vector in the same order, whatever else is computed with them: threads change
+// no result, and neither do more vectors that are multiplied in the same way.
 
 #include "instruction_set.h"
 
@@ -30,9 +36,14 @@ constexpr long lanes = 4;
 #endif
 #if defined(__AVX512F__) || defined(__aarch64__) // 32 registers
 constexpr int most_sharing = 6, rows_sharing = 4;
+constexpr long first_tiled = 14;
+constexpr int tile_rows(int registers) { return registers == 3 ? 8 : 12; }
 #else // 16
 constexpr int most_sharing = 6, rows_sharing = 2;
+constexpr long first_tiled = 12;
+constexpr int tile_rows(int registers) { return registers == 3 ? 4 : registers == 2 ? 6 : 12; }
 #endif
+constexpr long tiled_rows = 24; // of the matrix, which stay in the cache for all tiles: a multiple of every tile_rows
 constexpr int streams = 4;
 constexpr long prefetch_bytes = 8192;
 constexpr int second_level = 2; // where prefetching goes: the first level of the cache is too small for it
@@ -65,6 +76,7 @@ float total(Floats v) {
 
 struct Float32 {
     static constexpr long bytes = 4, step = lanes;
+    static constexpr bool tiles = true;
     using Vectors = Floats;
     static Vectors loaded(const void *p) { return load<Floats>(p); }
     static Floats add(Floats sum, Vectors a, Vectors b) { return sum + a * b; }
@@ -91,10 +103,12 @@ struct BFloat16 {
         return (Floats)(__builtin_convertvector(load<Halves>(p), Words) << 16);
     }
 #if defined(__AVX512BF16__)
+    static constexpr bool tiles = false;
     using Vectors = __m512bh;
     static Vectors loaded(const void *p) { return load<__m512bh>(p); }
     static Floats add(Floats sum, Vectors a, Vectors b) { return (Floats)_mm512_dpbf16_ps((__m512)sum, a, b); }
 #else
+    static constexpr bool tiles = true;
     using Vectors = Pair;
     static Vectors loaded(const void *p) {
         const Words words = load<Words>(p);
@@ -110,6 +124,7 @@ struct BFloat16 {
 
 struct Float16 {
     static constexpr long bytes = 2, step = lanes;
+    static constexpr bool tiles = true;
     using Vectors = Floats;
     static Vectors loaded(const void *p) { return widen(p); }
     static Floats add(Floats sum, Vectors a, Vectors b) { return sum + a * b; }
@@ -342,6 +357,109 @@ void multiply(const Product &product, const void *prepared, long begin, long end
     }
 }
 
+// How many registers of vectors of those that are left make a tile.
+int tile_registers(long left) { return left == 1 ? 1 : left == 3 || left == 5 ? 3 : 2; }
+
+long tiles_of(long vectors) { return (vectors + lanes - 1) / lanes; }
+
+// The floats of a prepared vector, which are those that `loaded` gives, in the same order for the matrix and for x.
+template <class Kind> long prepared_width(long width) { return (width + Kind::step - 1) / Kind::step * Kind::step; }
+
+// The tiles of all prepared vectors, one after the other: for every channel the vectors side by side, zeros after the last.
+void make_tiles(const char *prepared, long stride, long vectors, long width, float *to) {
+    for (long done = 0; done < tiles_of(vectors);) {
+        const long registers = tile_registers(tiles_of(vectors) - done), across = registers * lanes;
+        const long first = done * lanes, count = smaller(across, vectors - first);
+        const char *const from = prepared + first * stride;
+        for (long k = 0; k < width; k++, to += across)
+            for (long t = 0; t < across; t++)
+                to[t] = t < count ? reinterpret_cast<const float *>(from + t * stride)[k] : 0;
+        done += registers;
+    }
+}
+
+// `rows` rows of floats, `width` apart, times one tile: the sum of row r and vector t goes to totals[t * tiled_rows + r].
+template <int registers, int rows>
+void multiply_tile(const float *weight, const float *tile, long width, float *totals, long count) {
+    Floats sum[rows][registers];
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 3
+        for (int v = 0; v < registers; v++) sum[r][v] = Floats{};
+    for (long k = 0; k < width; k++, tile += registers * lanes) {
+        Floats vectors[registers];
+#pragma GCC unroll 3
+        for (int v = 0; v < registers; v++) vectors[v] = load<Floats>(tile + v * lanes);
+#pragma GCC unroll 12
+        for (int r = 0; r < rows; r++) {
+            const float factor = weight[r * width + k];
+#pragma GCC unroll 3
+            for (int v = 0; v < registers; v++) sum[r][v] += factor * vectors[v];
+        }
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; r++) {
+        float across[registers * lanes];
+#pragma GCC unroll 3
+        for (int v = 0; v < registers; v++) store(across + v * lanes, sum[r][v]);
+        for (long t = 0; t < count; t++) totals[t * tiled_rows + r] = across[t];
+    }
+}
+
+template <int registers>
+void multiply_tile_rows(const float *weight, const float *tile, long width, long rows, float *totals, long count) {
+    constexpr int together = tile_rows(registers);
+    long r = 0;
+    for (; r + together <= rows; r += together)
+        multiply_tile<registers, together>(weight + r * width, tile, width, totals + r, count);
+    for (; r < rows; r++) multiply_tile<registers, 1>(weight + r * width, tile, width, totals + r, count);
+}
+
+template <class Kind>
+void multiply_tiled(const Product &product, const void *prepared, long begin, long end, float *scratch) {
+    constexpr bool as_it_is = Kind::bytes == 4;
+    const long vectors = product.vectors, width = as_it_is ? product.width : prepared_width<Kind>(product.width);
+    float *const tiles = scratch, *const totals = tiles + tiles_of(vectors) * lanes * width;
+    float *const converted = totals + vectors * tiled_rows;
+    make_tiles(static_cast<const char *>(prepared), prepared_bytes<Kind>(product.width), vectors, width, tiles);
+    for (long n = begin; n < end; n += tiled_rows) {
+        const long rows = smaller(tiled_rows, end - n);
+        const char *const from = static_cast<const char *>(product.weight) + n * product.width * Kind::bytes;
+        const float *weight = reinterpret_cast<const float *>(from);
+        if (!as_it_is) {
+            for (long r = 0; r < rows; r++)
+                prepare<Kind>(from + r * product.width * Kind::bytes, product.width, converted + r * width);
+            weight = converted;
+        }
+        const float *tile = tiles;
+        for (long done = 0; done < tiles_of(vectors);) {
+            const int registers = tile_registers(tiles_of(vectors) - done);
+            const long first = done * lanes, count = smaller(registers * lanes, vectors - first);
+            float *const own = totals + first * tiled_rows;
+            (registers == 1   ? multiply_tile_rows<1>
+             : registers == 2 ? multiply_tile_rows<2>
+                              : multiply_tile_rows<3>)(weight, tile, width, rows, own, count);
+            tile += registers * lanes * width;
+            done += registers;
+        }
+        for (long t = 0; t < vectors; t++)
+            for (long r = 0; r < rows; r += lanes) {
+                const long count = smaller(lanes, rows - r);
+                finish<Kind>(product, ordered<Float32>(reinterpret_cast<const char *>(totals + t * tiled_rows + r), count), t, n + r, count);
+            }
+    }
+}
+
+template <class Kind> bool is_tiled(long vectors) { return Kind::tiles && vectors >= first_tiled; }
+
+template <class Kind> long scratch(long vectors, long width) {
+    if (is_tiled<Kind>(vectors))
+        return (tiles_of(vectors) * lanes * prepared_width<Kind>(width) + vectors * tiled_rows +
+                tiled_rows * prepared_width<Kind>(width)) *
+               sizeof(float);
+    return (most_sharing * lanes + vectors) * streams * sizeof(Floats);
+}
+
 template <class Function> auto of_type(Type type, Function function) {
     return type == float32 ? function(Float32()) : type == bfloat16 ? function(BFloat16()) : function(Float16());
 }
@@ -354,10 +472,19 @@ void prepare(Type type, const void *vector, long width, void *prepared) {
     of_type(type, [=](auto kind) { prepare<decltype(kind)>(vector, width, prepared); });
 }
 
-long scratch(long vectors) { return (most_sharing * lanes + vectors) * streams * sizeof(Floats); }
+long scratch(Type type, long vectors, long width) {
+    return of_type(type, [=](auto kind) { return scratch<decltype(kind)>(vectors, width); });
+}
 
 void multiply(const Product &product, const void *prepared, long begin, long end, void *scratch) {
-    of_type(product.type, [&](auto kind) { multiply<decltype(kind)>(product, prepared, begin, end, scratch); });
+    of_type(product.type, [&](auto kind) {
+        using Kind = decltype(kind);
+        if constexpr (Kind::tiles) {
+            if (is_tiled<Kind>(product.vectors))
+                return multiply_tiled<Kind>(product, prepared, begin, end, static_cast<float *>(scratch));
+        }
+        multiply<Kind>(product, prepared, begin, end, scratch);
+    });
 }
 
 // Packed matrices. 16 rows lie together, word by word: a word of 32 bits has 4, 8 or 16 codes of 8, 4 or 2 bits of one row.

@@ -28,7 +28,7 @@ struct InstructionSet {
     long (*prepared_bytes)(Type type, long width);
     void (*prepare)(Type type, const void *vector, long width, void *prepared);
     // Bytes of memory that `multiply` needs, at a multiple of 64.
-    long (*scratch)(long vectors);
+    long (*scratch)(Type type, long vectors, long width);
     // Rows begin to end of the matrix.
     void (*multiply)(const Product &product, const void *prepared, long begin, long end, void *scratch);
     // The same for packed matrices; begin and end count blocks of 16 rows.

@@ -69,7 +69,7 @@ extern "C" void multiply(int set, int type, const void *weight, const void *x, c
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         static thread_local Memory scratch;
-        char *const own = scratch.of(use.scratch(vectors));
+        char *const own = scratch.of(use.scratch(Type(type), vectors, width));
 #pragma omp for schedule(static) nowait
         for (long share = 0; share < shares; share++) {
             const long matrix = share / per_matrix, part = share % per_matrix;
