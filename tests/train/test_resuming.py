@@ -172,8 +172,12 @@ def test_second_signal_is_not_held_back(tiny_run: TinyRun, tmp_path: Path, monke
         raise AssertionError("the second signal came to nothing")
 
     monkeypatch.setattr(Trainer, "take_step", twice)
-    with pytest.raises(KeyboardInterrupt):
-        train(tiny_run(), tmp_path / "run")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background does not have
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_run(), tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_stop_during_validation_validates_after_resuming(

@@ -328,10 +328,10 @@ def load_tokenizer(directory: str | Path, verify: bool = True) -> Tokenizer:
     its kind, and TokenizerError when a package that it needs is missing.
     """
     directory = Path(directory)
-    if not (directory / FILE_NAME).exists() and (directory / "tokenizer" / FILE_NAME).exists():
+    if not (directory / FILE_NAME).is_file() and (directory / "tokenizer" / FILE_NAME).is_file():
         directory = directory / "tokenizer"
     path = directory / FILE_NAME
-    if not path.exists():
+    if not path.is_file():
         raise CheckpointError(f"{directory} holds no tokenizer: there is no {FILE_NAME} in it")
     if verify:
         for place, parts in ((directory, None), (directory.parent, (directory.name,))):
