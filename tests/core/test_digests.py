@@ -257,11 +257,11 @@ def test_damaged_digests_are_refused(saved, content):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
-def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(saved):
-    for name in (DIGESTS_FILE, "tokenizer/tokenizer.json"):
-        (saved / name).unlink()
-        os.mkfifo(saved / name)
-        refused(saved, name)
+@pytest.mark.parametrize("name", [DIGESTS_FILE, "tokenizer/tokenizer.json"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(saved, name):
+    (saved / name).unlink()
+    os.mkfifo(saved / name)
+    refused(saved, name)
 
 
 def test_a_damaged_tokenizer_is_refused_also_by_itself(saved):
