@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -165,13 +164,8 @@ def configuration(random: Random, base: Path, folder: Path) -> Case:
 def _dumped(content: Any, suffix: str, plain: bool = False) -> bytes:
     if suffix == ".json":
         return json.dumps(_json(content), indent=1, ensure_ascii=not plain).encode()
-    limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(10 * limit)  # values that nest deeply may have been put into each other
-    try:
-        text = yaml.dump(content, Dumper=yaml.SafeDumper, allow_unicode=plain, sort_keys=False)
-    finally:
-        sys.setrecursionlimit(limit)
-    return text.encode("utf-8", "replace")
+    dumper = yaml.SafeDumper
+    return yaml.dump(content, Dumper=dumper, allow_unicode=plain, sort_keys=False).encode("utf-8", "replace")
 
 
 def _json(value: Any) -> Any:
