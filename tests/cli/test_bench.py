@@ -147,3 +147,11 @@ def test_nonsense_is_refused_with_status_2(wavelet, arguments, message):
     result = wavelet("bench", "decode", *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert message in result.stderr
+
+
+@pytest.mark.parametrize("value", ["0", "1,", "1,-2", "1.5", "x", "9" * 10, "1" + "0" * 5000])
+def test_numbers_out_of_range_are_refused(wavelet, value):
+    result = wavelet("bench", "decode", "--preset", "demo", "--random", "--batches", value)
+    assert result.exit_code == 2
+    assert "whole numbers from 1 to 999,999,999" in " ".join(result.stderr.split())
+    assert len(result.stderr) < 1000

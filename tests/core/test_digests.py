@@ -256,6 +256,14 @@ def test_damaged_digests_are_refused(saved, content):
     refused(saved, str(saved))
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+@pytest.mark.parametrize("name", [DIGESTS_FILE, "tokenizer/tokenizer.json"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(saved, name):
+    (saved / name).unlink()
+    os.mkfifo(saved / name)
+    refused(saved, name)
+
+
 def test_a_damaged_tokenizer_is_refused_also_by_itself(saved):
     path = saved / "tokenizer" / "tokenizer.json"
     path.write_text(path.read_text() + " ")

@@ -24,6 +24,7 @@ from wavelet_core.tokenizers import (
     Tokenizer,
     TokenizerError,
     load_tokenizer,
+    read_description,
 )
 
 MERGES = [b" t", b"he", b" the", b"  ", b"    ", b"\xc3\xa9", b"in", b"ing", b"wavelet"]
@@ -241,3 +242,12 @@ def test_tokenizers_are_components() -> None:
     assert {"byte_pair", "bytes", "tiktoken"} <= set(registry.names("tokenizer"))
     assert isinstance(build("tokenizer", BytesTokenizer.Config()), BytesTokenizer)
     assert issubclass(BytePairTokenizer.Config, ComponentConfig)
+
+
+@pytest.mark.parametrize("content", ["", "null", "[]", "{}", '{"kind": 3}', "[" * 100_000])
+def test_a_description_that_names_no_kind_is_refused(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is damaged"):
+        read_description(tmp_path)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is damaged"):
+        load_tokenizer(tmp_path)

@@ -103,6 +103,7 @@ def main() -> int:
 
     sys.stdout.reconfigure(errors="backslashreplace")
     import_everything()
+    sys.setrecursionlimit(20_000)  # to write values that nest deeply into each other; commands have Python's own
     scratch = Path(tempfile.mkdtemp(prefix="hostile-")).resolve()
     base = scratch / "base"
     base.mkdir()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 PROCESSOR_LIMIT = 20  # seconds
 TIME_LIMIT = 60.0  # seconds, for processes that wait, or share the machine with many
+RECURSION_LIMIT = 1000  # as Python has it
 MEMORY_LIMIT = 3 << 30
 POLL = 0.002
 
@@ -131,6 +132,7 @@ def _become(folder: Path, streams: Sequence[Path], function: Callable[[], object
         for stream, errors in ((sys.stdin, "strict"), (sys.stdout, "strict"), (sys.stderr, "backslashreplace")):
             stream.reconfigure(encoding="utf-8", errors=errors)  # type: ignore[union-attr]
         os.environ["WAVELET_CACHE"] = str(folder / "cache")
+        sys.setrecursionlimit(RECURSION_LIMIT)
         _limit()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         function()

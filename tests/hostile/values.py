@@ -32,12 +32,15 @@ OBJECTS: tuple[Any, ...] = (
 KEYS = ("kind", "nothing", "", "model", "width", "Width", "model.width", "0", "é", "x" * 5000, "__class__", "*")
 
 
-def places(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The paths to all values in nested dictionaries and lists, the outermost first."""
-    entries = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
-    for key, value in entries:
-        yield (*path, key)
-        yield from places(value, (*path, key))
+def places(data: Any) -> Iterator[tuple[Any, ...]]:
+    """The paths to all values in nested dictionaries and lists, the outermost first; they may nest very deeply."""
+    left = [((), data)]
+    while left:
+        path, value = left.pop()
+        if path:
+            yield path
+        entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        left += [((*path, key), entry) for key, entry in reversed([*entries])]
 
 
 def spoil_value(random: Random, data: Any) -> str:

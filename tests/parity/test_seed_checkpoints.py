@@ -54,6 +54,14 @@ def rewrite(directory, change):
     return path
 
 
+def test_a_configuration_too_large_for_the_memory_does_not_fit(haar, tmp_path):
+    config = json.loads((haar / "config.json").read_text())
+    (haar / "config.json").write_text(json.dumps({**config, "mlp_expansion": 2**40}))
+    with pytest.raises(CheckpointError, match=r"does not fit its configuration: that makes [\d,]+ weights"):
+        import_seed(haar / "best_model.pt", None, tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
 def test_bare_state_dict_with_compile_prefixes(haar, tmp_path):
     import_seed(haar / "best_model.pt", None, tmp_path / "wrapped")
     rewrite(haar, lambda content: {f"_orig_mod.{name}": t for name, t in content["model_state"].items()})

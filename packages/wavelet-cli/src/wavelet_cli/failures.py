@@ -48,7 +48,7 @@ def failure(error: BaseException) -> Failure:
         return Failure(readable(f"{error.filename or 'standard output'}: {error.strerror}"))
     if isinstance(error, (CheckpointError, ValueError, OSError)) and str(error):
         return Failure(readable(str(error)))
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # as torch says it
         return Failure("there is not enough memory for this")
     return Failure(readable(f"{type(error).__name__}: {error} (`--debug` shows the traceback)".replace("\n", " ")))
 

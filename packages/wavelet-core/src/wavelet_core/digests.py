@@ -101,6 +101,8 @@ def _remark(path: Path, tensor: str) -> str:
 def _read(directory: Path) -> dict[str, Any]:
     path = directory / DIGESTS_FILE
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError  # a pipe, which reading would wait for
         content = json.loads(path.read_text("utf-8"))
         if content["algorithm"] == ALGORITHM:
             return dict(content["files"].items())

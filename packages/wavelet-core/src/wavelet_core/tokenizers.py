@@ -320,6 +320,20 @@ def save_description(directory: str | Path, description: dict[str, Any]) -> None
     write_atomically(Path(directory) / FILE_NAME, lambda file: file.write_text(text, encoding="utf-8"))
 
 
+def read_description(directory: str | Path) -> dict[str, Any]:
+    """The content of a tokenizer's `tokenizer.json`. Raises CheckpointError where it has none that names a kind."""
+    path = Path(directory) / FILE_NAME
+    if not path.is_file():
+        raise CheckpointError(f"{directory} holds no tokenizer: there is no {FILE_NAME} in it")
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {shortened(repr(error))}") from error
+    if not isinstance(saved, dict) or not isinstance(saved.get("kind"), str):
+        raise CheckpointError(f"{path} is damaged: it names no kind of tokenizer")
+    return saved
+
+
 def load_tokenizer(directory: str | Path, verify: bool = True) -> Tokenizer:
     """The tokenizer that was saved in a directory, or in the folder `tokenizer` of a checkpoint directory.
 
@@ -328,23 +342,20 @@ def load_tokenizer(directory: str | Path, verify: bool = True) -> Tokenizer:
     its kind, and TokenizerError when a package that it needs is missing.
     """
     directory = Path(directory)
-    if not (directory / FILE_NAME).exists() and (directory / "tokenizer" / FILE_NAME).exists():
+    if not (directory / FILE_NAME).is_file() and (directory / "tokenizer" / FILE_NAME).is_file():
         directory = directory / "tokenizer"
-    path = directory / FILE_NAME
-    if not path.exists():
-        raise CheckpointError(f"{directory} holds no tokenizer: there is no {FILE_NAME} in it")
-    if verify:
+    if verify and (directory / FILE_NAME).is_file():
         for place, parts in ((directory, None), (directory.parent, (directory.name,))):
             if (place / DIGESTS_FILE).exists():
                 verify_digests(place, parts)
+    saved = read_description(directory)
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        tokenizer_class: Any = registry.get("tokenizer", str(saved["kind"]))
+        tokenizer_class: Any = registry.get("tokenizer", saved["kind"])
         tokenizer: Tokenizer = tokenizer_class.load(directory, saved)
     except (RegistryError, TokenizerError, ConfigurationError):
         raise
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: {shortened(repr(error))}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{directory / FILE_NAME} is damaged: {shortened(repr(error))}") from error
     return tokenizer
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,20 @@ from wavelet_train.tables import table
 
 
 class Numbers(click.ParamType):
-    """Positive whole numbers, separated by commas."""
+    """Whole numbers from 1 to 999,999,999, separated by commas."""
 
     name = "numbers"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
         words = str(value).split(",")
-        if not all(word.strip().isdecimal() and int(word) for word in words):
-            self.fail(f"{value!r} must be positive whole numbers separated by commas, as in 100,1000", param, ctx)
+        if not all(re.fullmatch("0*[1-9][0-9]{0,8}", word.strip()) for word in words):
+            from wavelet_core.messages import shown
+
+            self.fail(
+                f"{shown(str(value))} must be whole numbers from 1 to 999,999,999 separated by commas, as in 100,1000",
+                param,
+                ctx,
+            )
         return [int(word) for word in words]
 
 

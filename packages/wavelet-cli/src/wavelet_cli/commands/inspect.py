@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from dataclasses import asdict
@@ -57,12 +56,12 @@ def _report(directory: Path) -> dict[str, Any]:
     from wavelet_cli.parameter_table import parameter_report
     from wavelet_core.checkpoint import TOKENIZER_DIRECTORY, WEIGHTS_FILE, read_config, read_model_config
     from wavelet_core.tensor_files import open_tensors
-    from wavelet_core.tokenizers import FILE_NAME
+    from wavelet_core.tokenizers import read_description
 
     model = read_model_config(directory)
     with open_tensors(directory / WEIGHTS_FILE) as file:
         types = Counter(file.get_slice(name).get_dtype() for name in file.keys())  # noqa: SIM118
-    tokenizer = directory / TOKENIZER_DIRECTORY / FILE_NAME
+    tokenizer = directory / TOKENIZER_DIRECTORY
     files = sorted(path for path in directory.rglob("*") if path.is_file())
     return {
         "checkpoint": str(directory),
@@ -70,7 +69,7 @@ def _report(directory: Path) -> dict[str, Any]:
         "components": read_config(directory).get("components", {}),
         "parameters": parameter_report(model),
         "tensor_types": dict(types),
-        "tokenizer": json.loads(tokenizer.read_text("utf-8"))["kind"] if tokenizer.is_file() else None,
+        "tokenizer": read_description(tokenizer)["kind"] if tokenizer.exists() else None,
         "files": {str(path.relative_to(directory)): path.stat().st_size for path in files},
     }
 

@@ -139,7 +139,13 @@ def model_from_seed(
     dtype = floating.pop() if len(floating) == 1 else torch.float32
     with torch.device("meta"):
         model = build_model(config)
-    tensors = {name: torch.empty_like(t, dtype=dtype, device="cpu") for name, t in named_tensors(model).items()}
+    try:
+        tensors = {name: torch.empty_like(t, dtype=dtype, device="cpu") for name, t in named_tensors(model).items()}
+    except RuntimeError:
+        ours, seeds = (sum(t.numel() for t in every.values()) for every in (named_tensors(model), state))
+        raise CheckpointError(
+            f"{source} does not fit its configuration: that makes {ours:,} weights, the checkpoint has {seeds:,}"
+        ) from None
     materialize(model, tensors)
     mistakes = _fill(config, tensors, dict(state), report)
     if mistakes:

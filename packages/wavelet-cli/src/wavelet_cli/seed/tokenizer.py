@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wavelet_core.tensor_files import CheckpointError
-from wavelet_core.tokenizers import FILE_NAME, save_description
+from wavelet_core.tokenizers import FILE_NAME, read_description, save_description
 
 # Sizes of tiktoken's published encodings, so that an import needs neither tiktoken nor a download.
 TIKTOKEN_SIZES = {
@@ -81,10 +81,10 @@ def seed_tokenizer(directory: Path) -> dict[str, Any]:
     entries: dict[str, Any] = {"tokenizer_name": None, "sentencepiece_model": None}
     if not (directory / FILE_NAME).is_file():
         return entries
-    description = json.loads((directory / FILE_NAME).read_text("utf-8"))
+    description = read_description(directory)
     kind = description["kind"]
     if kind == "tiktoken":
-        return entries | {"tokenizer_name": description["encoding"]}
+        return entries | {"tokenizer_name": description.get("encoding")}
     if kind == "token_ids":
         return entries | {"tokenizer_name": description.get(NAME_KEY)}
     if kind == "sentencepiece":
