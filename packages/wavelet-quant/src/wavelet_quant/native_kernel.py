@@ -33,6 +33,7 @@ from wavelet_core.kernels import Kernel
 from wavelet_quant.native_library import LIBRARY, instruction_set, library
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+SMALLEST_WIDTH = 64  # channels; narrower rows are mostly ends
 SMALLEST_COMPILED = 1 << 18  # entries; below, and in float32, a compiled graph is faster without another operator
 ROWS = (0, 1, 2, 4, 8, 16, 32, 64, 128)  # up to which the kernel may be the faster one; the last stands for any number
 MEASURED_MATRIX = (2048, 1024)
@@ -146,6 +147,7 @@ class Native(Kernel):
             and x.is_cpu
             and weight.is_cpu
             and not torch.is_autocast_enabled("cpu")
+            and weight.shape[-1] >= SMALLEST_WIDTH
             and _fits(x, weight, bias)
             and self._is_faster(x.numel() // x.shape[-1] if weight.dim() == 2 else x.shape[-2], weight)
         )
