@@ -7,8 +7,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from wavelet_core import ComponentConfig, ConfigurationError, kernels
-from wavelet_core.kernels import Kernel, active_kernel
+from wavelet_core import ComponentConfig, ConfigurationError, config, kernels
+from wavelet_core.kernels import Kernel, active_kernels, use_kernel
 from wavelet_core.linear import SMALLEST_MATRIX, Linear, StackedLinear, linear, stacked_linear
 from wavelet_core.plugins import PluginManager
 from wavelet_core.registry import Registry
@@ -37,8 +37,40 @@ class Unavailable(Recording):
     class Config(ComponentConfig):
         kind: Literal["a_first"] = "a_first"
 
+    needs = "a miracle"
+
     def available(self):
         return False
+
+
+class Preferred(Recording):
+    """Accepts one row, and answers with -2."""
+
+    class Config(ComponentConfig):
+        kind: Literal["preferred"] = "preferred"
+
+    priority = 1
+
+    def accepts(self, x, weight, bias=None):
+        return len(x) == 1
+
+    def linear(self, x, weight, bias, gelu):
+        return x.new_full((*x.shape[:-1], len(weight)), -2)
+
+
+class Last(Preferred):
+    """Accepts everything, and answers with -3."""
+
+    class Config(ComponentConfig):
+        kind: Literal["a_last"] = "a_last"
+
+    priority = -1
+
+    def accepts(self, x, weight, bias=None):
+        return True
+
+    def linear(self, x, weight, bias, gelu):
+        return x.new_full((*x.shape[:-1], len(weight)), -3)
 
 
 @pytest.fixture
@@ -50,7 +82,8 @@ def choose(monkeypatch):
         monkeypatch.setattr(registry, "_manager", PluginManager())  # that has discovered nothing
         for component in components:
             registry.register("kernel", component)
-        monkeypatch.setattr(kernels, "registry", registry)
+        for module in (kernels, config):
+            monkeypatch.setattr(module, "registry", registry)
         monkeypatch.setattr(kernels, "_chosen", [])
         monkeypatch.delenv("WAVELET_KERNEL", raising=False)
         if name is not None:
@@ -122,11 +155,49 @@ def test_torch_multiplies_where_no_kernel_is_wanted(choose, reason):
         assert torch.equal(one(x), F.linear(x, one.weight, one.bias))
 
 
-def test_the_first_kernel_that_this_machine_can_run_is_chosen_once(choose):
-    choose(Unavailable, Recording)
-    chosen = active_kernel()
-    assert type(chosen) is Recording
-    assert active_kernel() is chosen
+def test_the_kernels_that_this_machine_can_run_are_asked_in_turn_and_chosen_once(choose):
+    choose(Unavailable, Recording, Preferred, Last)
+    chosen = active_kernels()
+    assert [type(kernel) for kernel in chosen] == [Preferred, Recording, Last]
+    assert active_kernels() is chosen
+    one = Linear(512, 512)
+    with torch.no_grad():
+        for rows, answer in ((1, -2), (2, -1), (3, -3)):
+            assert (one(torch.zeros(rows, 512)) == answer).all()
+
+
+def test_a_kernel_is_used_alone_by_name_or_configuration_until_told_otherwise(choose):
+    choose(Recording, Preferred, name="torch")
+    for kernel, active in (
+        ("recording", [Recording]),
+        ({"kind": "preferred"}, [Preferred]),
+        (Recording.Config(), [Recording]),
+        ("torch", []),
+    ):
+        use_kernel(kernel)
+        assert [type(kernel) for kernel in active_kernels()] == active
+    use_kernel("recording")
+    use_kernel(None)
+    assert active_kernels() == ()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "says"),
+    [
+        ("recordin", "kernel: unknown kernel 'recordin'; did you mean 'recording'"),
+        ("a_first", "kernel: this machine cannot run the kernel 'a_first': it needs a miracle; 'torch' is for"),
+        ({"kind": "recording", "speed": 9}, r"kernel: speed: unknown field. Known fields: kind \(got 9\)"),
+        ({"speed": 9}, "kernel: needs `kind`, one of: a_first, preferred, recording"),
+        (["recording"], "kernel: must be the name of a kernel or a mapping with `kind`"),
+    ],
+)
+def test_a_kernel_that_cannot_be_used_is_refused_and_changes_nothing(choose, kernel, says):
+    choose(Unavailable, Recording, Preferred)
+    use_kernel("preferred")
+    before = active_kernels()
+    with pytest.raises(ConfigurationError, match=says):
+        use_kernel(kernel)
+    assert active_kernels() is before
 
 
 @pytest.mark.parametrize(

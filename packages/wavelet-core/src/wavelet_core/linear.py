@@ -1,4 +1,4 @@
-"""Linear maps, y = x W^T + b: torch's, or the active kernel's where no gradients are wanted and it is faster."""
+"""Linear maps, y = x W^T + b: torch's, or a kernel's where no gradients are wanted and it is faster."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wavelet_core.kernels import active_kernel
+from wavelet_core.kernels import active_kernels
 
 # Entries of a matrix; below, starting a kernel takes longer than it saves. torch starts slowly in 16 bits.
 SMALLEST_MATRIX = {torch.float32: 1 << 18, torch.bfloat16: 1 << 13, torch.float16: 1 << 13}
@@ -15,9 +15,9 @@ SMALLEST_MATRIX = {torch.float32: 1 << 18, torch.bfloat16: 1 << 13, torch.float1
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
     """x W^T + b, then GELU where asked. Shapes: x (..., K), weight (M, K), bias (M) or None -> (..., M)."""
     if weight.numel() >= SMALLEST_MATRIX.get(weight.dtype, 0) and not torch.is_grad_enabled() and weight.dim() == 2:
-        kernel = active_kernel()
-        if kernel is not None and kernel.accepts(x, weight, bias):
-            return kernel.linear(x, weight, bias, gelu)
+        for kernel in active_kernels():
+            if kernel.accepts(x, weight, bias):
+                return kernel.linear(x, weight, bias, gelu)
     out = F.linear(x, weight, bias)
     return F.gelu(out) if gelu else out
 
@@ -25,9 +25,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
 def stacked_linear(x: Tensor, weight: Tensor) -> Tensor:
     """x_s W_s^T for every s. Shapes: x (S, N, K), weight (S, M, K) -> (S, N, M)."""
     if weight.numel() >= SMALLEST_MATRIX.get(weight.dtype, 0) and not torch.is_grad_enabled() and weight.dim() == 3:
-        kernel = active_kernel()
-        if kernel is not None and kernel.accepts(x, weight):
-            return kernel.stacked_linear(x, weight)
+        for kernel in active_kernels():
+            if kernel.accepts(x, weight):
+                return kernel.stacked_linear(x, weight)
     return torch.bmm(x, weight.mT)
 
 
