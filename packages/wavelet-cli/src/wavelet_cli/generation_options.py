@@ -11,11 +11,19 @@ import click
 import torch
 import yaml
 
+from wavelet_cli.output import warning_style
 from wavelet_cli.sampler_presets import STRATEGIES, in_order
 from wavelet_core.checkpoint import MODEL_PARTS, load_checkpoint, locate_checkpoint, verify_checkpoint
 from wavelet_core.config import ConfigurationError, parse
 from wavelet_core.devices import resolve_device
-from wavelet_core.generation import GenerationSettings, ModelDrafts, NgramDrafts
+from wavelet_core.generation import (
+    CompiledStepError,
+    DecodingSession,
+    GenerationSettings,
+    ModelDrafts,
+    NgramDrafts,
+    load_steps,
+)
 from wavelet_core.messages import shortened, shown
 from wavelet_memory import learn_while_reading
 from wavelet_quant import quantize_int8
@@ -120,3 +128,25 @@ def load_draft(options: dict[str, Any]) -> ModelDrafts | NgramDrafts | None:
     if options["draft"] in (None, "ngram"):
         return options["draft"] and NgramDrafts()
     return ModelDrafts(load_model(locate_checkpoint(options["draft"]), options, draft=True))
+
+
+def use_compiled_steps(session: DecodingSession, directory: Path, wanted: bool | None, texts: int) -> None:
+    """Let a session use the checkpoint's compiled steps.
+
+    wanted: refuse to go on without one for so many texts (True), do not use them (False), or use them where they fit
+    and warn where they do not (None).
+    """
+    if wanted is False:
+        return
+    try:
+        found = load_steps(session, directory)
+    except CompiledStepError as error:
+        if wanted:
+            raise
+        click.echo(warning_style(f"wavelet: warning: not using compiled steps: {error}"), err=True)
+        return
+    if wanted and texts not in session.steps:
+        have = f"is compiled for {', '.join(map(str, session.steps))} at once" if found else "is not compiled"
+        raise click.UsageError(
+            f"--compiled: {directory} {have}, not for {texts}: wavelet compile {directory} --batch {texts}"
+        )

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import re
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from wavelet_cli import completion
+from wavelet_cli.numbers import Numbers
 from wavelet_cli.output import print_report
 from wavelet_cli.shared_options import device_option, json_option, set_option, threads_option, verify_option
 from wavelet_train.quantities import byte_size
 from wavelet_train.tables import table
-
-
-class Numbers(click.ParamType):
-    """Whole numbers from 1 to 999,999,999, separated by commas."""
-
-    name = "numbers"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
-        words = str(value).split(",")
-        if not all(re.fullmatch("0*[1-9][0-9]{0,8}", word.strip()) for word in words):
-            from wavelet_core.messages import shown
-
-            self.fail(
-                f"{shown(str(value))} must be whole numbers from 1 to 999,999,999 separated by commas, as in 100,1000",
-                param,
-                ctx,
-            )
-        return [int(word) for word in words]
 
 
 @click.group("bench", short_help="Measure how fast models run here.")
@@ -56,7 +40,11 @@ def command() -> None:
     help="Type of the weights. Default: as stored, float32 for random ones.",
 )
 @device_option
-@click.option("--compile", "compiled", is_flag=True, help="Compile the steps with torch.compile first; takes a minute.")
+@click.option(
+    "--compiled",
+    is_flag=True,
+    help="Measure compiled steps: those that `wavelet compile` has put beside CHECKPOINT, or made now, in a minute.",
+)
 @threads_option
 @click.option(
     "--positions",
@@ -138,6 +126,7 @@ def decode_command(
 
     place = resolve_device(device, "--device")
     weight_type = None if dtype is None else getattr(torch, dtype)
+    directory: Path | None = None
     if checkpoint is not None:
         from wavelet_cli.processor_threads import choose_threads
         from wavelet_core.checkpoint import load_checkpoint, locate_checkpoint
@@ -154,11 +143,24 @@ def decode_command(
         run = load_configuration(str(preset), overrides, model_only=True)
         model = random_model(vocabulary_resolved(run), weight_type or torch.float32).to(place)
         use_threads(threads or run.train.threads, model)
-    report = decode_benchmark(model, positions, rounds, window_rounds, batches or (), compiled, token_by_token)
+    with tempfile.TemporaryDirectory() as folder:
+        steps = _compiled_steps(model, directory, Path(folder), batches or ()) if compiled else None
+        report = decode_benchmark(model, positions, rounds, window_rounds, batches or (), steps, token_by_token)
     report = {"model": checkpoint or f"{preset} (random weights)", **report}
     if plot is not None:
         _plot(report, plot)
     print_report(report, as_json, _describe)
+
+
+def _compiled_steps(model: Any, directory: Path | None, folder: Path, batches: Sequence[int]) -> Path:
+    """Where compiled steps are: the checkpoint directory that has them, or else `folder`, which gets them."""
+    from wavelet_core.generation import DecodingSession, compile_steps, load_steps
+
+    session = DecodingSession(model)
+    if directory is not None and load_steps(session, directory):
+        return directory
+    compile_steps(session, folder, [1, *batches])
+    return folder
 
 
 def _describe(report: dict[str, Any]) -> str:
