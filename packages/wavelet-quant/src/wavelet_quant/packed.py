@@ -7,25 +7,29 @@ blocks of 16, and the codes of one row in words of 32 bits, word by word of the 
                                                  bits from b j on
     scales (..., blocks, groups, 16)             float32, bfloat16 or float16; groups of channels, or one for all
 
-The last block and the last word are filled up with zeros. The library turns x into integers of 16 bits with one scale
-for each vector, more than 100 times finer than bfloat16, and multiplies these exactly. Elsewhere torch multiplies the
-dense matrix.
+The last block and the last word are filled up with zeros. A `PackedKernel` reads this layout. The library turns x into
+integers of 16 bits with one scale for each vector, more than 100 times finer than bfloat16,
+which it multiplies exactly.
 """
 
 from __future__ import annotations
+
+import functools
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from wavelet_core.kernels import active_kernel
-from wavelet_quant.native_kernel import TYPES, Native, _observed
-from wavelet_quant.native_library import library
+from wavelet_core.kernels import active_kernels
+from wavelet_quant.native_kernel import TYPES, observed
+from wavelet_quant.packed_kernel import PackedKernel
 from wavelet_quant.weight_format import StoredMatrix
 
 OFFSETS = {8: 128.0, 4: 8.0, 2: 1.5}
 GROUPS = (32, 64, 128)
 BLOCK = 16  # rows
+UNPACKED = 1 << 22  # entries that plain torch unpacks at a time
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -135,10 +139,16 @@ def _check_scales(scales: Tensor, shape: torch.Size) -> None:
 def packed_linear(
     x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None, bits: int, height: int, gelu: bool = False
 ) -> Tensor:
-    """x W^T + b for a packed W, then GELU where asked; see PackedMatrix."""
-    if _observed() or torch.is_grad_enabled():
+    """x W^T + b for a packed W, then GELU where asked, by the first active kernel that accepts it; see PackedMatrix.
+
+    Raises ValueError for tensors that do not fit together.
+    """
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        _check(x, values, scales, bias, bits, height)
+        return multiply_in_torch(x, values, scales, bias, bits, height, gelu)
+    if observed() or type(x) is not Tensor or not x.is_cpu or torch.is_autocast_enabled("cpu"):
         return _packed_linear(x, values, scales, bias, bits, height, gelu)
-    return (_multiply if x.is_cpu else _reference)(x, values, scales, bias, bits, height, gelu)
+    return _multiply(x, values, scales, bias, bits, height, gelu)
 
 
 def _check(x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None, bits: int, height: int) -> None:
@@ -160,49 +170,33 @@ def _check(x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None, bits:
         )
 
 
-def _reference(
+def multiply_in_torch(
     x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None, bits: int, height: int, gelu: bool
 ) -> Tensor:
-    _check(x, values, scales, bias, bits, height)
-    weight = dense(values, scales, bits, height, x.shape[-1]).to(x.dtype)
-    bias = None if bias is None else bias.to(x.dtype)
-    out = torch.bmm(x, weight.mT) if weight.dim() == 3 else F.linear(x, weight, bias)
+    """`packed_linear` in plain torch, for tensors that fit together; it unpacks some rows of the matrix at a time."""
+    width, matrices = x.shape[-1], len(values) if values.dim() == 5 else 1
+    blocks = max(1, UNPACKED // (BLOCK * width * matrices))
+    parts = []
+    for start in range(0, values.shape[-4], blocks):
+        first, end = start * BLOCK, min((start + blocks) * BLOCK, height)
+        part, part_scales = values[..., start : start + blocks, :, :, :], scales[..., start : start + blocks, :, :]
+        weight = dense(part, part_scales, bits, end - first, width).to(x.dtype)
+        if weight.dim() == 3:
+            parts.append(torch.bmm(x, weight.mT))
+        else:
+            parts.append(F.linear(x, weight, None if bias is None else bias[first:end].to(x.dtype)))
+    out = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
     return F.gelu(out) if gelu else out
 
 
 def _multiply(
     x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None, bits: int, height: int, gelu: bool
 ) -> Tensor:
-    kernel = active_kernel()
-    if not isinstance(kernel, Native) or x.dtype not in TYPES or scales.dtype not in TYPES:
-        return _reference(x, values, scales, bias, bits, height, gelu)
     _check(x, values, scales, bias, bits, height)
-    x, values, scales = x.contiguous(), values.contiguous(), scales.contiguous()
-    if bias is not None:
-        bias = bias.to(x.dtype).contiguous()
-    out = x.new_empty((*x.shape[:-1], height))
-    width, groups = x.shape[-1], scales.shape[-2]
-    matrices = 1 if values.dim() == 4 else len(x)
-    if out.numel():
-        library().multiply_packed(
-            kernel.instructions,
-            TYPES[x.dtype],
-            bits,
-            TYPES[scales.dtype],
-            values.data_ptr(),
-            scales.data_ptr(),
-            x.data_ptr(),
-            None if bias is None else bias.data_ptr(),
-            gelu,
-            out.data_ptr(),
-            matrices,
-            x.numel() // (matrices * width),
-            width,
-            height,
-            0 if groups == 1 else width // groups,
-            torch.get_num_threads(),
-        )
-    return out
+    for kernel in active_kernels():
+        if isinstance(kernel, PackedKernel) and kernel.accepts_packed(x, values, scales, bias, bits):
+            return kernel.packed_linear(x, values, scales, bias, bits, height, gelu)
+    return multiply_in_torch(x, values, scales, bias, bits, height, gelu)
 
 
 def _shape(
@@ -211,11 +205,18 @@ def _shape(
     return x.new_empty((*x.shape[:-1], height))
 
 
+def _autocast(device: str, x: Tensor, *arguments: Any) -> Tensor:
+    """The product of what autocast makes of x."""
+    with torch.autocast(device, enabled=False):
+        return _packed_linear(x.to(torch.get_autocast_dtype(device)), *arguments)
+
+
 _operators = torch.library.Library("wavelet_quant", "FRAGMENT")
 _operators.define(
     "packed_linear(Tensor x, Tensor values, Tensor scales, Tensor? bias, int bits, int height, bool gelu) -> Tensor"
 )
 _packed_linear = torch.ops.wavelet_quant.packed_linear.default
-_operators.impl(_packed_linear, _reference, "CompositeExplicitAutograd")
-_operators.impl(_packed_linear, _multiply, "CPU")
+_operators.impl(_packed_linear, _multiply, "CompositeExplicitAutograd")
+_operators.impl(_packed_linear, functools.partial(_autocast, "cpu"), "AutocastCPU")
+_operators.impl(_packed_linear, functools.partial(_autocast, "cuda"), "AutocastCUDA")
 torch.library.register_fake(_packed_linear, _shape, lib=_operators)

@@ -10,6 +10,7 @@ from wavelet_quant.dense_format import Dense
 from wavelet_quant.native_kernel import Native
 from wavelet_quant.packed_formats import Int2, Int4, Int8
 from wavelet_quant.quantizer import RecipeQuantizer
+from wavelet_quant.reference_kernel import Reference
 
 
 @hookimpl
@@ -17,7 +18,8 @@ def register_components(register: Callable[[str, type], None]) -> None:
     for weight_format in (Dense, Int8, Int4, Int2):
         register("format", weight_format)
     register("quantizer", RecipeQuantizer)
-    register("kernel", Native)
+    for kernel in (Native, Reference):
+        register("kernel", kernel)
 
 
 @hookimpl
