@@ -165,7 +165,7 @@ def _describe(report: dict[str, Any]) -> str:
     rows: list[tuple[str, str]] = [
         ("model", f"{report['model']}, {report['parameters']:,} parameters, {report['dtype']}"),
         ("steps", "compiled" if report["compiled"] else "as they are"),
-        ("matrix products by", "the native kernel" if report["native_kernel"] else "torch"),
+        ("kernels", ", ".join(report["kernels"]) or "torch's own products"),
         ("runs on", f"{report['device']}, {report['threads']} thread{'s' if report['threads'] > 1 else ''}"),
         (
             "decoding",

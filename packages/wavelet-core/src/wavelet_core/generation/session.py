@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wavelet_core.computed import Computed
-from wavelet_core.kernels import active_kernel
+from wavelet_core.kernels import active_kernels
 from wavelet_core.language_model import LanguageModel
 from wavelet_core.state import State
 
@@ -48,7 +48,7 @@ class DecodingSession:
             if isinstance(module, Computed)
         ]
         self._computed_from: list[tuple[int, int]] | None = None
-        active_kernel()  # chosen before anything is compiled or read, so that a wrong name is refused first
+        active_kernels()  # chosen before anything is compiled or read, so that a wrong name is refused first
         self._step = torch.compile(self.model.hidden, fullgraph=True) if compiled else self.model.hidden
         self.new_state, self.head = self.model.new_state, self.model.head
 
