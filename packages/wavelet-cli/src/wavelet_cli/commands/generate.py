@@ -141,7 +141,7 @@ def command(checkpoint: str, **options: Any) -> None:
       echo "import os" | wavelet generate runs/demo - --temperature 0 --draft ngram
     """
     from wavelet_cli.generated_text import Clock, Printer, metrics_table
-    from wavelet_cli.generation_options import generation_settings, load_draft, load_model, read_prompts
+    from wavelet_cli.generation_options import generation_settings, load_checkpoint_model, load_draft, read_prompts
     from wavelet_cli.processor_threads import choose_threads
     from wavelet_core.checkpoint import locate_checkpoint
     from wavelet_core.generation import DecodingSession, completion_metrics, generate
@@ -152,7 +152,7 @@ def command(checkpoint: str, **options: Any) -> None:
     texts = [text for text in read_prompts(options) for _ in range(options["count"])]
     settings = generation_settings(options)
     directory = locate_checkpoint(checkpoint)
-    model = load_model(directory, options)
+    model = load_checkpoint_model(directory, options)
     threads = choose_threads(directory, model, options["threads"], positions=min(len(texts), options["batch"]))
     tokenizer = checkpoint_tokenizer(directory, model.config.vocabulary, verify=False)
     draft = load_draft(options)
