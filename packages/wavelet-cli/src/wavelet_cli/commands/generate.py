@@ -142,8 +142,8 @@ def command(checkpoint: str, **options: Any) -> None:
     from wavelet_cli.generated_text import Clock, Printer, metrics_table
     from wavelet_cli.generation_options import (
         generation_settings,
+        load_checkpoint_model,
         load_draft,
-        load_model,
         read_prompts,
         use_compiled_steps,
     )
@@ -157,7 +157,7 @@ def command(checkpoint: str, **options: Any) -> None:
     texts = [text for text in read_prompts(options) for _ in range(options["count"])]
     settings = generation_settings(options)
     directory = locate_checkpoint(checkpoint)
-    model = load_model(directory, options)
+    model = load_checkpoint_model(directory, options)
     threads = choose_threads(directory, model, options["threads"], positions=min(len(texts), options["batch"]))
     tokenizer = checkpoint_tokenizer(directory, model.config.vocabulary, verify=False)
     draft = load_draft(options)
