@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from wavelet_core import WaveletLM, build_model
+from wavelet_core import WaveletLM, build_model, kernels
 from wavelet_train.run_config import load_run_config
 
 SMALL = ["--preset", "demo", "--random", "--set", "model.width=16", "--set", "model.vocabulary_size=300"]
@@ -108,6 +108,14 @@ def test_memory_that_grows_between_positions_is_seen(wavelet, report, monkeypatc
     assert growths[0][between] < 56 << 19 < 56 << 20 <= growths[1][between]  # 56 tokens from position 8 to 64
     decoded = growths[1]["decoded_tokens"]
     assert growths[0]["resident_growth_bytes"] < decoded << 19 < decoded << 20 <= growths[1]["resident_growth_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("option", "names"), [("torch", []), ("reference", ["reference"]), ("{kind: reference}", ["reference"])]
+)
+def test_one_kernel_is_used_by_its_name_or_its_configuration(report, monkeypatch, option, names):
+    monkeypatch.setattr(kernels, "_chosen", [])
+    assert report(*SMALL, *QUICK, "--window-rounds", 0, "--kernel", option)["kernels"] == names
 
 
 def test_a_table_is_for_people(wavelet):

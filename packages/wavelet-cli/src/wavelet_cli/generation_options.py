@@ -9,14 +9,12 @@ from typing import Any
 
 import click
 import torch
-import yaml
 
 from wavelet_cli.sampler_presets import STRATEGIES, in_order
 from wavelet_core.checkpoint import MODEL_PARTS, load_checkpoint, locate_checkpoint, verify_checkpoint
 from wavelet_core.config import ConfigurationError, parse
 from wavelet_core.devices import resolve_device
 from wavelet_core.generation import GenerationSettings, ModelDrafts, NgramDrafts
-from wavelet_core.messages import shortened, shown
 from wavelet_memory import learn_while_reading
 from wavelet_quant import quantize_int8
 
@@ -79,7 +77,7 @@ def generation_settings(options: dict[str, Any]) -> GenerationSettings:
     search = (("candidates", options["lookahead_k"]), ("depth", options["lookahead_depth"]))
     content = {
         "tokens": options["num_tokens"],
-        "samplers": [*in_order(chosen), *map(_sampler, options["samplers"])],
+        "samplers": [*in_order(chosen), *options["samplers"]],
         "context": options["context"],
         "stop_strings": list(options["stops"]),
         "lookahead": {name: value for name, value in search if value is not None} or None,
@@ -87,17 +85,6 @@ def generation_settings(options: dict[str, Any]) -> GenerationSettings:
         "metrics": options["metrics"] or options["strategies"],
     }
     return parse(GenerationSettings, content, "generate")
-
-
-def _sampler(text: str) -> Any:
-    """A sampler given as YAML."""
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise click.UsageError(f"--sampler {shown(text)} is not YAML: {shortened(reason)}") from error
-    except RecursionError:
-        raise click.UsageError(f"--sampler {shown(text)} is nested too deeply") from None
 
 
 def load_model(directory: Path, options: dict[str, Any], draft: bool = False) -> Any:

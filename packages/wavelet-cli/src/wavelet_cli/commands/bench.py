@@ -10,7 +10,14 @@ import click
 
 from wavelet_cli import completion
 from wavelet_cli.output import print_report
-from wavelet_cli.shared_options import device_option, json_option, set_option, threads_option, verify_option
+from wavelet_cli.shared_options import (
+    device_option,
+    json_option,
+    kernel_option,
+    set_option,
+    threads_option,
+    verify_option,
+)
 from wavelet_train.quantities import byte_size
 from wavelet_train.tables import table
 
@@ -58,6 +65,7 @@ def command() -> None:
 @device_option
 @click.option("--compile", "compiled", is_flag=True, help="Compile the steps with torch.compile first; takes a minute.")
 @threads_option
+@kernel_option
 @click.option(
     "--positions",
     type=Numbers(),
