@@ -100,15 +100,15 @@ def recording(choose):
 def test_meta_and_fake_tensors_keep_their_kind():
     for mode in (torch.device("meta"), FakeTensorMode()):
         with mode, torch.no_grad():
-            out = Linear(256, 256)(torch.zeros(1, 2, 256))
-            stacked = StackedLinear(2, 256, 256)(torch.zeros(2, 3, 256))
-        assert out.shape == (1, 2, 256)
-        assert stacked.shape == (2, 3, 256)
+            out = Linear(512, 512)(torch.zeros(1, 2, 512))
+            stacked = StackedLinear(2, 512, 512)(torch.zeros(2, 3, 512))
+        assert out.shape == (1, 2, 512)
+        assert stacked.shape == (2, 3, 512)
 
 
 @pytest.mark.parametrize(
     ("x", "weight", "bias"),
-    [((2, 255), (256, 256), 256), ((2, 256), (2, 256, 256), 256), ((2, 256), (256, 256), 255)],
+    [((2, 511), (512, 512), 512), ((2, 512), (2, 512, 512), 512), ((2, 512), (512, 512), 511)],
     ids=["other width", "a stack", "other bias"],
 )
 def test_what_does_not_fit_is_refused_by_torch(x, weight, bias):
@@ -118,10 +118,10 @@ def test_what_does_not_fit_is_refused_by_torch(x, weight, bias):
 
 def test_a_bias_for_all_outputs_is_left_to_torch():
     with torch.no_grad():
-        assert torch.equal(linear(torch.zeros(2, 256), torch.zeros(256, 256), torch.ones(1)), torch.ones(2, 256))
+        assert torch.equal(linear(torch.zeros(2, 512), torch.zeros(512, 512), torch.ones(1)), torch.ones(2, 512))
 
 
-@pytest.mark.parametrize(("x", "weight"), [((1, 2, 256), (2, 256, 256)), ((2, 256), (2, 256, 256))])
+@pytest.mark.parametrize(("x", "weight"), [((1, 2, 512), (2, 512, 512)), ((2, 512), (2, 512, 512))])
 def test_stacks_that_do_not_fit_are_refused_by_torch(x, weight):
     with torch.no_grad(), pytest.raises(RuntimeError):
         stacked_linear(torch.zeros(x), torch.zeros(weight))
@@ -137,7 +137,7 @@ def test_each_map_of_a_stack_has_its_own_matrix():
 
 @torch.no_grad()
 def test_the_kernel_multiplies_what_it_accepts(recording):
-    side = int(SMALLEST_MATRIX**0.5)
+    side = int(SMALLEST_MATRIX[torch.float32] ** 0.5)
     one, stack = Linear(side, side), StackedLinear(2, side, side)
     for rows, ours in ((2, True), (3, False)):
         x = torch.randn(rows, side)
@@ -149,8 +149,8 @@ def test_the_kernel_multiplies_what_it_accepts(recording):
 def test_torch_multiplies_where_no_kernel_is_wanted(choose, reason):
     components = {"nothing registered": [], "unavailable": [Unavailable]}.get(reason, [Recording])
     choose(*components, name="torch" if reason == "torch" else None)
-    one = Linear(256, 255 if reason == "small matrix" else 256)
-    x = torch.randn(2, 256)
+    one = Linear(512, 511 if reason == "small matrix" else 512)
+    x = torch.randn(2, 512)
     with torch.set_grad_enabled(reason == "gradients"):
         assert torch.equal(one(x), F.linear(x, one.weight, one.bias))
 
@@ -160,10 +160,10 @@ def test_the_kernels_that_this_machine_can_run_are_asked_in_turn_and_chosen_once
     chosen = active_kernels()
     assert [type(kernel) for kernel in chosen] == [Preferred, Recording, Last]
     assert active_kernels() is chosen
-    one = Linear(256, 256)
+    one = Linear(512, 512)
     with torch.no_grad():
         for rows, answer in ((1, -2), (2, -1), (3, -3)):
-            assert (one(torch.zeros(rows, 256)) == answer).all()
+            assert (one(torch.zeros(rows, 512)) == answer).all()
 
 
 def test_a_kernel_is_used_alone_by_name_or_configuration_until_told_otherwise(choose):
@@ -207,7 +207,7 @@ def test_a_kernel_that_cannot_be_used_is_refused_and_changes_nothing(choose, ker
 def test_a_named_kernel_that_cannot_be_used_is_an_error(choose, name, says):
     choose(Unavailable, Recording, name=name)
     with torch.no_grad(), pytest.raises(ConfigurationError) as refused:
-        Linear(256, 256)(torch.zeros(1, 256))
+        Linear(512, 512)(torch.zeros(1, 512))
     assert all(part in str(refused.value) for part in says)
 
 
@@ -215,5 +215,5 @@ def test_nothing_is_chosen_before_a_product_that_could_use_a_kernel(choose):
     choose(name="unknown")
     with torch.no_grad():
         assert Linear(8, 8)(torch.zeros(1, 8)).shape == (1, 8)
-    assert Linear(256, 256)(torch.zeros(1, 256)).requires_grad
+    assert Linear(512, 512)(torch.zeros(1, 512)).requires_grad
     assert not kernels._chosen

@@ -8,12 +8,13 @@ from torch.nn import functional as F
 
 from wavelet_core.kernels import active_kernels
 
-SMALLEST_MATRIX = 1 << 16  # entries; below, starting a kernel takes longer than it saves
+# Entries of a matrix; below, starting a kernel takes longer than it saves. torch starts slowly in 16 bits.
+SMALLEST_MATRIX = {torch.float32: 1 << 18, torch.bfloat16: 1 << 13, torch.float16: 1 << 13}
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
     """x W^T + b, then GELU where asked. Shapes: x (..., K), weight (M, K), bias (M) or None -> (..., M)."""
-    if weight.numel() >= SMALLEST_MATRIX and not torch.is_grad_enabled() and weight.dim() == 2:
+    if weight.numel() >= SMALLEST_MATRIX.get(weight.dtype, 0) and not torch.is_grad_enabled() and weight.dim() == 2:
         for kernel in active_kernels():
             if kernel.accepts(x, weight, bias):
                 return kernel.linear(x, weight, bias, gelu)
@@ -23,7 +24,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
 
 def stacked_linear(x: Tensor, weight: Tensor) -> Tensor:
     """x_s W_s^T for every s. Shapes: x (S, N, K), weight (S, M, K) -> (S, N, M)."""
-    if weight.numel() >= SMALLEST_MATRIX and not torch.is_grad_enabled() and weight.dim() == 3:
+    if weight.numel() >= SMALLEST_MATRIX.get(weight.dtype, 0) and not torch.is_grad_enabled() and weight.dim() == 3:
         for kernel in active_kernels():
             if kernel.accepts(x, weight):
                 return kernel.stacked_linear(x, weight)

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import platform
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -32,8 +33,9 @@ from wavelet_quant.native_library import LIBRARY, instruction_set, library
 from wavelet_quant.packed_kernel import PackedKernel
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+SMALLEST_WIDTH = 64  # channels; narrower rows are mostly ends
 SMALLEST_COMPILED = 1 << 18  # entries; below, and in float32, a compiled graph is faster without another operator
-ROWS = (0, 1, 2, 4, 8, 16, 32, 64)  # up to which the kernel may be the faster one; torch multiplies more
+ROWS = (0, 1, 2, 4, 8, 16, 32, 64, 128)  # up to which the kernel may be the faster one; the last stands for any number
 MEASURED_MATRIX = (2048, 1024)
 
 
@@ -98,7 +100,7 @@ def _is_faster(rows: int, dtype: torch.dtype, instructions: int) -> bool:
 
 @functools.cache
 def _most_rows(dtype: torch.dtype, threads: int, instructions: int) -> int:
-    """Up to how many rows the kernel is the faster one: a power of two, at most the last of ROWS.
+    """Up to how many rows the kernel is the faster one: a power of two, or sys.maxsize for any number.
 
     It is measured once on a machine and remembered in the cache directory: the two differ in rounding, and a text that
     is generated again from its seed has to be the same.
@@ -109,11 +111,11 @@ def _most_rows(dtype: torch.dtype, threads: int, instructions: int) -> int:
     with suppress(OSError, ValueError, TypeError):
         known = json.loads(path.read_text("utf-8"))
         if type(known) is int and known in ROWS:
-            return known
+            return sys.maxsize if known == ROWS[-1] else known
     most = next(rows for rows in reversed(ROWS) if rows == 0 or _is_faster(rows, dtype, instructions))
     with suppress(OSError):
         write_atomically(path, lambda file: file.write_text(f"{most}\n", "utf-8"))
-    return most
+    return sys.maxsize if most == ROWS[-1] else most
 
 
 @torch.compiler.assume_constant_result
@@ -147,6 +149,7 @@ class Native(PackedKernel):
             and x.is_cpu
             and weight.is_cpu
             and not torch.is_autocast_enabled("cpu")
+            and weight.shape[-1] >= SMALLEST_WIDTH
             and _fits(x, weight, bias)
             and self._is_faster(x.numel() // x.shape[-1] if weight.dim() == 2 else x.shape[-2], weight)
         )
