@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from wavelet_core import hookimpl
 from wavelet_quant.int8 import Int8
 from wavelet_quant.native_kernel import Native
 from wavelet_quant.reference_kernel import Reference
+from wavelet_quant.triton_kernel import Triton
 
 
 @hookimpl
 def register_components(register: Callable[[str, type], None]) -> None:
     register("format", Int8)
-    for kernel in (Native, Reference):
+    for kernel in (Native, Reference, Triton):
         register("kernel", kernel)
+
+
+@hookimpl
+def register_contracts(register: Callable[[str, Any], None]) -> None:
+    from wavelet_quant.testing.kernel_contract import KERNEL_CHECKS
+
+    register("kernel", KERNEL_CHECKS)

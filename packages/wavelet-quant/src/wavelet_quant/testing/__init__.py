@@ -1,0 +1,1 @@
+"""The contract of kernels, for `wavelet_core.testing.check_component`."""
