@@ -29,6 +29,13 @@ verify_option = click.option(
     help="Do not check first that the checkpoint's files are what was saved.",
 )
 
+quantize_option = click.option(
+    "--quantize",
+    metavar="RECIPE",
+    shell_complete=completion.recipes,
+    help="Quantize the weights after loading: int8, int4, mixed-8-4-2, mixed-conservative, or a recipe's file.",
+)
+
 threads_option = click.option(
     "--threads",
     type=click.IntRange(1, 1024),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -48,9 +50,12 @@ class Linear(nn.Linear):
 class StackedLinear(nn.Module):
     """S linear maps without bias side by side, x_s W_s^T for every s.
 
-    std: of the normal distribution that the initial weights are drawn from; K^-0.5 by default.
+    std: of the normal distribution that the initial weights are drawn from; K^-0.5 by default. scales: which scale of
+    the wavelet each map belongs to, 0 the coarsest, for weight formats that go by that; None where they belong to none.
     Shapes: (S, N, K) -> (S, N, M); parameter weight (S, M, K).
     """
+
+    scales: Sequence[int] | None = None
 
     def __init__(self, count: int, in_features: int, out_features: int, std: float | None = None):
         super().__init__()

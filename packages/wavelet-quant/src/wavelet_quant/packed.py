@@ -17,12 +17,13 @@ import functools
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from wavelet_core.kernels import active_kernels
 from wavelet_quant.native_kernel import TYPES, observed
 from wavelet_quant.packed_kernel import PackedKernel
+from wavelet_quant.weight_format import StoredMatrix
 
 OFFSETS = {8: 128.0, 4: 8.0, 2: 1.5}
 GROUPS = (32, 64, 128)
@@ -57,11 +58,12 @@ def dense(values: Tensor, scales: Tensor, bits: int, height: int, width: int) ->
     return (codes.unflatten(-1, (per_row.shape[-1], -1)) * per_row[..., None]).flatten(-2)
 
 
-class PackedMatrix(nn.Module):
+class PackedMatrix(StoredMatrix):
     """A matrix (M, K), or a stack of them (S, M, K), in `bits` bits; calling it multiplies.
 
     codes: (..., M, K), integers from 0 to 2^bits - 1. scales: (..., M, groups), floating point, with 1 group or K / 32,
-    K / 64 or K / 128. Buffers: values and scales, packed as the module says; `.to(dtype)` leaves them as they are.
+    K / 64 or K / 128. read_as: the type that the matrix is read as. Buffers: values and scales, packed as the module
+    says, and read_as.
 
     Raises ValueError for bits, groups and shapes that there are not.
     """
@@ -69,8 +71,8 @@ class PackedMatrix(nn.Module):
     values: Tensor
     scales: Tensor
 
-    def __init__(self, codes: Tensor, scales: Tensor, bits: int):
-        super().__init__()
+    def __init__(self, codes: Tensor, scales: Tensor, bits: int, read_as: torch.dtype = torch.float32):
+        super().__init__(codes.shape, read_as, codes.device)
         if bits not in OFFSETS:
             raise ValueError(f"{bits} bits: packed matrices have {', '.join(map(str, OFFSETS))}")
         self.bits, (self.height, self.width) = bits, codes.shape[-2:]
@@ -95,33 +97,35 @@ class PackedMatrix(nn.Module):
             raise ValueError(f"group {group} for {width} channels: a group has {sizes} and divides the channels")
         grouped = weight.detach().float().unflatten(-1, (-1, group or width))
         absmax = grouped.abs().amax(-1)
-        if not absmax.isfinite().all():
+        if not (absmax.is_meta or absmax.isfinite().all()):
             raise ValueError("has entries that are not finite, which no integer stands for")
         largest = OFFSETS[bits] if bits == 2 else OFFSETS[bits] - 1
         scales = (absmax / largest).clamp_min(torch.finfo(scale_type).tiny).to(scale_type)
-        if not scales.isfinite().all():
+        if not (scales.is_meta or scales.isfinite().all()):
             raise ValueError(f"has entries up to {absmax.max():g}, too large for scales in {scale_type}")
         most = (1 << bits) - 1
         codes = (grouped / scales.float()[..., None] + OFFSETS[bits]).round_().clamp_(0, most)
-        return cls(codes.flatten(-2).to(torch.uint8), scales, bits)
+        return cls(codes.flatten(-2).to(torch.uint8), scales, bits, weight.dtype)
 
     def forward(self, x: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
         """x W^T + b, then GELU where asked, in x's type. Shapes: (..., K) -> (..., M) or (S, N, K) -> (S, N, M)."""
         return packed_linear(x, self.values, self.scales, bias, self.bits, self.height, gelu)
 
-    def matrix(self) -> Tensor:
-        """The whole matrix (..., M, K) in float32."""
-        return dense(self.values, self.scales, self.bits, self.height, self.width)
+    def matrix(self, dtype: torch.dtype | None = None) -> Tensor:
+        return dense(self.values, self.scales, self.bits, self.height, self.width).to(dtype or self.dtype)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> PackedMatrix:
-        scales = self.scales
-        super()._apply(fn, recurse)
-        if self.scales.dtype is not scales.dtype:
-            self.scales = scales.to(self.scales.device)
-        return self
+    def rows(self, index: Tensor) -> Tensor:
+        block, row = index // BLOCK, index % BLOCK
+        # A row's words as a packed matrix of its own, of one block with one row.
+        values, scales = self.values[block, :, row], self.scales[block, :, row]
+        mask = (1 << self.bits) - 1
+        planes = [(values >> (self.bits * j)) & mask for j in range(8 // self.bits)]
+        codes = torch.stack(planes, -2).flatten(-3)[..., : self.width].float() - OFFSETS[self.bits]
+        grouped = codes.unflatten(-1, (scales.shape[-1], -1)) * scales.float()[..., None]
+        return grouped.flatten(-2).to(self.dtype)
 
     def extra_repr(self) -> str:
-        return f"{self.height} x {self.width}, {self.bits} bits, {self.scales.shape[-2]} groups"
+        return f"{tuple(self.shape)}, {self.bits} bits, {self.scales.shape[-2]} groups, read as {self.dtype}"
 
 
 def _check_scales(scales: Tensor, shape: torch.Size) -> None:

@@ -16,6 +16,7 @@ from wavelet_cli.shared_options import (
     device_option,
     json_option,
     kernel_option,
+    quantize_option,
     threads_option,
     verify_option,
 )
@@ -105,7 +106,8 @@ class Finite(click.FloatRange):
     shell_complete=completion.drafts,
     help="Speculative decoding: guess by look-up in the text, or with a smaller model; the same text, sooner.",
 )
-@click.option("--ptq8", is_flag=True, help="Quantize the weights to 8 bits after loading.")
+@quantize_option
+@click.option("--ptq8", is_flag=True, help="The same as --quantize int8.")
 @click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Type of the weights; default: as stored."
 )
@@ -139,6 +141,7 @@ def command(checkpoint: str, **options: Any) -> None:
       wavelet generate runs/demo "def " --num-tokens 200
       wavelet generate runs/demo --prompt-file start.txt --strategies --seed 7
       wavelet generate runs/demo "The" -n 4 --temperature 0.8 --top-p 0.9 --json
+      wavelet generate runs/demo "The" --quantize int4
       echo "import os" | wavelet generate runs/demo - --temperature 0 --draft ngram
     """
     from wavelet_cli.generated_text import Clock, Printer, metrics_table

@@ -1,1 +1,1 @@
-"""The contract of kernels, for `wavelet_core.testing.check_component`."""
+"""The contracts of the kinds that wavelet-quant brings."""
