@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 import torch
-import yaml
 
 from wavelet_cli.output import warning_style
 from wavelet_cli.quantized_model import load_model
@@ -25,7 +24,6 @@ from wavelet_core.generation import (
     NgramDrafts,
     load_steps,
 )
-from wavelet_core.messages import shortened, shown
 from wavelet_memory import learn_while_reading
 
 
@@ -87,7 +85,7 @@ def generation_settings(options: dict[str, Any]) -> GenerationSettings:
     search = (("candidates", options["lookahead_k"]), ("depth", options["lookahead_depth"]))
     content = {
         "tokens": options["num_tokens"],
-        "samplers": [*in_order(chosen), *map(_sampler, options["samplers"])],
+        "samplers": [*in_order(chosen), *options["samplers"]],
         "context": options["context"],
         "stop_strings": list(options["stops"]),
         "lookahead": {name: value for name, value in search if value is not None} or None,
@@ -95,17 +93,6 @@ def generation_settings(options: dict[str, Any]) -> GenerationSettings:
         "metrics": options["metrics"] or options["strategies"],
     }
     return parse(GenerationSettings, content, "generate")
-
-
-def _sampler(text: str) -> Any:
-    """A sampler given as YAML."""
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise click.UsageError(f"--sampler {shown(text)} is not YAML: {shortened(reason)}") from error
-    except RecursionError:
-        raise click.UsageError(f"--sampler {shown(text)} is nested too deeply") from None
 
 
 def load_checkpoint_model(directory: Path, options: dict[str, Any], draft: bool = False) -> Any:

@@ -9,11 +9,13 @@ from typing import Any
 import click
 
 from wavelet_cli import completion
+from wavelet_cli.component_option import Component
 from wavelet_cli.output import print_json
 from wavelet_cli.shared_options import (
     checkpoint_argument,
     device_option,
     json_option,
+    kernel_option,
     quantize_option,
     threads_option,
     verify_option,
@@ -80,8 +82,9 @@ class Finite(click.FloatRange):
     "--sampler",
     "samplers",
     multiple=True,
+    type=Component(),
     metavar="YAML",
-    shell_complete=completion.samplers,
+    shell_complete=completion.components("sampler"),
     help="A sampler by name or as {kind: ..., ...}, a plugin's for example; applied last, in the order given.",
 )
 @click.option("--lookahead-k", type=click.IntRange(min=2), help="Search: candidates tried for every token. Default: 3.")
@@ -115,6 +118,7 @@ class Finite(click.FloatRange):
 )
 @device_option
 @threads_option
+@kernel_option
 @click.option(
     "--fwpkm-inference-updates", is_flag=True, help="Let fast-weight memories learn from the text as it goes."
 )
