@@ -63,8 +63,13 @@ def compile_step(session: DecodingSession, batch: int, path: Path) -> None:
     step = _Step(session, batch)
     tokens = torch.zeros(batch, dtype=torch.long, device=session.device)
     history = [tensor for _, tensor in leaves(session.new_state(batch).tree)]
-    # Glue between the products is too little work for threads; products that torch or a kernel computes have their own.
-    options = {"cpp.threads": 1, "aot_inductor.package_constants_in_so": False}
+    options = {
+        # No weight goes into the library, not even a scalar as a number.
+        "aot_inductor.package_constants_in_so": False,
+        "always_keep_tensor_constants": True,
+        # What lies between large products is too little work for threads; the products themselves have their own.
+        "cpp.threads": 1,
+    }
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about itself
