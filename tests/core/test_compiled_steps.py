@@ -148,7 +148,7 @@ def test_options_that_are_set_after_loading_make_another_model(make_model, no_co
     [
         (torch, "__version__", "1.0", "another torch ("),
         (compiled_files, "_processor", lambda: "other", "another processor ("),
-        (compiled_files, "_code", lambda model: "other", "another code ("),
+        (compiled_files, "_code", lambda model: "other", "another version of the model's code ("),
     ],
     ids=["torch", "processor", "code"],
 )
@@ -179,6 +179,15 @@ def test_a_record_that_was_changed_is_not_believed(checkpoint):
 def test_a_damaged_record_is_refused(checkpoint, content):
     (checkpoint / "compiled" / "record.json").write_text(content)
     assert "or it is damaged" in refused(session_of(checkpoint), checkpoint)
+
+
+def test_without_the_whole_secret_nothing_is_believed(checkpoint, tmp_path):
+    secret = tmp_path / "cache" / "compiled.key"
+    for content in (b"", b"\0" * 31):
+        secret.write_bytes(content)
+        assert "was not compiled by this user" in refused(session_of(checkpoint), checkpoint)
+        with pytest.raises(ValueError, match="is damaged; remove it"):
+            compile_steps(session_of(checkpoint), checkpoint)
 
 
 def test_a_changed_library_is_never_run(checkpoint):
@@ -212,6 +221,11 @@ def test_a_model_that_cannot_be_compiled_is_named(make_model, tmp_path):
     session.model.hidden = lambda tokens, state: 1 / 0
     with pytest.raises(CompiledStepError, match="cannot be compiled: ZeroDivisionError"):
         compile_steps(session, tmp_path)
+    session.model.hidden = lambda tokens, state: session.model.embed(tokens) + secret_weight
+    secret_weight = torch.ones(12)
+    with pytest.raises(CompiledStepError, match="tensors that are neither parameters nor buffers"):
+        compile_steps(session, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def compiled(model, directory, batches=(1,)):

@@ -116,12 +116,9 @@ def _most_rows(dtype: torch.dtype, threads: int, instructions: int) -> int:
     return most
 
 
+@torch.compiler.assume_constant_result
 def _most_compiled_rows(dtype: torch.dtype, instructions: int) -> int:
     return _most_rows(dtype, torch.get_num_threads(), instructions)
-
-
-# All that torch.compiler.assume_constant_result does, but without importing the compiler, which takes a second.
-_most_compiled_rows._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class Native(Kernel):

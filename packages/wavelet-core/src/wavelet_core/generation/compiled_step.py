@@ -15,7 +15,7 @@ from wavelet_core.generation.session import DecodingSession, decoding_view
 from wavelet_core.state import State, leaves, map_tree
 from wavelet_core.tensor_files import CheckpointError
 
-LARGEST_LOOP = 1 << 22  # entries of a matrix that generated loops multiply with one row; torch multiplies larger ones
+LARGEST_LOOP = 1 << 20  # entries of a matrix that generated loops multiply with one row; torch multiplies larger ones
 
 
 class CompiledStepError(CheckpointError):
@@ -74,6 +74,8 @@ def compile_step(session: DecodingSession, batch: int, path: Path) -> None:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about itself
             program = torch.export.export(step, (tokens, *history)).run_decompositions(_loops(session.device))
+            if unnamed := program.graph_signature.lifted_tensor_constants:
+                raise ValueError(f"{', '.join(unnamed)}: tensors that are neither parameters nor buffers")
             aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
