@@ -129,12 +129,11 @@ def _secret(make: bool = False) -> bytes:
 def circumstances(session: DecodingSession) -> dict[str, str]:
     """What a compiled step depends on, by the name that a message gives it."""
     model = session.model
-    device = session.device
     kernel = active_kernel()
     return {
         "torch": torch.__version__,
         "processor": _processor(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": session.device.type,
         "type of the weights": str(next(model.parameters()).dtype).removeprefix("torch."),
         "kernel of matrix products": "torch" if kernel is None else kernel.config.model_dump_json(),
         "model": _short(json.dumps(_structure(model), default=_plain, skipkeys=True)),
