@@ -30,8 +30,8 @@ def command(checkpoint: str, batches: list[int], dtype: str | None, verify: bool
 
     `wavelet generate` uses it from then on, which makes small models several times faster, and loads it in a moment. It
     holds no weights. It fits the model, the type of its weights, this version of torch, this processor and this user:
-    where one of them is another, `generate` says so, and it must be compiled again. It is for decoding on a processor, needs
-    a C++ compiler, and takes a minute.
+    where one of them is another, `generate` says so, and it must be compiled again. It is for decoding on a processor,
+    needs a C++ compiler, and takes a minute.
 
     \b
     Examples:
