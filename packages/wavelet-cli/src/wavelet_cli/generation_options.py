@@ -134,7 +134,5 @@ def use_compiled_steps(session: DecodingSession, directory: Path, wanted: bool |
         click.echo(warning_style(f"wavelet: warning: not using compiled steps: {error}"), err=True)
         return
     if wanted and texts not in session.steps:
-        have = f"is compiled for {', '.join(map(str, session.steps))} at once" if found else "is not compiled"
-        raise click.UsageError(
-            f"--compiled: {directory} {have}, not for {texts}: wavelet compile {directory} --batch {texts}"
-        )
+        have = f"is compiled for {', '.join(map(str, session.steps))} texts at once" if found else "is not compiled"
+        raise click.UsageError(f"--compiled: {directory} {have}; run: wavelet compile {directory} --batch {texts}")

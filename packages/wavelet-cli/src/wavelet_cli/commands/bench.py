@@ -209,7 +209,7 @@ def decode_command(
         use_threads(threads or run.train.threads, model)
     name = checkpoint or f"{preset} (random weights)"
     if formats is not None:
-        compared = format_benchmark(model, formats, rounds, batches or (), prompt_tokens)
+        compared = format_benchmark(model, formats, rounds, batches or (), prompt_tokens, compiled=compiled)
         print_report({"model": name, **compared}, as_json, _describe_formats)
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -234,7 +234,7 @@ def _compiled_steps(model: Any, directory: Path | None, folder: Path, batches: S
 
 def _refuse_unused(ctx: click.Context, compares_formats: bool) -> None:
     """Refuse options that would be ignored."""
-    alone = ("compiled", "positions", "token_by_token", "window_rounds", "plot")
+    alone = ("positions", "token_by_token", "window_rounds", "plot")
     for parameter in ctx.command.params:
         given = ctx.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
         if given and compares_formats and parameter.name in alone:
@@ -247,7 +247,7 @@ def _describe_formats(report: dict[str, Any]) -> str:
     threads = report["threads"]
     title = (
         f"{report['model']}, {report['parameters']:,} parameters, {report['device']}, {threads} "
-        f"thread{'s' if threads > 1 else ''}, kernels {', '.join(report['kernels']) or 'none'}, "
+        f"thread{'s' if threads > 1 else ''}{', compiled' if report['compiled'] else ''}, kernels {', '.join(report['kernels']) or 'none'}, "
         f"{report['read_bandwidth'] / 1e9:.1f} GB/s read"
     )
     formats = report["formats"]

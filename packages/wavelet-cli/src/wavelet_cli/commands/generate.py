@@ -182,7 +182,8 @@ def command(checkpoint: str, **options: Any) -> None:
     finished = list(zip(prompts, printer.completions, strict=True))
     metrics = [completion_metrics(model, *pair) for pair in finished] if settings.metrics else []
     if options["as_json"]:
-        print_json({"checkpoint": str(directory), "texts": printer.report(texts, seeds, metrics), **clock.report()})
+        report = {"checkpoint": str(directory), "compiled": bool(session.steps)}
+        print_json({**report, "texts": printer.report(texts, seeds, metrics), **clock.report()})
         return
     if metrics:
         click.echo(metrics_table(metrics))

@@ -33,6 +33,7 @@ from wavelet_core.generation.session import DecodingSession
 from wavelet_core.kernels import active_kernels
 
 RECORD_FILE = "record.json"
+SECRET_BYTES = 32
 
 
 def compile_steps(session: DecodingSession, directory: str | Path, batches: Sequence[int] = (1,)) -> Path:
@@ -50,7 +51,7 @@ def compile_steps(session: DecodingSession, directory: str | Path, batches: Sequ
             compile_step(session, batch, library)
             digests[str(batch)] = _sha256(library)
         content = {"made_for": circumstances(session), "libraries": digests}
-        record = {**content, "signature": _signature(content, _make_secret())}
+        record = {**content, "signature": _signature(content, _secret(make=True))}
         (fresh / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
 
     folder = Path(directory) / COMPILED_DIRECTORY
@@ -90,7 +91,7 @@ def _read(folder: Path) -> dict[str, Any]:
     with suppress(OSError, ValueError, RecursionError, TypeError, AttributeError, KeyError):
         record: dict[str, Any] = json.loads((folder / RECORD_FILE).read_text("utf-8"))
         signature = record.pop("signature")
-        if hmac.compare_digest(signature, _signature(record, _secret_file().read_bytes())):
+        if hmac.compare_digest(signature, _signature(record, _secret())):
             return record
     raise CompiledStepError(
         f"{folder} was not compiled by this user on this machine, or it is damaged, and is not run; {_remedy(folder)}"
@@ -109,31 +110,33 @@ def _signature(content: dict[str, Any], secret: bytes) -> str:
     return hmac.new(secret, json.dumps(content, sort_keys=True).encode(), hashlib.sha256).hexdigest()
 
 
-def _secret_file() -> Path:
-    return default_cache_directory() / "compiled.key"
-
-
-def _make_secret() -> bytes:
-    """The user's secret for this machine, made where there is none yet."""
-    path = _secret_file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError), open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(secrets.token_bytes(32))
-    return path.read_bytes()
+def _secret(make: bool = False) -> bytes:
+    """The user's secret for this machine; make: where there is none yet. Raises OSError or ValueError without one."""
+    path = default_cache_directory() / "compiled.key"
+    if make:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            suppress(FileExistsError),
+            open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file,
+        ):
+            file.write(secrets.token_bytes(SECRET_BYTES))
+    secret = path.read_bytes()
+    if len(secret) != SECRET_BYTES:
+        raise ValueError(f"{path} is damaged; remove it")
+    return secret
 
 
 def circumstances(session: DecodingSession) -> dict[str, str]:
     """What a compiled step depends on, by the name that a message gives it."""
     model = session.model
-    device = session.device
     return {
         "torch": torch.__version__,
         "processor": _processor(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": session.device.type,
         "type of the weights": str(next(model.parameters()).dtype).removeprefix("torch."),
         "kernels": " ".join(kernel.config.model_dump_json() for kernel in active_kernels()) or "torch",
-        "model": _short(json.dumps(_structure(model), default=_plain)),
-        "code": _code(model),
+        "model": _short(json.dumps(_structure(model), default=_plain, skipkeys=True)),
+        "version of the model's code": _code(model),
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from wavelet_core.generation.session import DecodingSession, decoding_view
 from wavelet_core.state import State, leaves, map_tree
 from wavelet_core.tensor_files import CheckpointError
 
-LARGEST_LOOP = 1 << 22  # entries of a matrix that generated loops multiply with one row; torch multiplies larger ones
+LARGEST_LOOP = 1 << 20  # entries of a matrix that generated loops multiply with one row; torch multiplies larger ones
 
 
 class CompiledStepError(CheckpointError):
@@ -29,10 +28,8 @@ class CompiledStep:
     """
 
     def __init__(self, path: Path, session: DecodingSession, batch: int):
-        index = session.device.index
-        self._loader = torch._C._aoti.AOTIModelPackageLoader(
-            str(path), "model", False, 1, -1 if index is None else index
-        )
+        # Not single-threaded, one at work at a time, on no numbered device.
+        self._loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
         known = _constants(session.model)
         self._constants = {name: known[name].detach() for name in self._loader.get_constant_fqns()}
         # As they are: neither for a later swap nor some of them, and not copied.
@@ -63,12 +60,19 @@ def compile_step(session: DecodingSession, batch: int, path: Path) -> None:
     step = _Step(session, batch)
     tokens = torch.zeros(batch, dtype=torch.long, device=session.device)
     history = [tensor for _, tensor in leaves(session.new_state(batch).tree)]
-    # Glue between the products is too little work for threads; products that torch or a kernel computes have their own.
-    options = {"cpp.threads": 1, "aot_inductor.package_constants_in_so": False}
+    options = {
+        # No weight goes into the library, not even a scalar as a number.
+        "aot_inductor.package_constants_in_so": False,
+        "always_keep_tensor_constants": True,
+        # What lies between large products is too little work for threads; the products themselves have their own.
+        "cpp.threads": 1,
+    }
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about itself
-            program = torch.export.export(step, (tokens, *history)).run_decompositions(_loops(session.device))
+            program = torch.export.export(step, (tokens, *history)).run_decompositions(_LOOPS)
+            if unnamed := program.graph_signature.lifted_tensor_constants:
+                raise ValueError(f"{', '.join(unnamed)}: tensors that are neither parameters nor buffers")
             aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
@@ -113,14 +117,6 @@ def _layout(state: State) -> list[Any]:
     ]
 
 
-def _loops(device: torch.device) -> dict[Any, Callable[..., Any]]:
-    """Products of one row as sums, which become loops of the generated code, one with what comes before and after.
-
-    Calling a library for each of them would take longer than the small ones themselves.
-    """
-    return {torch.ops.aten.linear.default: _linear, torch.ops.aten.bmm.default: _bmm} if device.type == "cpu" else {}
-
-
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if x.numel() != x.shape[-1] or weight.numel() > LARGEST_LOOP:
         return NotImplemented
@@ -141,12 +137,17 @@ def _sum_of_products(x: Tensor, weight: Tensor) -> Tensor:
     return (x.to(dtype) * weight.to(dtype)).sum(-1)
 
 
+# Products of one row as sums, which become loops of the generated code, one with what comes before and after. Calling a
+# library for each of them would take longer than the small ones themselves.
+_LOOPS = {torch.ops.aten.linear.default: _linear, torch.ops.aten.bmm.default: _bmm}
+
+
 def _require_compiler(device: torch.device) -> None:
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
-    if device.type not in ("cpu", "cuda"):
-        raise CompiledStepError(f"steps can be compiled for processors and CUDA, not for {device.type}")
+    if device.type != "cpu":
+        raise CompiledStepError(f"steps can be compiled for processors, not for {device.type}; use the device cpu")
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler:
