@@ -247,7 +247,8 @@ def _describe_formats(report: dict[str, Any]) -> str:
     threads = report["threads"]
     title = (
         f"{report['model']}, {report['parameters']:,} parameters, {report['device']}, {threads} "
-        f"thread{'s' if threads > 1 else ''}{', compiled' if report['compiled'] else ''}, kernels {', '.join(report['kernels']) or 'none'}, "
+        f"thread{'s' if threads > 1 else ''}{', compiled' if report['compiled'] else ''}, "
+        f"kernels {', '.join(report['kernels']) or 'none'}, "
         f"{report['read_bandwidth'] / 1e9:.1f} GB/s read"
     )
     formats = report["formats"]
