@@ -77,8 +77,13 @@ config_argument = click.argument("config", shell_complete=completion.configurati
 checkpoint_argument = click.argument("checkpoint", shell_complete=completion.checkpoints)
 
 
+def is_taken(path: Path) -> bool:
+    """Whether something is in a place where a directory is to be written; an empty one is nothing."""
+    return path.exists() and not (path.is_dir() and not any(path.iterdir()))
+
+
 def _refuse_filled(_: click.Context, parameter: click.Parameter, path: Path) -> Path:
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    if is_taken(path):
         raise click.BadParameter(f"{path} exists already; name a new directory", param=parameter)
     return path
 
