@@ -1,4 +1,4 @@
-"""Check an installed wavelet-quant: the native library is in it, multiplies right on any number of threads, and decodes.
+"""Check an installed wavelet-quant: its native library multiplies right, on any number of threads, and decodes.
 
 `make release` runs this in the environment that it has installed the wheel in, and cibuildwheel in one of its own.
 """
@@ -11,8 +11,9 @@ import tempfile
 from pathlib import Path
 
 import torch
-import wavelet_quant
 from torch.nn import functional as F
+
+import wavelet_quant
 from wavelet_core import ModelConfig, build_model, use_kernel
 from wavelet_core.generation import DecodingSession, GenerationSettings, generate
 from wavelet_quant import native_library
