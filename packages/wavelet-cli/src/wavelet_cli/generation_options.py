@@ -10,13 +10,21 @@ from typing import Any
 import click
 import torch
 
+from wavelet_cli.output import warning_style
+from wavelet_cli.quantized_model import load_model
 from wavelet_cli.sampler_presets import STRATEGIES, in_order
-from wavelet_core.checkpoint import MODEL_PARTS, load_checkpoint, locate_checkpoint, verify_checkpoint
+from wavelet_core.checkpoint import locate_checkpoint, read_config
 from wavelet_core.config import ConfigurationError, parse
 from wavelet_core.devices import resolve_device
-from wavelet_core.generation import GenerationSettings, ModelDrafts, NgramDrafts
+from wavelet_core.generation import (
+    CompiledStepError,
+    DecodingSession,
+    GenerationSettings,
+    ModelDrafts,
+    NgramDrafts,
+    load_steps,
+)
 from wavelet_memory import learn_while_reading
-from wavelet_quant import quantize
 
 
 def read_prompts(options: dict[str, Any]) -> list[str]:
@@ -72,10 +80,8 @@ def generation_settings(options: dict[str, Any]) -> GenerationSettings:
         for name in ("fwpkm_update_lr", "fwpkm_chunk_size"):
             if options[name] is not None:
                 raise click.UsageError(f"--{name.replace('_', '-')} needs --fwpkm-inference-updates")
-    if chosen_recipe(options) is not None and not options["verify"]:
-        raise click.UsageError(
-            "--quantize and --ptq8 always verify the weights that they make others of: leave out --no-verify"
-        )
+    if options["ptq8"] and options["recipe"] is not None:
+        raise click.UsageError("--ptq8 is --quantize int8: give one of the two")
     search = (("candidates", options["lookahead_k"]), ("depth", options["lookahead_depth"]))
     content = {
         "tokens": options["num_tokens"],
@@ -89,34 +95,44 @@ def generation_settings(options: dict[str, Any]) -> GenerationSettings:
     return parse(GenerationSettings, content, "generate")
 
 
-def chosen_recipe(options: dict[str, Any]) -> str | None:
-    """The recipe by which the weights are quantized, where that is asked for."""
-    if options["ptq8"] and options["quantize"] is not None:
-        raise click.UsageError("--ptq8 is --quantize int8: give one of the two")
-    recipe: str | None = "int8" if options["ptq8"] else options["quantize"]
-    return recipe
-
-
-def load_model(directory: Path, options: dict[str, Any], draft: bool = False) -> Any:
+def load_checkpoint_model(directory: Path, options: dict[str, Any], draft: bool = False) -> Any:
     """The model in a checkpoint directory, as the options want it; a draft's memories do not learn."""
     dtype = getattr(torch, options["dtype"]) if options["dtype"] else None
     device = resolve_device(options["device"], "--device")
-    recipe = chosen_recipe(options)
-    model = load_checkpoint(directory, dtype, device, verify=options["verify"] and recipe is None)
-    if recipe is not None:
-        verify_checkpoint(directory, MODEL_PARTS)
+    recipe = "int8" if options["ptq8"] else options["recipe"]
+    if draft and "quantization" in read_config(directory):
+        recipe = None
+    model = load_model(directory, dtype, device, options["verify"], recipe)
     if options["fwpkm_inference_updates"] and not draft:
         try:
             learn_while_reading(model, options["fwpkm_update_lr"], options["fwpkm_chunk_size"])
         except ConfigurationError as error:
             raise click.UsageError(f"--fwpkm-inference-updates: {error}") from None
-    if recipe is None or (draft and getattr(model, "quantization", None) is not None):
-        return model
-    return quantize(model, recipe)
+    return model
 
 
 def load_draft(options: dict[str, Any]) -> ModelDrafts | NgramDrafts | None:
     """What guesses the next tokens, where that is asked for."""
     if options["draft"] in (None, "ngram"):
         return options["draft"] and NgramDrafts()
-    return ModelDrafts(load_model(locate_checkpoint(options["draft"]), options, draft=True))
+    return ModelDrafts(load_checkpoint_model(locate_checkpoint(options["draft"]), options, draft=True))
+
+
+def use_compiled_steps(session: DecodingSession, directory: Path, wanted: bool | None, texts: int) -> None:
+    """Let a session use the checkpoint's compiled steps.
+
+    wanted: refuse to go on without one for so many texts (True), do not use them (False), or use them where they fit
+    and warn where they do not (None).
+    """
+    if wanted is False:
+        return
+    try:
+        found = load_steps(session, directory)
+    except CompiledStepError as error:
+        if wanted:
+            raise
+        click.echo(warning_style(f"wavelet: warning: not using compiled steps: {error}"), err=True)
+        return
+    if wanted and texts not in session.steps:
+        have = f"is compiled for {', '.join(map(str, session.steps))} texts at once" if found else "is not compiled"
+        raise click.UsageError(f"--compiled: {directory} {have}; run: wavelet compile {directory} --batch {texts}")

@@ -31,6 +31,7 @@ verify_option = click.option(
 
 quantize_option = click.option(
     "--quantize",
+    "recipe",
     metavar="RECIPE",
     shell_complete=completion.recipes,
     help="Quantize the weights after loading: int8, int4, mixed-8-4-2, mixed-conservative, or a recipe's file.",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from wavelet_core.mixers import ScaleRouting
 from wavelet_core.registry import KINDS, registry
+
+REST = "rest"
 
 
 @dataclass
@@ -35,35 +38,46 @@ def count_parameters(model: nn.Module) -> int:
 def parameter_parts(model: nn.Module) -> list[ParameterPart]:
     """The parts that own a model's parameters, in the order of the model; every parameter is counted in one of them.
 
-    Parts are the components of the blocks, the embedding and the head. Cross-scale routing is listed apart from its
-    mixer. What a block holds besides its components (norms, projection, residual scalars) counts as the block's, and
-    what no block holds (the final LayerNorm) as "rest". Works on the `meta` device.
+    Parts are those of `module_parts`. Works on the `meta` device.
     """
-    parts_of_models = [kind for kind in KINDS if kind != "model"]
-    names = {registry.get(kind, name): f"{kind} {name}" for kind in parts_of_models for name in registry.names(kind)}
-    families = [registry.get("model", name) for name in registry.names("model")]
-    blocks = {f"block {name}" for name in registry.names("block")}
-    names[ScaleRouting] = "mixer routing"
-    rest = ParameterPart("rest", [0], 1)
-    parts = {rest.name: rest}
+    parts = {REST: ParameterPart(REST, [0], 1)}
     counted: set[int] = set()
-
-    def visit(module: nn.Module, outer: ParameterPart, name: str | None) -> None:
-        name = name or names.get(type(module))
-        inside_component = outer is not rest and outer.name not in blocks
-        if name and (not inside_component or name == names[ScaleRouting]):
-            outer = parts.setdefault(name, ParameterPart(name))
-            outer.uses += 1
-            outer.copies.append(0)
+    for module, name, begins in module_parts(model):
+        part = parts.setdefault(name, ParameterPart(name))
+        if begins:
+            part.uses += 1
+            part.copies.append(0)
         for parameter in module.parameters(recurse=False):
             if id(parameter) not in counted:
                 counted.add(id(parameter))
-                outer.copies[-1] += parameter.numel()
-        for child_name, child in module.named_children():
-            named = type(module) in families and child_name in ("embedding", "head")
-            visit(child, outer, child_name if named else None)
-
-    visit(model, rest, None)
+                part.copies[-1] += parameter.numel()
     for part in parts.values():
         part.copies = [copy for copy in part.copies if copy]
-    return [part for part in parts.values() if part is not rest] + [rest]
+    rest = parts.pop(REST)
+    return [*parts.values(), rest]
+
+
+def module_parts(model: nn.Module) -> Iterator[tuple[nn.Module, str, bool]]:
+    """Every module in every place of a model, with the name of the part it belongs to and whether a part begins there.
+
+    Parts are the components of the blocks, the embedding and the head. Cross-scale routing is told from its mixer. What
+    a block holds besides its components (norms, projection, residual scalars) is the block's, and what no block holds
+    (the final LayerNorm) is the "rest".
+    """
+    kinds_of_parts = [kind for kind in KINDS if kind != "model"]
+    names = {registry.get(kind, name): f"{kind} {name}" for kind in kinds_of_parts for name in registry.names(kind)}
+    families = [registry.get("model", name) for name in registry.names("model")]
+    blocks = {f"block {name}" for name in registry.names("block")}
+    names[ScaleRouting] = "mixer routing"
+
+    def visit(module: nn.Module, outer: str, name: str | None) -> Iterator[tuple[nn.Module, str, bool]]:
+        name = name or names.get(type(module))
+        inside_component = outer != REST and outer not in blocks
+        begins = name is not None and (not inside_component or name == names[ScaleRouting])
+        part = name if name is not None and begins else outer
+        yield module, part, begins
+        for child_name, child in module.named_children():
+            named = type(module) in families and child_name in ("embedding", "head")
+            yield from visit(child, part, child_name if named else None)
+
+    yield from visit(model, REST, None)

@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from wavelet_quant.quantizer import QuantizedMatrix, quantize, weight_bytes
+from wavelet_quant.quantizer import QuantizedMatrix, RecipeQuantizer, quantize, weight_bytes
 from wavelet_quant.recipe import Recipe, load_recipe, preset_recipes
 from wavelet_quant.weight_format import StoredMatrix, WeightFormat
 
@@ -10,6 +10,7 @@ __version__ = version("wavelet-quant")
 __all__ = [
     "QuantizedMatrix",
     "Recipe",
+    "RecipeQuantizer",
     "StoredMatrix",
     "WeightFormat",
     "load_recipe",

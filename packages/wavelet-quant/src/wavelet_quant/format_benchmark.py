@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import statistics
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from wavelet_core.config import ConfigurationError
+from wavelet_core.generation import compile_steps, load_steps
 from wavelet_core.generation.context import Contexts
 from wavelet_core.generation.session import DecodingSession
 from wavelet_core.kernels import active_kernels
@@ -48,7 +50,8 @@ def model_in_format(model: Any, format: str) -> Any:
     """A model like the given one, which stays as it is, in a dense type or by a recipe.
 
     format: float32, bfloat16 or float16; a recipe's name or file; or `dequantize`: 8-bit weights that become floating
-    point before each product.
+    point before each product. What a recipe leaves in floating point is in float32, in which torch starts the small
+    products of a token sooner than in 16 bits; `dequantize` keeps the model's type.
 
     Raises what `quantize` raises.
     """
@@ -56,7 +59,7 @@ def model_in_format(model: Any, format: str) -> Any:
         dtype = getattr(torch, format)
         return model if next(model.parameters()).dtype is dtype else copy.deepcopy(model).to(dtype)
     if format != DEQUANTIZE:
-        return quantize(copy.deepcopy(model), format)
+        return quantize(copy.deepcopy(model), format).float()
     made = quantize(copy.deepcopy(model), "int8")
     dequantized: dict[PackedMatrix, DequantizedMatrix] = {}
     for module in list(made.modules()):
@@ -70,10 +73,14 @@ def model_in_format(model: Any, format: str) -> Any:
 class _Decoder:
     """A model in a format, with a stream that has read a text, and the times that it took."""
 
-    def __init__(self, format: str, model: Any, text: Tensor, batches: Sequence[int]):
+    def __init__(self, format: str, model: Any, text: Tensor, batches: Sequence[int], compiled: bool):
         self.format = format
         self.weight_bytes, self.read = weight_bytes(model), weight_bytes_read(model)
         self.session = DecodingSession(model)
+        if compiled:
+            with tempfile.TemporaryDirectory() as folder:
+                compile_steps(self.session, folder, [1, *batches])
+                load_steps(self.session, folder)
         self.token = text[0, :1]
         self.stream = Contexts(self.session, 1, PREFILL_CHUNK)
         self.stream.open([0], [text[0].tolist()], ["stream"])
@@ -102,12 +109,13 @@ def format_benchmark(
     batches: Sequence[int] = (),
     prompt_tokens: int = 512,
     position: int = 16,
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """Measure decoding in several formats; times in seconds, sizes in bytes.
 
     formats: what `model_in_format` knows; speeds are compared with the first one's. rounds: turns, of one token in each
     format, after `position` tokens of a random text; a quarter as many for batches and prompts. batches: numbers of
-    streams decoded at once. prompt_tokens: of a text that is read from its start.
+    streams decoded at once. prompt_tokens: of a text that is read from its start. compiled: decode by compiled steps.
 
     Raises what `model_in_format` raises.
     """
@@ -117,7 +125,7 @@ def format_benchmark(
     text = torch.randint(model.config.vocabulary, (1, position), device=device)
     prompt = torch.randint(model.config.vocabulary, (1, prompt_tokens), device=device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    decoders = [_Decoder(format, model_in_format(model, format), text, batches) for format in formats]
+    decoders = [_Decoder(format, model_in_format(model, format), text, batches, compiled) for format in formats]
     bandwidth = ReadBandwidth(device)
     for decoder in decoders:
         decoder.step()
@@ -136,6 +144,7 @@ def format_benchmark(
     return {
         "device": str(device),
         "threads": torch.get_num_threads(),
+        "compiled": compiled,
         "kernels": [kernel.config.kind for kernel in active_kernels()],
         "parameters": parameters,
         "read_bandwidth": statistics.median(reads),

@@ -9,6 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from wavelet_core import ComponentConfig
+from wavelet_quant.clipping import best_scales, nearest_codes
+from wavelet_quant.gptq import quantize_with_hessian
 from wavelet_quant.packed import PackedMatrix
 from wavelet_quant.weight_format import WeightFormat
 
@@ -28,7 +30,14 @@ class PackedFormat(WeightFormat):
         return self.group is None or shape[-1] % self.group == 0
 
     def store(self, weight: Tensor, hessian: Tensor | None = None) -> PackedMatrix:
-        return PackedMatrix.quantized(weight, self.bits, self.group, self.scale_type)
+        if weight.is_meta or self.bits == 8:
+            return PackedMatrix.quantized(weight, self.bits, self.group, self.scale_type)
+        if hessian is not None:
+            codes, scales = quantize_with_hessian(weight, hessian, self.bits, self.group, self.scale_type)
+        else:
+            scales = best_scales(weight, self.bits, self.group, scale_type=self.scale_type)
+            codes = nearest_codes(weight, scales, self.bits)
+        return PackedMatrix(codes, scales, self.bits, weight.dtype)
 
 
 class GroupedConfig(ComponentConfig):
@@ -49,6 +58,8 @@ class Int8(PackedFormat):
 class Int4(PackedFormat):
     """4 bits a weight, in groups of channels with a 16-bit scale each."""
 
+    rounds_by_inputs = True
+
     class Config(GroupedConfig):
         kind: Literal["int4"] = "int4"
 
@@ -57,6 +68,8 @@ class Int4(PackedFormat):
 
 class Int2(PackedFormat):
     """2 bits a weight, in groups of channels with a 16-bit scale each."""
+
+    rounds_by_inputs = True
 
     class Config(GroupedConfig):
         kind: Literal["int2"] = "int2"

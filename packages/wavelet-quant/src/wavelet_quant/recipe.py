@@ -14,6 +14,7 @@ from wavelet_core import ComponentConfig, ComponentOf, Section
 from wavelet_core.config import parse
 from wavelet_core.configuration_files import locate, read_file
 from wavelet_core.messages import shown
+from wavelet_core.registry import registry
 
 VERSION = 1
 PRESETS = Path(__file__).with_name("recipes")
@@ -85,6 +86,11 @@ class Recipe(Section):
                 "upgrade it: pip install --upgrade wavelet-quant"
             )
         return data
+
+    @property
+    def rounds_by_inputs(self) -> bool:
+        """Whether one of its formats is better with the inputs that a matrix will see."""
+        return any(registry.get("format", config.kind).rounds_by_inputs for _, config in self.formats())  # type: ignore[attr-defined]
 
     def formats(self) -> list[tuple[tuple[str | int, ...], ComponentConfig]]:
         """Every format that it names, with its place."""

@@ -69,7 +69,12 @@ class StoredMatrix(nn.Module, ABC):
 
 
 class WeightFormat(ABC):
-    """How a matrix is stored, made as `(config)`."""
+    """How a matrix is stored, made as `(config)`.
+
+    rounds_by_inputs: whether `store` makes use of a hessian, so that collecting one is worth the time.
+    """
+
+    rounds_by_inputs: ClassVar[bool] = False
 
     def __init__(self, config: Any):
         self.config: ComponentConfig = config

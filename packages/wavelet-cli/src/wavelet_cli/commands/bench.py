@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import statistics
+import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import click
 from click.core import ParameterSource
 
 from wavelet_cli import completion
+from wavelet_cli.numbers import Numbers
 from wavelet_cli.output import print_report, titled
 from wavelet_cli.shared_options import (
     device_option,
@@ -23,24 +26,6 @@ from wavelet_cli.shared_options import (
 )
 from wavelet_train.quantities import byte_size
 from wavelet_train.tables import table
-
-
-class Numbers(click.ParamType):
-    """Whole numbers from 1 to 999,999,999, separated by commas."""
-
-    name = "numbers"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
-        words = str(value).split(",")
-        if not all(re.fullmatch("0*[1-9][0-9]{0,8}", word.strip()) for word in words):
-            from wavelet_core.messages import shown
-
-            self.fail(
-                f"{shown(str(value))} must be whole numbers from 1 to 999,999,999 separated by commas, as in 100,1000",
-                param,
-                ctx,
-            )
-        return [int(word) for word in words]
 
 
 class Shapes(click.ParamType):
@@ -96,7 +81,11 @@ def command() -> None:
     help="Type of the weights. Default: as stored; for random ones float32, and bfloat16 with --formats.",
 )
 @device_option
-@click.option("--compile", "compiled", is_flag=True, help="Compile the steps with torch.compile first; takes a minute.")
+@click.option(
+    "--compiled",
+    is_flag=True,
+    help="Measure compiled steps: those that `wavelet compile` has put beside CHECKPOINT, or made now, in a minute.",
+)
 @threads_option
 @kernel_option
 @click.option(
@@ -200,6 +189,7 @@ def decode_command(
 
     place = resolve_device(device, "--device")
     weight_type = None if dtype is None else getattr(torch, dtype)
+    directory: Path | None = None
     if checkpoint is not None:
         from wavelet_cli.processor_threads import choose_threads
         from wavelet_core.checkpoint import load_checkpoint, locate_checkpoint
@@ -219,19 +209,32 @@ def decode_command(
         use_threads(threads or run.train.threads, model)
     name = checkpoint or f"{preset} (random weights)"
     if formats is not None:
-        compared = format_benchmark(model, formats, rounds, batches or (), prompt_tokens)
+        compared = format_benchmark(model, formats, rounds, batches or (), prompt_tokens, compiled=compiled)
         print_report({"model": name, **compared}, as_json, _describe_formats)
         return
-    report = decode_benchmark(model, positions, rounds, window_rounds, batches or (), compiled, token_by_token)
+    with tempfile.TemporaryDirectory() as folder:
+        steps = _compiled_steps(model, directory, Path(folder), batches or ()) if compiled else None
+        report = decode_benchmark(model, positions, rounds, window_rounds, batches or (), steps, token_by_token)
     report = {"model": name, **report}
     if plot is not None:
         _plot(report, plot)
     print_report(report, as_json, _describe)
 
 
+def _compiled_steps(model: Any, directory: Path | None, folder: Path, batches: Sequence[int]) -> Path:
+    """Where compiled steps are: the checkpoint directory that has them, or else `folder`, which gets them."""
+    from wavelet_core.generation import DecodingSession, compile_steps, load_steps
+
+    session = DecodingSession(model)
+    if directory is not None and load_steps(session, directory):
+        return directory
+    compile_steps(session, folder, [1, *batches])
+    return folder
+
+
 def _refuse_unused(ctx: click.Context, compares_formats: bool) -> None:
     """Refuse options that would be ignored."""
-    alone = ("compiled", "positions", "token_by_token", "window_rounds", "plot")
+    alone = ("positions", "token_by_token", "window_rounds", "plot")
     for parameter in ctx.command.params:
         given = ctx.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
         if given and compares_formats and parameter.name in alone:
@@ -244,7 +247,7 @@ def _describe_formats(report: dict[str, Any]) -> str:
     threads = report["threads"]
     title = (
         f"{report['model']}, {report['parameters']:,} parameters, {report['device']}, {threads} "
-        f"thread{'s' if threads > 1 else ''}, kernels {', '.join(report['kernels']) or 'none'}, "
+        f"thread{'s' if threads > 1 else ''}{', compiled' if report['compiled'] else ''}, kernels {', '.join(report['kernels']) or 'none'}, "
         f"{report['read_bandwidth'] / 1e9:.1f} GB/s read"
     )
     formats = report["formats"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -13,14 +13,11 @@ from wavelet_cli.shared_options import (
     device_option,
     json_option,
     kernel_option,
+    quantize_option,
     threads_option,
     verify_option,
 )
 from wavelet_train.tables import table
-
-if TYPE_CHECKING:
-    from wavelet_core.tokenizers import Tokenizer
-    from wavelet_train.token_cache import TokenSplit
 
 
 @click.command("evaluate", short_help="Measure how well a checkpoint predicts a text.")
@@ -54,6 +51,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Type of matrix products; auto is bfloat16 where the device has it.",
 )
+@quantize_option
 @verify_option
 @json_option
 def command(
@@ -65,6 +63,7 @@ def command(
     device: str,
     threads: int | None,
     precision: str,
+    recipe: str | None,
     verify: bool,
     as_json: bool,
 ) -> None:
@@ -83,8 +82,10 @@ def command(
     if path is not None and split is not None:
         raise click.UsageError("--split is for the run's own data; a text given with --data is evaluated whole")
 
+    from wavelet_cli.checkpoint_text import checkpoint_text
     from wavelet_cli.processor_threads import choose_threads
-    from wavelet_core.checkpoint import load_checkpoint, locate_checkpoint
+    from wavelet_cli.quantized_model import load_model
+    from wavelet_core.checkpoint import locate_checkpoint
     from wavelet_core.devices import resolve_device
     from wavelet_core.tokenizers import checkpoint_tokenizer
     from wavelet_train.evaluation import evaluate
@@ -93,10 +94,10 @@ def command(
 
     directory = locate_checkpoint(checkpoint)
     place = resolve_device(device, "--device")
-    model = load_checkpoint(directory, device=place, verify=verify)
+    model = load_model(directory, None, place, verify, recipe)
     choice = choose_threads(directory, model, threads, positions=batch_size * model.config.context_length)
     tokenizer = checkpoint_tokenizer(directory, model.config.vocabulary_size or 0, verify=False)
-    text = _text(directory, tokenizer, path, split or "test")
+    text = checkpoint_text(directory, tokenizer, path, split or "test")
     stride = max(1, model.config.context_length // 2) if windows == "sliding" else None
     with Progress("evaluating", len(text.tokens) - 1, " tokens") as progress:
 
@@ -115,21 +116,6 @@ def command(
         )
     report = {"checkpoint": str(directory), "text": str(path or text.name), **result.as_dict()}
     print_report(report, as_json, _describe)
-
-
-def _text(directory: Path, tokenizer: Tokenizer, path: Path | None, split: Any) -> TokenSplit:
-    """The tokens of a file or folder, or else of a split of the data that a checkpoint was trained on."""
-    from wavelet_core.checkpoint import CONFIG_FILE, read_config
-    from wavelet_core.config import parse
-    from wavelet_core.tensor_files import CheckpointError
-    from wavelet_train.data import DataConfig, PreparedData
-
-    if path is not None:
-        return PreparedData(DataConfig(dataset={"kind": "text", "test": str(path)}), tokenizer).split("test")
-    saved = read_config(directory).get("data")
-    if saved is None:
-        raise CheckpointError(f"{directory} does not say what it was trained on; name a text with --data")
-    return PreparedData(parse(DataConfig, saved, f"{directory / CONFIG_FILE}: data"), tokenizer).split(split)
 
 
 def _describe(report: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,9 @@ from wavelet_cli.shared_options import checkpoint_argument, json_option
 from wavelet_train.quantities import byte_size
 from wavelet_train.tables import table
 
+if TYPE_CHECKING:
+    from wavelet_core.config import LanguageModelConfig
+
 
 @click.command("inspect", short_help="Show what a checkpoint holds.")
 @click.option("--verify", is_flag=True, help="Read all of it, and fail unless it is what was saved.")
@@ -22,7 +25,8 @@ from wavelet_train.tables import table
 @checkpoint_argument
 @json_option
 def command(checkpoint: str, verify: bool, accept: bool, as_json: bool) -> None:
-    """Show what CHECKPOINT holds: model, parameters, stored types, tokenizer, files, and the packages it needs.
+    """Show what CHECKPOINT holds: model, parameters, stored types and formats, tokenizer, files, and the packages it
+    needs.
 
     Nothing but headers is read from its weights without --verify, which compares every file and tensor with the digest
     that was saved with it and looks for weights that are not finite. --accept is for a checkpoint that was changed on
@@ -69,15 +73,48 @@ def _report(directory: Path) -> dict[str, Any]:
         "components": read_config(directory).get("components", {}),
         "parameters": parameter_report(model),
         "tensor_types": dict(types),
+        "quantization": _quantization(directory, model),
         "tokenizer": read_description(tokenizer)["kind"] if tokenizer.exists() else None,
         "files": {str(path.relative_to(directory)): path.stat().st_size for path in files},
     }
 
 
+def _quantization(directory: Path, model: LanguageModelConfig) -> dict[str, Any] | None:
+    """What made a quantized checkpoint, and what its parts are stored in."""
+    from wavelet_core.checkpoint import CONFIG_FILE, read_config
+
+    section = read_config(directory).get("quantization")
+    if section is None or section.get("kind") != "recipe":
+        return section
+    from wavelet_cli.quantization_table import stored_report
+    from wavelet_core.config import parse
+    from wavelet_quant import RecipeQuantizer
+
+    quantization = parse(RecipeQuantizer.Config, section, f"{directory / CONFIG_FILE}: quantization")
+    return {**quantization.model_dump(mode="json"), "parts": stored_report(model, quantization)}
+
+
+def _describe_quantization(quantization: dict[str, Any]) -> str:
+    if "parts" not in quantization:
+        return f"by the quantizer {quantization.get('kind')}"
+    made_by = ", ".join(f"{package} {version}" for package, version in quantization["made_by"].items())
+    calibration = quantization["calibration"]
+    how = f"calibrated with {calibration.get('text')}" if calibration else "not calibrated"
+    return f"by the recipe {quantization['recipe']['name']}, {how}; made by {made_by}"
+
+
+def _formats_table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        (row["part"], row["formats"], row["weights"], f"{row['bits']:.2f}", byte_size(row["bytes_after"]))
+        for row in rows
+    ]
+    return titled(table(lines, ("quantized part", "format", "weights", "bits of each", "size")))
+
+
 def _describe(report: dict[str, Any]) -> str:
     from wavelet_cli.parameter_table import parameter_table
 
-    model = report["model"]
+    model, quantization = report["model"], report["quantization"]
     sizes = [f"{name.replace('_', ' ')} {value}" for name, value in model.items() if type(value) is int]
     types = ", ".join(f"{name} ({count} tensors)" for name, count in report["tensor_types"].items())
     return "\n\n".join(
@@ -87,11 +124,13 @@ def _describe(report: dict[str, Any]) -> str:
                     ("checkpoint", report["checkpoint"]),
                     ("model", ", ".join([model["kind"], *sizes])),
                     ("types", types),
+                    *([("quantized", _describe_quantization(quantization))] if quantization else []),
                     ("tokenizer", report["tokenizer"] or "none"),
                     *([("verified", _describe_verified(report["verified"]))] if "verified" in report else []),
                 ]
             ),
             parameter_table(report["parameters"]),
+            *([_formats_table(quantization["parts"])] if quantization and "parts" in quantization else []),
             titled(table(list(report["components"].items()), ("component", "comes from"))),
             titled(table([(name, byte_size(size)) for name, size in report["files"].items()], ("file", "size"))),
         ]

@@ -22,6 +22,7 @@ from wavelet_core.checkpoint import (
     load_checkpoint,
     materialize,
     named_tensors,
+    read_config,
     save_checkpoint,
     verify_checkpoint,
 )
@@ -220,6 +221,10 @@ def export_seed(checkpoint: Path, out: Path) -> None:
     Raises CheckpointError for a damaged checkpoint, ConfigurationError naming the first option that the original does
     not have.
     """
+    if "quantization" in read_config(checkpoint):
+        raise CheckpointError(
+            f"{checkpoint} is quantized, which the original cannot read; export what it was made from"
+        )
     model = load_checkpoint(checkpoint, verify=False)
     verify_checkpoint(checkpoint)
     flat = seed_from_model_config(model.config)
