@@ -190,7 +190,7 @@ def test_a_damaged_or_foreign_configuration_is_named(saved):
     file.write_text('{"embed_dim": 12, "num_layers": 2}')
     with pytest.raises(CheckpointError, match=r"no `model` section.*`wavelet import`"):
         WaveletLM.from_pretrained(saved)
-    for section in ("model", "components", "format"):
+    for section in ("model", "components", "quantization"):
         file.write_text(json.dumps({"model": {}, section: ["a"]}))
         with pytest.raises(CheckpointError, match=rf"config\.json: `{section}` is not a section: \['a'\]"):
             WaveletLM.from_pretrained(saved)

@@ -186,5 +186,5 @@ def test_stabilizers_start_at_one_over_the_depth_with_less_noise_in_later_steps(
 
 
 def test_options_that_are_off_own_no_parameters():
-    bank = MixerBank(GatedSpectralMixer.Config(gate=None, rank=0), 3, 8, 8)
+    bank = MixerBank(GatedSpectralMixer.Config(gate=None, rank=0), range(3), 8, 8)
     assert [name for name, _ in bank.named_parameters()] == ["matrix.weight"]

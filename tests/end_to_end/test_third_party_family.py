@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from wavelet_cli.main import cli
 from wavelet_core import load_checkpoint, registry, save_checkpoint
 from wavelet_core.testing import check_model
-from wavelet_quant import quantize_int8, weight_bytes
+from wavelet_quant import quantize, weight_bytes
 
 PLUGIN = Path(__file__).with_name("lstm_plugin.py")
 METADATA = "Metadata-Version: 2.1\nName: lstm-language-model\nVersion: 0.1.0\n"
@@ -170,7 +170,7 @@ def test_speculation_changes_no_token(runs, tokens, draft, temperature):
 def test_it_is_quantized_and_saved_so(runs, tokens, tmp_path):
     model = load_checkpoint(runs / "whole")
     before = weight_bytes(model)
-    assert weight_bytes(quantize_int8(model)) < 0.35 * before
+    assert weight_bytes(quantize(model, "int8")) < 0.35 * before
     save_checkpoint(model, tmp_path / "quantized")
     assert tokens("--ptq8", "--temperature", 0) == greedy_text(load_checkpoint(tmp_path / "quantized"))
 

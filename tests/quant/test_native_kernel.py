@@ -25,7 +25,7 @@ needs_kernel = pytest.mark.skipif(not KERNEL.available(), reason="the native ker
 @pytest.fixture(autouse=True)
 def active(monkeypatch):
     """The kernel is the active one, whatever the environment says."""
-    monkeypatch.setattr(kernels, "_chosen", [KERNEL if KERNEL.available() else None])
+    monkeypatch.setattr(kernels, "_chosen", [(KERNEL,) if KERNEL.available() else ()])
     monkeypatch.setattr(native_kernel, "_most_rows", lambda *given: MOST_ROWS)
 
 
@@ -44,7 +44,7 @@ def calls(monkeypatch):
 def model():
     torch.manual_seed(0)
     return build_model(
-        ModelConfig.model_validate({"vocabulary_size": 61, "width": 256, "layers": 1, "levels": 2})
+        ModelConfig.model_validate({"vocabulary_size": 61, "width": 512, "layers": 1, "levels": 2})
     ).eval()
 
 
@@ -72,19 +72,19 @@ def test_the_kernel_is_there_where_it_can_be_built():
 
 @needs_kernel
 def test_it_is_found_by_itself_and_by_name_and_can_be_switched_off(monkeypatch):
-    for name, kind in (("", Native), ("native", Native), ("torch", type(None))):
+    for name, first in (("", ["native"]), ("native", ["native"]), ("torch", [])):
         monkeypatch.setattr(kernels, "_chosen", [])
         monkeypatch.setenv("WAVELET_KERNEL", name)
-        assert type(kernels.active_kernel()) is kind
+        assert [kernel.config.kind for kernel in kernels.active_kernels()[:1]] == first
 
 
 @needs_kernel
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("width", [512, 515, 3])
+@pytest.mark.parametrize("width", [512, 515, 67])
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_kernel_multiplies_like_torch(calls, dtype, width, gelu, bias):
-    height = SMALLEST_MATRIX // width + 1  # odd and even numbers of rows, whole and ragged columns
+    height = SMALLEST_MATRIX[dtype] // width + 1  # odd and even numbers of rows, whole and ragged columns
     weight = (numbers(height, width) * width**-0.5).to(dtype)
     b = numbers(height, dtype=dtype, seed=1) if bias else None
     counts = [*range(1, 14), 16, 17, 24, 25, 33, 41, MOST_ROWS]
@@ -104,8 +104,8 @@ def test_the_kernel_multiplies_like_torch(calls, dtype, width, gelu, bias):
 @pytest.mark.parametrize("threads", [1, 2, 3, 60])
 @pytest.mark.parametrize("rows", [5, 30])
 def test_the_kernel_multiplies_stacks_on_any_number_of_threads(calls, dtype, threads, rows):
-    weight = (numbers(2, 257, 256) / 16).to(dtype)
-    x = numbers(rows, 2, 256, dtype=dtype).transpose(0, 1)  # as the mixers hand it over: not contiguous
+    weight = (numbers(2, 257, 512) / 22).to(dtype)
+    x = numbers(rows, 2, 512, dtype=dtype).transpose(0, 1)  # as the mixers hand it over: not contiguous
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -115,22 +115,22 @@ def test_the_kernel_multiplies_stacks_on_any_number_of_threads(calls, dtype, thr
         torch.set_num_threads(before)
     expected = torch.bmm(x.double(), weight.double().mT)
     torch.testing.assert_close(out.double(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
-    assert calls == [(2, rows, 256)]
+    assert calls == [(2, rows, 512)]
 
 
 @needs_kernel
 def test_gelu_is_exact_far_from_zero():
     """The kernel's error function is an approximation: at the worst 2e-6 off, on values up to 10."""
-    bias = torch.linspace(-10, 10, SMALLEST_MATRIX)
+    bias = torch.linspace(-10, 10, SMALLEST_MATRIX[torch.float32] // 64)
     with torch.no_grad():
-        out = linear(torch.zeros(1, 1), torch.zeros(SMALLEST_MATRIX, 1), bias, gelu=True)[0]
+        out = linear(torch.zeros(1, 64), torch.zeros(len(bias), 64), bias, gelu=True)[0]
     torch.testing.assert_close(out, F.gelu(bias), atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize("reason", ["gradients", "many rows", "small matrix", "autocast", "strided", "double"])
 def test_torch_multiplies_what_the_kernel_cannot(calls, reason):
     dtype = torch.float64 if reason == "double" else torch.float32
-    weight = numbers(256, 8 if reason == "small matrix" else 256, dtype=dtype)
+    weight = numbers(512, 64 if reason == "small matrix" else 512, dtype=dtype)
     weight = weight.mT if reason == "strided" else weight
     x = numbers(MOST_ROWS + 1 if reason == "many rows" else 2, weight.shape[1], dtype=dtype)
     with torch.set_grad_enabled(reason == "gradients"), torch.autocast("cpu", enabled=reason == "autocast"):
@@ -142,10 +142,10 @@ def test_torch_multiplies_what_the_kernel_cannot(calls, reason):
 @pytest.mark.parametrize(
     ("x", "weight", "bias"),
     [
-        ((2, 255), (256, 256), 256),
-        ((2, 256), (256, 256), 255),
-        ((1, 2, 256), (2, 256, 256), None),
-        ((2, 2, 256), (2, 256, 256), 2),
+        ((2, 511), (512, 512), 512),
+        ((2, 512), (512, 512), 511),
+        ((1, 2, 512), (2, 512, 512), None),
+        ((2, 2, 512), (2, 512, 512), 2),
     ],
     ids=["other width", "other bias", "other stack", "bias of a stack"],
 )
@@ -170,11 +170,11 @@ def test_what_was_faster_when_measured_multiplies(monkeypatch, tmp_path, fastest
     monkeypatch.undo()
     monkeypatch.setenv("WAVELET_CACHE", str(tmp_path))
     monkeypatch.setattr(native_kernel, "_is_faster", is_faster)
-    weight = numbers(256, 256)
+    weight = numbers(512, 512)
     for process in range(2):
         native_kernel._most_rows.cache_clear()
         with torch.no_grad():
-            assert [rows for rows in range(1, 70) if KERNEL.accepts(numbers(rows, 256), weight)] == [
+            assert [rows for rows in range(1, 70) if KERNEL.accepts(numbers(rows, 512), weight)] == [
                 *range(1, fastest_until + 1)
             ]
         assert len(measured) == len(set(measured)) > 0, f"process {process} measured again"
@@ -211,7 +211,7 @@ def test_a_model_decodes_alike_with_and_without_the_kernel(model, calls, monkeyp
     with torch.inference_mode():
         ours = model(tokens, model.new_state(2))
         assert calls
-        monkeypatch.setattr(kernels, "_chosen", [None])
+        monkeypatch.setattr(kernels, "_chosen", [()])
         torch.testing.assert_close(ours, model(tokens, model.new_state(2)), atol=1e-4, rtol=1e-4)
 
 
@@ -227,12 +227,12 @@ def test_the_benchmark_counts_the_kernels_products(model, calls):
 
 @needs_kernel
 def test_the_profiler_and_dispatch_modes_see_the_products():
-    layer, x = Linear(256, 256), numbers(1, 256)
+    layer, x = Linear(512, 512), numbers(1, 512)
     with torch.no_grad():
         with profile() as profiled:
             layer(x)
         with Operators() as seen:
-            stacked_linear(numbers(2, 1, 256), numbers(2, 256, 256))
+            stacked_linear(numbers(2, 1, 512), numbers(2, 512, 512))
     assert "wavelet_quant::linear" in [event.key for event in profiled.key_averages()]
     assert "wavelet_quant.stacked_linear.default" in seen.names
 

@@ -37,12 +37,13 @@ def build(monkeypatch):
 
 
 @needs_library
-def test_an_instruction_set_is_named_by_the_environment_then_by_the_configuration(monkeypatch):
+def test_an_instruction_set_is_named_by_the_configuration_then_by_the_environment(monkeypatch):
     monkeypatch.delenv("WAVELET_INSTRUCTION_SET", raising=False)
     assert INSTRUCTION_SETS[instruction_set()] == instruction_sets()[-1]
     assert Native(Native.Config(instruction_set="portable")).instructions == 0
-    monkeypatch.setenv("WAVELET_INSTRUCTION_SET", instruction_sets()[-1])
-    assert INSTRUCTION_SETS[instruction_set("portable")] == instruction_sets()[-1]
+    monkeypatch.setenv("WAVELET_INSTRUCTION_SET", "portable")
+    assert instruction_set() == Native(Native.Config()).instructions == 0
+    assert INSTRUCTION_SETS[instruction_set(instruction_sets()[-1])] == instruction_sets()[-1]
 
 
 @needs_library

@@ -8,9 +8,11 @@ from torch.nn import functional as F
 
 from wavelet_core import kernels
 from wavelet_quant import native_library
+from wavelet_quant import packed as packed_module
 from wavelet_quant.native_kernel import Native
 from wavelet_quant.native_library import instruction_sets
-from wavelet_quant.packed import OFFSETS, PackedMatrix, dense, pack, unpack
+from wavelet_quant.packed import OFFSETS, PackedMatrix, dense, multiply_in_torch, pack, unpack
+from wavelet_quant.reference_kernel import Reference
 
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}  # of what comes out, relative
 needs_library = pytest.mark.skipif(native_library.library() is None, reason="the native library is not installed here")
@@ -23,8 +25,8 @@ def use(monkeypatch):
     """Choose the kernel: an instruction set, or "torch"."""
 
     def use(name):
-        kernel = None if name == "torch" else Native(Native.Config(instruction_set=name))
-        monkeypatch.setattr(kernels, "_chosen", [kernel])
+        chosen = () if name == "torch" else (Native(Native.Config(instruction_set=name)),)
+        monkeypatch.setattr(kernels, "_chosen", [chosen])
 
     monkeypatch.delenv("WAVELET_INSTRUCTION_SET", raising=False)
     return use
@@ -88,7 +90,7 @@ def test_the_library_multiplies_like_torch(name, format, dtype, scale_type, rows
     results = []
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.delenv("WAVELET_INSTRUCTION_SET", raising=False)
-        patch.setattr(kernels, "_chosen", [Native(Native.Config(instruction_set=name))])
+        patch.setattr(kernels, "_chosen", [(Native(Native.Config(instruction_set=name)),)])
         try:
             for threads in (1, 2, 4):
                 torch.set_num_threads(threads)
@@ -143,6 +145,60 @@ def test_torch_multiplies_where_no_kernel_does(use):
     with torch.no_grad():
         torch.testing.assert_close(packed(x), x @ packed.matrix().mT)
         torch.testing.assert_close(packed(x.double()), x.double() @ packed.matrix().double().mT)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("form", ["", "bias", "gelu"])
+def test_torch_unpacks_some_rows_at_a_time(monkeypatch, stacked, form):
+    weight = numbers(*([3] if stacked else []), 70, 64)
+    x = numbers(*([3] if stacked else []), 5, 64, seed=1)
+    bias = None if stacked or not form else numbers(70, seed=2)
+    packed = PackedMatrix.quantized(weight, 4, 32)
+    whole = multiply_in_torch(x, packed.values, packed.scales, bias, 4, 70, form == "gelu")
+    unpacked = []
+    dense = packed_module.dense
+    monkeypatch.setattr(packed_module, "dense", lambda *given: unpacked.append(dense(*given)) or unpacked[-1])
+    monkeypatch.setattr(packed_module, "UNPACKED", 2 * 16 * 64)
+    parts = multiply_in_torch(x, packed.values, packed.scales, bias, 4, 70, form == "gelu")
+    assert max(part.numel() for part in unpacked) <= max(2 * 16 * 64, weight.numel() // 70 * 16)
+    torch.testing.assert_close(parts, whole)
+    torch.testing.assert_close(torch.cat(unpacked, -2), packed.matrix())
+
+
+def test_gradients_of_x_are_those_of_the_dense_matrix():
+    packed = PackedMatrix.quantized(numbers(5, 64), 4, 32)
+    x = numbers(2, 64).requires_grad_()
+    bias = numbers(5, seed=1).requires_grad_()
+    given = torch.autograd.grad(packed(x, bias, gelu=True).square().sum(), (x, bias))
+    expected = torch.autograd.grad(F.gelu(F.linear(x, packed.matrix(), bias)).square().sum(), (x, bias))
+    torch.testing.assert_close(given, expected)
+
+
+@pytest.mark.parametrize("kernel", [(), (Reference(Reference.Config()),)], ids=["none", "reference"])
+def test_autocast_decides_the_type(monkeypatch, kernel):
+    monkeypatch.setattr(kernels, "_chosen", [kernel])
+    packed = PackedMatrix.quantized(numbers(5, 64), 4, 32)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        out = packed(numbers(2, 64), numbers(5, seed=1))
+    assert out.dtype is torch.bfloat16
+
+
+def test_the_product_is_compiled_into_one_graph_and_made_on_the_meta_device():
+    packed = PackedMatrix.quantized(numbers(5, 64), 4, 32)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append([str(node.target) for node in graph.graph.nodes if node.op == "call_function"])
+        return graph.forward
+
+    torch.compiler.reset()
+    with torch.no_grad():
+        for rows in (1, 2, 3, 7):
+            x = numbers(rows, 64)
+            compiled = torch.compile(packed, fullgraph=True, backend=backend)
+            torch.testing.assert_close(compiled(x, gelu=True), packed(x, gelu=True))
+    assert graphs == [["wavelet_quant.packed_linear.default"]] * 2  # for one row, and for any number
+    assert packed.to("meta")(x.to("meta")).shape == (7, 5)
 
 
 @pytest.mark.parametrize("stacked", [False, True])

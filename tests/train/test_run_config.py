@@ -134,7 +134,7 @@ def test_missing_file_is_named() -> None:
         ("a.yaml", "train:\n  lr: 1\n  seed: [1\n", "line 4"),
         ("b.yaml", "train:\n  lr: 1\n  lr: 2\n", "line 3: not YAML: 'lr' is given twice"),
         ("c.json", '{"train":\n {"lr": }}', "line 2: not JSON"),
-        ("d.yaml", "- train\n", "expected the sections model, data and train, found list"),
+        ("d.yaml", "- train\n", "expected fields with values, found list"),
         ("e.yaml", "train: {lr: 1, optimiser: adamw}\n", "train.optimiser: unknown field; did you mean 'optimizer'?"),
         ("f.yaml", "train: {lr: -1}\nmodel: {layers: two}\n", "model.layers"),
     ],

@@ -1,9 +1,10 @@
-"""What the Tab key offers for arguments of `wavelet`, by click's completion; only fields and samplers need torch."""
+"""What the Tab key offers for arguments of `wavelet`, by click's completion; only fields and components need torch."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,20 @@ def checkpoints(ctx: click.Context, parameter: click.Parameter, incomplete: str)
 
 def configurations(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
     """Presets and configuration files; any file where there is none."""
+    return _presets_and_files(PRESETS, incomplete)
+
+
+def recipes(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
+    """Recipes for quantization and files; any file where there is none."""
+    package = find_spec("wavelet_quant")  # which is not imported for it
+    assert package is not None and package.origin is not None
+    return _presets_and_files(Path(package.origin).with_name("recipes"), incomplete)
+
+
+def _presets_and_files(presets: Path, incomplete: str) -> Items:
     folder = incomplete.rpartition("/")[0]
     files = (str(path) for path in Path(folder).glob("*") if path.suffix in (".yaml", ".yml", ".json"))
-    names = [*(path.stem for path in PRESETS.glob("*.yaml")), *files]
+    names = [*(path.stem for path in presets.glob("*.yaml")), *files]
     found: Items = [CompletionItem(name) for name in sorted(names) if name.startswith(incomplete)]
     return found or [CompletionItem(incomplete, type="file")]
 
@@ -87,11 +99,15 @@ def policies(ctx: click.Context, parameter: click.Parameter, incomplete: str) ->
     return [name for name in ("stream", "window", "hop:") if name.startswith(incomplete)]
 
 
-def samplers(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    """The names of samplers."""
-    from wavelet_core.registry import registry
+def components(kind: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """The names of components of a kind."""
 
-    return [name for name in registry.names("sampler") if name.startswith(incomplete)]
+    def complete(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+        from wavelet_core.registry import registry
+
+        return [name for name in registry.names(kind) if name.startswith(incomplete)]
+
+    return complete
 
 
 def fields(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> Items:

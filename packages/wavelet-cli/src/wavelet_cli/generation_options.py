@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 import torch
-import yaml
 
 from wavelet_cli.output import warning_style
 from wavelet_cli.sampler_presets import STRATEGIES, in_order
@@ -24,9 +23,8 @@ from wavelet_core.generation import (
     NgramDrafts,
     load_steps,
 )
-from wavelet_core.messages import shortened, shown
 from wavelet_memory import learn_while_reading
-from wavelet_quant import quantize_int8
+from wavelet_quant import quantize
 
 
 def read_prompts(options: dict[str, Any]) -> list[str]:
@@ -82,12 +80,14 @@ def generation_settings(options: dict[str, Any]) -> GenerationSettings:
         for name in ("fwpkm_update_lr", "fwpkm_chunk_size"):
             if options[name] is not None:
                 raise click.UsageError(f"--{name.replace('_', '-')} needs --fwpkm-inference-updates")
-    if options["ptq8"] and not options["verify"]:
-        raise click.UsageError("--ptq8 always verifies the weights that it makes others of: leave out --no-verify")
+    if chosen_recipe(options) is not None and not options["verify"]:
+        raise click.UsageError(
+            "--quantize and --ptq8 always verify the weights that they make others of: leave out --no-verify"
+        )
     search = (("candidates", options["lookahead_k"]), ("depth", options["lookahead_depth"]))
     content = {
         "tokens": options["num_tokens"],
-        "samplers": [*in_order(chosen), *map(_sampler, options["samplers"])],
+        "samplers": [*in_order(chosen), *options["samplers"]],
         "context": options["context"],
         "stop_strings": list(options["stops"]),
         "lookahead": {name: value for name, value in search if value is not None} or None,
@@ -97,30 +97,30 @@ def generation_settings(options: dict[str, Any]) -> GenerationSettings:
     return parse(GenerationSettings, content, "generate")
 
 
-def _sampler(text: str) -> Any:
-    """A sampler given as YAML."""
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise click.UsageError(f"--sampler {shown(text)} is not YAML: {shortened(reason)}") from error
-    except RecursionError:
-        raise click.UsageError(f"--sampler {shown(text)} is nested too deeply") from None
+def chosen_recipe(options: dict[str, Any]) -> str | None:
+    """The recipe by which the weights are quantized, where that is asked for."""
+    if options["ptq8"] and options["quantize"] is not None:
+        raise click.UsageError("--ptq8 is --quantize int8: give one of the two")
+    recipe: str | None = "int8" if options["ptq8"] else options["quantize"]
+    return recipe
 
 
 def load_model(directory: Path, options: dict[str, Any], draft: bool = False) -> Any:
     """The model in a checkpoint directory, as the options want it; a draft's memories do not learn."""
     dtype = getattr(torch, options["dtype"]) if options["dtype"] else None
     device = resolve_device(options["device"], "--device")
-    model = load_checkpoint(directory, dtype, device, verify=options["verify"] and not options["ptq8"])
-    if options["ptq8"]:
+    recipe = chosen_recipe(options)
+    model = load_checkpoint(directory, dtype, device, verify=options["verify"] and recipe is None)
+    if recipe is not None:
         verify_checkpoint(directory, MODEL_PARTS)
     if options["fwpkm_inference_updates"] and not draft:
         try:
             learn_while_reading(model, options["fwpkm_update_lr"], options["fwpkm_chunk_size"])
         except ConfigurationError as error:
             raise click.UsageError(f"--fwpkm-inference-updates: {error}") from None
-    return quantize_int8(model) if options["ptq8"] else model
+    if recipe is None or (draft and getattr(model, "quantization", None) is not None):
+        return model
+    return quantize(model, recipe)
 
 
 def load_draft(options: dict[str, Any]) -> ModelDrafts | NgramDrafts | None:

@@ -8,7 +8,9 @@ from pathlib import Path
 import click
 
 from wavelet_cli.seed.recipe import run_from_seed
-from wavelet_train.run_config import RunConfig, is_seed_config, locate, read_file, run_config
+from wavelet_core.configuration_files import locate, read_file
+from wavelet_train import PRESETS
+from wavelet_train.run_config import RunConfig, is_seed_config, run_config
 
 
 def load_configuration(source: str | Path, overrides: Sequence[str] = (), model_only: bool = False) -> RunConfig:
@@ -16,7 +18,7 @@ def load_configuration(source: str | Path, overrides: Sequence[str] = (), model_
 
     model_only: only the model is wanted, so that nothing need be known about the original's data.
     """
-    data = read_file(locate(source))
+    data = read_file(locate(source, PRESETS))
     if is_seed_config(data):
         data, remarks = run_from_seed(data, overrides, str(source), model_only)
         overrides = ()

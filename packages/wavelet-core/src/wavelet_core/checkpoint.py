@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from wavelet_core.atomic_files import recover, write_atomically
-from wavelet_core.config import LanguageModelConfig, parse, parse_model
+from wavelet_core.config import ComponentConfig, LanguageModelConfig, parse, parse_model
 from wavelet_core.digests import DIGESTS_FILE, Verified, files_below, verify_digests, write_digests
 from wavelet_core.first_format import convert_config, convert_tensors
 from wavelet_core.language_model import build_model
@@ -110,7 +110,12 @@ def read_config(directory: Path) -> dict[str, Any]:
             f"{path}: format_version={reprlib.repr(version)} is newer than {FORMAT_VERSION}, the newest that this "
             "wavelet-core reads, or damaged; upgrade it: pip install --upgrade wavelet-core"
         )
-    for section in ("model", "components", "format"):
+    if "format" in data:
+        raise CheckpointError(
+            f"{path}: was quantized by an early wavelet-quant, in a format that is no longer read; "
+            "quantize the original checkpoint again with `wavelet quantize`"
+        )
+    for section in ("model", "components", "quantization"):
         if not isinstance(data.get(section, {}), dict):
             raise CheckpointError(
                 f"{path}: `{section}` is not a section: {reprlib.repr(data[section])}; it is damaged, copy it again"
@@ -142,7 +147,7 @@ def save_checkpoint(
 ) -> None:
     """Write a model of any family as a checkpoint directory, atomically; an existing one is replaced whole.
 
-    A model whose weights are in a format other than floating point carries it as `weight_format`.
+    A quantized model carries the configuration of the `quantizer` that made it as `quantization`.
     tokenizer: saved under `tokenizer/`. extra: further sections of config.json (`data`, `train`). write_more: puts what
     else belongs to the checkpoint into the new directory.
     Raises CheckpointError for a directory that holds files but no checkpoint, and for weights that are not finite.
@@ -172,10 +177,11 @@ def _config_content(model: Any, extra: Mapping[str, Any]) -> dict[str, Any]:
     config: LanguageModelConfig = model.config
     components = [("model", config.kind), *((kind, component.kind) for _, kind, component in config.components())]
     content = {"format_version": FORMAT_VERSION, "model": config.model_dump(mode="json")}
-    weight_format = getattr(model, "weight_format", None)
-    if weight_format is not None:
-        content["format"] = weight_format.model_dump(mode="json")
-        components.append(("format", weight_format.kind))
+    quantization: ComponentConfig | None = getattr(model, "quantization", None)
+    if quantization is not None:
+        content["quantization"] = quantization.model_dump(mode="json")
+        components.append(("quantizer", quantization.kind))
+        components += [(kind, component.kind) for _, kind, component in quantization.components()]
     # The package and version behind every component, for the error when one is missing later.
     owners = {f"{kind} {name}": str(registry.owner(kind, name)) for kind, name in components}
     return {**content, "components": owners, **extra}
@@ -234,10 +240,10 @@ def _load_from(directory: Path, dtype: torch.dtype | None, device: torch.device 
     config = read_model_config(directory)
     with torch.device("meta"):
         model = build_model(config)
-        if "format" in data:
-            weight_format = registry.get("format", str(data["format"].get("kind")))
-            where = f"{directory / CONFIG_FILE}: format"
-            weight_format(parse(weight_format.Config, data["format"], where)).apply(model)  # type: ignore[attr-defined]
+        if "quantization" in data:
+            quantizer: Any = registry.get("quantizer", str(data["quantization"].get("kind")))
+            where = f"{directory / CONFIG_FILE}: quantization"
+            quantizer(parse(quantizer.Config, data["quantization"], where)).apply(model)
     load_weights(model, directory / WEIGHTS_FILE, device, data.get("format_version", 1))
     if verify:
         files = [*files_below(directory, MODEL_PARTS).values(), *directory.glob(DIGESTS_FILE)]

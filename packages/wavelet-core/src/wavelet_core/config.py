@@ -54,6 +54,10 @@ class ComponentConfig(Section):
     def check(self, model: ModelConfig) -> None:
         """Raise ValueError when this component does not fit the rest of the model; name both fields."""
 
+    def components(self) -> Iterator[tuple[tuple[str | int, ...], str, ComponentConfig]]:
+        """Every component configured inside this one, as (place, kind, configuration)."""
+        return iter(())
+
 
 class ComponentOf:
     """Annotation of a field that holds a component of one kind.
@@ -131,10 +135,6 @@ class LanguageModelConfig(ComponentConfig):
     context_length: int = Field(
         256, ge=1, description="T, tokens in a training window; also what context policies `hop` and `window` rebuild"
     )
-
-    def components(self) -> Iterator[tuple[tuple[str | int, ...], str, ComponentConfig]]:
-        """Every component configured inside the model, as (place, kind, configuration)."""
-        return iter(())
 
     @property
     def vocabulary(self) -> int:

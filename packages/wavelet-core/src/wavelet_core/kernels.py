@@ -1,18 +1,21 @@
 """Kernels: components of kind `kernel`, matrix products that are faster than torch's where they can compute them.
 
-The environment variable WAVELET_KERNEL names the one that is used, or `torch` for none; without it the first registered
-one that this machine can run is used. With nothing registered torch multiplies.
+Every registered one that this machine can run is asked for a product in turn; with none torch multiplies. One alone is
+chosen by `use_kernel`, or else by the environment variable WAVELET_KERNEL, which names it; `torch` there means none.
 """
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
-from wavelet_core.config import ComponentConfig, ConfigurationError
+from wavelet_core.config import ComponentConfig, ComponentOf, ConfigurationError, describe
 from wavelet_core.registry import RegistryError, registry
 
 VARIABLE = "WAVELET_KERNEL"
@@ -20,7 +23,14 @@ NO_KERNEL = "torch"
 
 
 class Kernel(ABC):
-    """Products x W^T for inference, made as `(config)`. They give what torch gives, up to rounding."""
+    """Products x W^T for inference, made as `(config)`. They give what torch gives, up to rounding.
+
+    priority: kernels of higher priority are asked first, those of one priority in the order of their names. needs: what
+    `available` looks for, as a message says it.
+    """
+
+    priority: ClassVar[int] = 0
+    needs: ClassVar[str] = ""
 
     def __init__(self, config: ComponentConfig):
         self.config = config
@@ -46,40 +56,59 @@ class Kernel(ABC):
         """x_s W_s^T for every s. Shapes: x (S, N, K), weight (S, M, K) -> (S, N, M)."""
 
 
-_chosen: list[Kernel | None] = []
+_chosen: list[tuple[Kernel, ...]] = []
 
 
-def active_kernel() -> Kernel | None:
-    """The kernel that multiplies, or None for torch; chosen at the first call, which loads the plugins.
+def active_kernels() -> tuple[Kernel, ...]:
+    """The kernels that are asked, in turn, for a product; chosen at the first call, which loads the plugins.
 
     Raises ConfigurationError where WAVELET_KERNEL names one that is not registered or that this machine cannot run.
     """
     if not _chosen:
         if torch.compiler.is_compiling():
-            return None  # nothing that a compiler could trace; the graph is compiled anew once there is a kernel
-        _chosen.append(_choose(os.environ.get(VARIABLE, "")))
+            return ()  # nothing that a compiler could trace; the graph is compiled anew once there are kernels
+        name = os.environ.get(VARIABLE)
+        _chosen.append(_only(name, f"{VARIABLE}={name}") if name else _all_available())
     return _chosen[0]
 
 
-def _choose(name: str) -> Kernel | None:
-    if name == NO_KERNEL:
-        return None
-    if not name:
-        kernels = (_make(registered) for registered in registry.names("kernel"))
-        return next((kernel for kernel in kernels if kernel.available()), None)
+def use_kernel(kernel: ComponentConfig | Mapping[str, Any] | str | None) -> None:
+    """Let one kernel alone multiply from now on, in the whole process, whatever the environment says.
+
+    kernel: its name, its configuration, such as {"kind": "native", "instruction_set": "avx2"}, "torch" for torch's own
+    products, or None for what the environment says.
+
+    Raises ConfigurationError for one that is not registered, that this machine cannot run, or whose configuration is
+    wrong; nothing changes then.
+    """
+    _chosen[:] = [] if kernel is None else [_only(kernel, "kernel")]
+
+
+def _all_available() -> tuple[Kernel, ...]:
+    components: Any = [registry.get("kernel", name) for name in registry.names("kernel")]
+    kernels: list[Kernel] = [component(component.Config()) for component in components]
+    return tuple(sorted((kernel for kernel in kernels if kernel.available()), key=lambda kernel: -kernel.priority))
+
+
+def _only(choice: Any, source: str) -> tuple[Kernel, ...]:
+    if choice == NO_KERNEL:
+        return ()
     try:
-        kernel = _make(name)
+        config = ComponentOf("kernel").resolve(choice)
+        component: Any = registry.get("kernel", config.kind)
+        kernel: Kernel = component(config)
     except RegistryError as error:
-        raise ConfigurationError(f"{VARIABLE}={name}: {error}; {NO_KERNEL!r} is for torch's own products") from None
+        raise ConfigurationError(f"{source}: {error}; {NO_KERNEL!r} is for torch's own products") from None
+    except ValidationError as error:
+        raise ConfigurationError(describe(error, source)) from None
+    except ConfigurationError:
+        raise
+    except ValueError as error:
+        raise ConfigurationError(f"{source}: {error}") from None
     if not kernel.available():
+        needs = f": it needs {kernel.needs}" if kernel.needs else ""
         raise ConfigurationError(
-            f"{VARIABLE}={name}: this machine cannot run the kernel, or it was not built with its package; "
-            f"unset {VARIABLE}, or set it to {NO_KERNEL!r} for torch's own products"
+            f"{source}: this machine cannot run the kernel {config.kind!r}{needs}; "
+            f"{NO_KERNEL!r} is for torch's own products"
         )
-    return kernel
-
-
-def _make(name: str) -> Kernel:
-    component = registry.get("kernel", name)
-    kernel: Kernel = component(component.Config())  # type: ignore[attr-defined]
-    return kernel
+    return (kernel,)

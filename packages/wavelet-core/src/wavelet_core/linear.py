@@ -1,32 +1,35 @@
-"""Linear maps, y = x W^T + b: torch's, or the active kernel's where no gradients are wanted and it is faster."""
+"""Linear maps, y = x W^T + b: torch's, or a kernel's where no gradients are wanted and it is faster."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wavelet_core.kernels import active_kernel
+from wavelet_core.kernels import active_kernels
 
-SMALLEST_MATRIX = 1 << 16  # entries; below, starting a kernel takes longer than it saves
+# Entries of a matrix; below, starting a kernel takes longer than it saves. torch starts slowly in 16 bits.
+SMALLEST_MATRIX = {torch.float32: 1 << 18, torch.bfloat16: 1 << 13, torch.float16: 1 << 13}
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
     """x W^T + b, then GELU where asked. Shapes: x (..., K), weight (M, K), bias (M) or None -> (..., M)."""
-    if weight.numel() >= SMALLEST_MATRIX and not torch.is_grad_enabled() and weight.dim() == 2:
-        kernel = active_kernel()
-        if kernel is not None and kernel.accepts(x, weight, bias):
-            return kernel.linear(x, weight, bias, gelu)
+    if weight.numel() >= SMALLEST_MATRIX.get(weight.dtype, 0) and not torch.is_grad_enabled() and weight.dim() == 2:
+        for kernel in active_kernels():
+            if kernel.accepts(x, weight, bias):
+                return kernel.linear(x, weight, bias, gelu)
     out = F.linear(x, weight, bias)
     return F.gelu(out) if gelu else out
 
 
 def stacked_linear(x: Tensor, weight: Tensor) -> Tensor:
     """x_s W_s^T for every s. Shapes: x (S, N, K), weight (S, M, K) -> (S, N, M)."""
-    if weight.numel() >= SMALLEST_MATRIX and not torch.is_grad_enabled() and weight.dim() == 3:
-        kernel = active_kernel()
-        if kernel is not None and kernel.accepts(x, weight):
-            return kernel.stacked_linear(x, weight)
+    if weight.numel() >= SMALLEST_MATRIX.get(weight.dtype, 0) and not torch.is_grad_enabled() and weight.dim() == 3:
+        for kernel in active_kernels():
+            if kernel.accepts(x, weight):
+                return kernel.stacked_linear(x, weight)
     return torch.bmm(x, weight.mT)
 
 
@@ -47,9 +50,12 @@ class Linear(nn.Linear):
 class StackedLinear(nn.Module):
     """S linear maps without bias side by side, x_s W_s^T for every s.
 
-    std: of the normal distribution that the initial weights are drawn from; K^-0.5 by default.
+    std: of the normal distribution that the initial weights are drawn from; K^-0.5 by default. scales: which scale of
+    the wavelet each map belongs to, 0 the coarsest, for weight formats that go by that; None where they belong to none.
     Shapes: (S, N, K) -> (S, N, M); parameter weight (S, M, K).
     """
+
+    scales: Sequence[int] | None = None
 
     def __init__(self, count: int, in_features: int, out_features: int, std: float | None = None):
         super().__init__()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -43,13 +43,20 @@ class MixerBank(nn.Module):
     out_n = (M_n z_n) * act(G_n gate_input_n) + U_n (V_n^T z_n) for every scale n of the bank; with a bias b_n added
     where asked. When the mixers' width w differs from P, one Linear(P, w) a scale leads in, another out.
 
-    Shapes: z and gate_input (n, N, P) -> (n, N, P), N positions.
+    scales: which n scales these are, 0 the coarsest. Shapes: z and gate_input (n, N, P) -> (n, N, P), N positions.
     """
 
     def __init__(
-        self, options: MixerOptions, count: int, width: int, padded_width: int, noise: float = NOISE, bias: bool = False
+        self,
+        options: MixerOptions,
+        scales: Sequence[int],
+        width: int,
+        padded_width: int,
+        noise: float = NOISE,
+        bias: bool = False,
     ):
         super().__init__()
+        count = len(scales)
         self.activation = None if options.gate is None else ACTIVATIONS[options.gate]
         noise = noise * width**-0.5 if options.noise_scaling else noise
         self.matrix = PARAMETRIZATIONS[options.parametrization](count, width, noise)
@@ -63,6 +70,8 @@ class MixerBank(nn.Module):
         if width != padded_width:
             self.narrow = StackedLinear(count, padded_width, width)
             self.widen = StackedLinear(count, width, padded_width)
+        for stack in self.children():
+            stack.scales = tuple(scales)  # type: ignore[assignment]
 
     def forward(self, z: Tensor, gate_input: Tensor) -> Tensor:
         narrow, widen, gate, down, up = self.narrow, self.widen, self.gate, self.down, self.up
@@ -147,7 +156,7 @@ class GatedSpectralMixer(nn.Module):
         self.routing = ScaleRouting(shape.scales) if config.routing else None
         self.members = [[s for s in range(shape.scales) if widths[s] == width] for width in dict.fromkeys(widths)]
         self.banks = nn.ModuleList(
-            MixerBank(config, len(scales), widths[scales[0]], shape.padded_width) for scales in self.members
+            MixerBank(config, scales, widths[scales[0]], shape.padded_width) for scales in self.members
         )
         order = [scale for scales in self.members for scale in scales]
         self.restore = [order.index(scale) for scale in range(shape.scales)]
@@ -159,12 +168,12 @@ class GatedSpectralMixer(nn.Module):
             return scales_last(self.banks[0](scales, gates), z)
         mixed = []
         for members, bank in zip(self.members, self.banks, strict=True):
-            own = _select(scales, members)
-            mixed.append(bank(own, own if gates is scales else _select(gates, members)))
-        return scales_last(_select(torch.cat(mixed), self.restore), z)
+            own = select_scales(scales, members)
+            mixed.append(bank(own, own if gates is scales else select_scales(gates, members)))
+        return scales_last(select_scales(torch.cat(mixed), self.restore), z)
 
 
-def _select(scales: Tensor, members: list[int]) -> Tensor:
+def select_scales(scales: Tensor, members: list[int]) -> Tensor:
     """Some scales of (S, N, P); a view where they are neighbours."""
     first = members[0]
     if members == list(range(first, first + len(members))):
@@ -195,7 +204,12 @@ class DeepGatedSpectralMixer(nn.Module):
         self.norms = nn.ModuleList(ScaleNorm(scales, width) for _ in range(depth - 1))
         self.banks = nn.ModuleList(
             MixerBank(
-                config, scales, width, width, NOISE / (step + 1) if config.stabilizers else NOISE, bias=step < depth - 1
+                config,
+                range(scales),
+                width,
+                width,
+                NOISE / (step + 1) if config.stabilizers else NOISE,
+                bias=step < depth - 1,
             )
             for step in range(depth)
         )

@@ -26,6 +26,7 @@ KINDS = (
     "optimizer",
     "schedule",
     "format",
+    "quantizer",
     "kernel",
 )
 

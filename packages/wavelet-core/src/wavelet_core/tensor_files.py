@@ -50,8 +50,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def check_names(path: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError that lists the first tensors that are missing, unexpected, of another shape, or whole
-    numbers where floating point is wanted.
+    """Raise CheckpointError that lists the first tensors that are missing, unexpected, of another shape, or of another
+    type unless both are floating point.
     """
     mistakes = [f"missing {name} {list(wanted[name].shape)}" for name in wanted if name not in found]
     mistakes += [f"unexpected {name} {list(found[name].shape)}" for name in found if name not in wanted]
@@ -63,7 +63,9 @@ def check_names(path: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Te
     mistakes += [
         f"{name} is {found[name].dtype}, but the configuration makes it {wanted[name].dtype}"
         for name in wanted
-        if name in found and found[name].is_floating_point() != wanted[name].is_floating_point()
+        if name in found
+        and found[name].dtype != wanted[name].dtype
+        and not (found[name].is_floating_point() and wanted[name].is_floating_point())
     ]
     if mistakes:
         raise CheckpointError(f"{path} does not fit its configuration:\n  {first_lines(mistakes)}")

@@ -22,7 +22,7 @@ from wavelet_core.config import LanguageModelConfig
 from wavelet_core.generation.compiled_files import load_steps
 from wavelet_core.generation.context import Contexts
 from wavelet_core.generation.session import DecodingSession
-from wavelet_core.kernels import active_kernel
+from wavelet_core.kernels import active_kernels
 from wavelet_core.language_model import build_model
 from wavelet_core.state import State
 from wavelet_quant import native_library
@@ -231,7 +231,7 @@ def decode_benchmark(
         "device": str(device),
         "threads": torch.get_num_threads(),
         "compiled": bool(session.steps),
-        "native_kernel": active_kernel() is not None and device.type == "cpu",
+        "kernels": [kernel.config.kind for kernel in active_kernels()],
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "seconds_per_token": latency,

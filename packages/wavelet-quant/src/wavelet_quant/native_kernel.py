@@ -13,10 +13,11 @@ import functools
 import hashlib
 import json
 import platform
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -28,12 +29,13 @@ from wavelet_core import ComponentConfig
 from wavelet_core.atomic_files import write_atomically
 from wavelet_core.cache_directory import default_cache_directory
 from wavelet_core.digests import file_digest
-from wavelet_core.kernels import Kernel
 from wavelet_quant.native_library import LIBRARY, instruction_set, library
+from wavelet_quant.packed_kernel import PackedKernel
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+SMALLEST_WIDTH = 64  # channels; narrower rows are mostly ends
 SMALLEST_COMPILED = 1 << 18  # entries; below, and in float32, a compiled graph is faster without another operator
-ROWS = (0, 1, 2, 4, 8, 16, 32, 64)  # up to which the kernel may be the faster one; torch multiplies more
+ROWS = (0, 1, 2, 4, 8, 16, 32, 64, 128)  # up to which the kernel may be the faster one; the last stands for any number
 MEASURED_MATRIX = (2048, 1024)
 
 
@@ -98,7 +100,7 @@ def _is_faster(rows: int, dtype: torch.dtype, instructions: int) -> bool:
 
 @functools.cache
 def _most_rows(dtype: torch.dtype, threads: int, instructions: int) -> int:
-    """Up to how many rows the kernel is the faster one: a power of two, at most the last of ROWS.
+    """Up to how many rows the kernel is the faster one: a power of two, or sys.maxsize for any number.
 
     It is measured once on a machine and remembered in the cache directory: the two differ in rounding, and a text that
     is generated again from its seed has to be the same.
@@ -109,11 +111,11 @@ def _most_rows(dtype: torch.dtype, threads: int, instructions: int) -> int:
     with suppress(OSError, ValueError, TypeError):
         known = json.loads(path.read_text("utf-8"))
         if type(known) is int and known in ROWS:
-            return known
+            return sys.maxsize if known == ROWS[-1] else known
     most = next(rows for rows in reversed(ROWS) if rows == 0 or _is_faster(rows, dtype, instructions))
     with suppress(OSError):
         write_atomically(path, lambda file: file.write_text(f"{most}\n", "utf-8"))
-    return most
+    return sys.maxsize if most == ROWS[-1] else most
 
 
 @torch.compiler.assume_constant_result
@@ -121,8 +123,10 @@ def _most_compiled_rows(dtype: torch.dtype, instructions: int) -> int:
     return _most_rows(dtype, torch.get_num_threads(), instructions)
 
 
-class Native(Kernel):
-    """Reads a matrix once for all rows, on a processor, in float32, bfloat16 or float16, in C++."""
+class Native(PackedKernel):
+    """Reads a matrix once for all rows, on a processor, in float32, bfloat16 or float16 or packed, in C++."""
+
+    needs: ClassVar[str] = "the native library, which a C++ compiler makes when wavelet-quant is installed"
 
     class Config(ComponentConfig):
         kind: Literal["native"] = "native"
@@ -145,6 +149,7 @@ class Native(Kernel):
             and x.is_cpu
             and weight.is_cpu
             and not torch.is_autocast_enabled("cpu")
+            and weight.shape[-1] >= SMALLEST_WIDTH
             and _fits(x, weight, bias)
             and self._is_faster(x.numel() // x.shape[-1] if weight.dim() == 2 else x.shape[-2], weight)
         )
@@ -156,17 +161,50 @@ class Native(Kernel):
         return rows <= _most_rows(weight.dtype, torch.get_num_threads(), self.instructions)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
-        if _observed():
+        if observed():
             return _linear(x, weight, bias, gelu)
         return _multiply(x, weight, bias, gelu, self.instructions)
 
     def stacked_linear(self, x: Tensor, weight: Tensor) -> Tensor:
-        if _observed():
+        if observed():
             return _stacked_linear(x, weight)
         return _multiply(x, weight, None, False, self.instructions)
 
+    def accepts_packed(self, x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None, bits: int) -> bool:
+        return x.is_cpu and values.is_cpu and x.dtype in TYPES and scales.dtype in TYPES
 
-def _observed() -> bool:
+    def packed_linear(
+        self, x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None, bits: int, height: int, gelu: bool
+    ) -> Tensor:
+        x, values, scales = x.contiguous(), values.contiguous(), scales.contiguous()
+        if bias is not None:
+            bias = bias.to(x.dtype).contiguous()
+        out = x.new_empty((*x.shape[:-1], height))
+        width, groups = x.shape[-1], scales.shape[-2]
+        matrices = 1 if values.dim() == 4 else len(x)
+        if out.numel():
+            library().multiply_packed(
+                self.instructions,
+                TYPES[x.dtype],
+                bits,
+                TYPES[scales.dtype],
+                values.data_ptr(),
+                scales.data_ptr(),
+                x.data_ptr(),
+                None if bias is None else bias.data_ptr(),
+                gelu,
+                out.data_ptr(),
+                matrices,
+                x.numel() // (matrices * width),
+                width,
+                height,
+                0 if groups == 1 else width // groups,
+                torch.get_num_threads(),
+            )
+        return out
+
+
+def observed() -> bool:
     """Whether somebody wants to see operators: the compiler, the profiler or a dispatch mode.
 
     Starting an operator that is written in Python takes a third of the time of a small product, so nobody else pays it.

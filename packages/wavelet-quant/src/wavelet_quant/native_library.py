@@ -1,7 +1,8 @@
 """The native library: what C++ computes for this package, for every instruction set in one file.
 
 It is built when wavelet-quant is installed, where there is a C++ compiler. Which instruction set computes is decided
-when it is first used, by what the processor has; the environment variable WAVELET_INSTRUCTION_SET names another.
+when it is first used, by what the processor has; a kernel's configuration names another, or else the environment
+variable WAVELET_INSTRUCTION_SET.
 """
 
 from __future__ import annotations
@@ -46,14 +47,13 @@ def instruction_sets() -> tuple[str, ...]:
 
 
 def instruction_set(name: str | None = None) -> int:
-    """The number of the instruction set to use: the one named by WAVELET_INSTRUCTION_SET, else `name`, else the best.
+    """The number of the instruction set to use: `name`, else the one named by WAVELET_INSTRUCTION_SET, else the best.
 
     Raises ConfigurationError where the processor or the library lacks it.
     """
-    forced = os.environ.get(VARIABLE)
-    name = forced or name or instruction_sets()[-1]
+    field = "instruction_set" if name else VARIABLE
+    name = name or os.environ.get(VARIABLE) or instruction_sets()[-1]
     if name not in instruction_sets():
-        field = VARIABLE if forced else "instruction_set"
         raise ConfigurationError(
             f"{field}={name}: this processor and the library that was built have {', '.join(instruction_sets())}"
         )

@@ -7,26 +7,28 @@ blocks of 16, and the codes of one row in words of 32 bits, word by word of the 
                                                  bits from b j on
     scales (..., blocks, groups, 16)             float32, bfloat16 or float16; groups of channels, or one for all
 
-The last block and the last word are filled up with zeros. The library turns x into integers of 16 bits with one scale
-for each vector, more than 100 times finer than bfloat16, and multiplies these exactly. Elsewhere torch multiplies the
-dense matrix.
+The last block and the last word are filled up with zeros. A `PackedKernel` reads this layout. The library turns x into
+integers of 16 bits with a scale for each vector, more than 100 times finer than bfloat16, which it multiplies exactly.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from wavelet_core.kernels import active_kernel
-from wavelet_quant.native_kernel import TYPES, Native, _observed
-from wavelet_quant.native_library import library
+from wavelet_core.kernels import active_kernels
+from wavelet_quant.native_kernel import TYPES, observed
+from wavelet_quant.packed_kernel import PackedKernel
+from wavelet_quant.weight_format import StoredMatrix
 
 OFFSETS = {8: 128.0, 4: 8.0, 2: 1.5}
 GROUPS = (32, 64, 128)
 BLOCK = 16  # rows
+UNPACKED = 1 << 22  # entries that plain torch unpacks at a time
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -56,11 +58,12 @@ def dense(values: Tensor, scales: Tensor, bits: int, height: int, width: int) ->
     return (codes.unflatten(-1, (per_row.shape[-1], -1)) * per_row[..., None]).flatten(-2)
 
 
-class PackedMatrix(nn.Module):
+class PackedMatrix(StoredMatrix):
     """A matrix (M, K), or a stack of them (S, M, K), in `bits` bits; calling it multiplies.
 
     codes: (..., M, K), integers from 0 to 2^bits - 1. scales: (..., M, groups), floating point, with 1 group or K / 32,
-    K / 64 or K / 128. Buffers: values and scales, packed as the module says; `.to(dtype)` leaves them as they are.
+    K / 64 or K / 128. read_as: the type that the matrix is read as. Buffers: values and scales, packed as the module
+    says, and read_as.
 
     Raises ValueError for bits, groups and shapes that there are not.
     """
@@ -68,8 +71,8 @@ class PackedMatrix(nn.Module):
     values: Tensor
     scales: Tensor
 
-    def __init__(self, codes: Tensor, scales: Tensor, bits: int):
-        super().__init__()
+    def __init__(self, codes: Tensor, scales: Tensor, bits: int, read_as: torch.dtype = torch.float32):
+        super().__init__(codes.shape, read_as, codes.device)
         if bits not in OFFSETS:
             raise ValueError(f"{bits} bits: packed matrices have {', '.join(map(str, OFFSETS))}")
         self.bits, (self.height, self.width) = bits, codes.shape[-2:]
@@ -94,33 +97,35 @@ class PackedMatrix(nn.Module):
             raise ValueError(f"group {group} for {width} channels: a group has {sizes} and divides the channels")
         grouped = weight.detach().float().unflatten(-1, (-1, group or width))
         absmax = grouped.abs().amax(-1)
-        if not absmax.isfinite().all():
+        if not (absmax.is_meta or absmax.isfinite().all()):
             raise ValueError("has entries that are not finite, which no integer stands for")
         largest = OFFSETS[bits] if bits == 2 else OFFSETS[bits] - 1
         scales = (absmax / largest).clamp_min(torch.finfo(scale_type).tiny).to(scale_type)
-        if not scales.isfinite().all():
+        if not (scales.is_meta or scales.isfinite().all()):
             raise ValueError(f"has entries up to {absmax.max():g}, too large for scales in {scale_type}")
         most = (1 << bits) - 1
         codes = (grouped / scales.float()[..., None] + OFFSETS[bits]).round_().clamp_(0, most)
-        return cls(codes.flatten(-2).to(torch.uint8), scales, bits)
+        return cls(codes.flatten(-2).to(torch.uint8), scales, bits, weight.dtype)
 
     def forward(self, x: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
         """x W^T + b, then GELU where asked, in x's type. Shapes: (..., K) -> (..., M) or (S, N, K) -> (S, N, M)."""
         return packed_linear(x, self.values, self.scales, bias, self.bits, self.height, gelu)
 
-    def matrix(self) -> Tensor:
-        """The whole matrix (..., M, K) in float32."""
-        return dense(self.values, self.scales, self.bits, self.height, self.width)
+    def matrix(self, dtype: torch.dtype | None = None) -> Tensor:
+        return dense(self.values, self.scales, self.bits, self.height, self.width).to(dtype or self.dtype)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> PackedMatrix:
-        scales = self.scales
-        super()._apply(fn, recurse)
-        if self.scales.dtype is not scales.dtype:
-            self.scales = scales.to(self.scales.device)
-        return self
+    def rows(self, index: Tensor) -> Tensor:
+        block, row = index // BLOCK, index % BLOCK
+        # A row's words as a packed matrix of its own, of one block with one row.
+        values, scales = self.values[block, :, row], self.scales[block, :, row]
+        mask = (1 << self.bits) - 1
+        planes = [(values >> (self.bits * j)) & mask for j in range(8 // self.bits)]
+        codes = torch.stack(planes, -2).flatten(-3)[..., : self.width].float() - OFFSETS[self.bits]
+        grouped = codes.unflatten(-1, (scales.shape[-1], -1)) * scales.float()[..., None]
+        return grouped.flatten(-2).to(self.dtype)
 
     def extra_repr(self) -> str:
-        return f"{self.height} x {self.width}, {self.bits} bits, {self.scales.shape[-2]} groups"
+        return f"{tuple(self.shape)}, {self.bits} bits, {self.scales.shape[-2]} groups, read as {self.dtype}"
 
 
 def _check_scales(scales: Tensor, shape: torch.Size) -> None:
@@ -133,10 +138,16 @@ def _check_scales(scales: Tensor, shape: torch.Size) -> None:
 def packed_linear(
     x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None, bits: int, height: int, gelu: bool = False
 ) -> Tensor:
-    """x W^T + b for a packed W, then GELU where asked; see PackedMatrix."""
-    if _observed() or torch.is_grad_enabled():
+    """x W^T + b for a packed W, then GELU where asked, by the first active kernel that accepts it; see PackedMatrix.
+
+    Raises ValueError for tensors that do not fit together.
+    """
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        _check(x, values, scales, bias, bits, height)
+        return multiply_in_torch(x, values, scales, bias, bits, height, gelu)
+    if observed() or type(x) is not Tensor or not x.is_cpu or torch.is_autocast_enabled("cpu"):
         return _packed_linear(x, values, scales, bias, bits, height, gelu)
-    return (_multiply if x.is_cpu else _reference)(x, values, scales, bias, bits, height, gelu)
+    return _multiply(x, values, scales, bias, bits, height, gelu)
 
 
 def _check(x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None, bits: int, height: int) -> None:
@@ -158,48 +169,33 @@ def _check(x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None, bits:
         )
 
 
-def _reference(
+def multiply_in_torch(
     x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None, bits: int, height: int, gelu: bool
 ) -> Tensor:
-    _check(x, values, scales, bias, bits, height)
-    weight = dense(values, scales, bits, height, x.shape[-1]).to(x.dtype)
-    out = torch.bmm(x, weight.mT) if weight.dim() == 3 else F.linear(x, weight, bias)
+    """`packed_linear` in plain torch, for tensors that fit together; it unpacks some rows of the matrix at a time."""
+    width, matrices = x.shape[-1], len(values) if values.dim() == 5 else 1
+    blocks = max(1, UNPACKED // (BLOCK * width * matrices))
+    parts = []
+    for start in range(0, values.shape[-4], blocks):
+        first, end = start * BLOCK, min((start + blocks) * BLOCK, height)
+        part, part_scales = values[..., start : start + blocks, :, :, :], scales[..., start : start + blocks, :, :]
+        weight = dense(part, part_scales, bits, end - first, width).to(x.dtype)
+        if weight.dim() == 3:
+            parts.append(torch.bmm(x, weight.mT))
+        else:
+            parts.append(F.linear(x, weight, None if bias is None else bias[first:end].to(x.dtype)))
+    out = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
     return F.gelu(out) if gelu else out
 
 
 def _multiply(
     x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None, bits: int, height: int, gelu: bool
 ) -> Tensor:
-    kernel = active_kernel()
-    if not isinstance(kernel, Native) or x.dtype not in TYPES or scales.dtype not in TYPES:
-        return _reference(x, values, scales, bias, bits, height, gelu)
     _check(x, values, scales, bias, bits, height)
-    x, values, scales = x.contiguous(), values.contiguous(), scales.contiguous()
-    if bias is not None:
-        bias = bias.to(x.dtype).contiguous()
-    out = x.new_empty((*x.shape[:-1], height))
-    width, groups = x.shape[-1], scales.shape[-2]
-    matrices = 1 if values.dim() == 4 else len(x)
-    if out.numel():
-        library().multiply_packed(
-            kernel.instructions,
-            TYPES[x.dtype],
-            bits,
-            TYPES[scales.dtype],
-            values.data_ptr(),
-            scales.data_ptr(),
-            x.data_ptr(),
-            None if bias is None else bias.data_ptr(),
-            gelu,
-            out.data_ptr(),
-            matrices,
-            x.numel() // (matrices * width),
-            width,
-            height,
-            0 if groups == 1 else width // groups,
-            torch.get_num_threads(),
-        )
-    return out
+    for kernel in active_kernels():
+        if isinstance(kernel, PackedKernel) and kernel.accepts_packed(x, values, scales, bias, bits):
+            return kernel.packed_linear(x, values, scales, bias, bits, height, gelu)
+    return multiply_in_torch(x, values, scales, bias, bits, height, gelu)
 
 
 def _shape(
@@ -208,11 +204,18 @@ def _shape(
     return x.new_empty((*x.shape[:-1], height))
 
 
+def _autocast(device: str, x: Tensor, *arguments: Any) -> Tensor:
+    """The product of what autocast makes of x."""
+    with torch.autocast(device, enabled=False):
+        return _packed_linear(x.to(torch.get_autocast_dtype(device)), *arguments)
+
+
 _operators = torch.library.Library("wavelet_quant", "FRAGMENT")
 _operators.define(
     "packed_linear(Tensor x, Tensor values, Tensor scales, Tensor? bias, int bits, int height, bool gelu) -> Tensor"
 )
 _packed_linear = torch.ops.wavelet_quant.packed_linear.default
-_operators.impl(_packed_linear, _reference, "CompositeExplicitAutograd")
-_operators.impl(_packed_linear, _multiply, "CPU")
+_operators.impl(_packed_linear, _multiply, "CompositeExplicitAutograd")
+_operators.impl(_packed_linear, functools.partial(_autocast, "cpu"), "AutocastCPU")
+_operators.impl(_packed_linear, functools.partial(_autocast, "cuda"), "AutocastCUDA")
 torch.library.register_fake(_packed_linear, _shape, lib=_operators)

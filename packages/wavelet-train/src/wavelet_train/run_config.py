@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,15 +10,15 @@ import yaml
 from pydantic import Field
 
 from wavelet_core.config import ComponentOf, ConfigurationError, Section, parse
+from wavelet_core.configuration_files import locate, read_file
 from wavelet_core.first_format import convert_config
 from wavelet_core.messages import shortened, shown
-from wavelet_core.registry import nearest
 from wavelet_train import PRESETS
 from wavelet_train.data import DataConfig
 from wavelet_train.precision import Precision
 
 # What a checkpoint's config.json holds besides the sections of a run.
-CHECKPOINT_KEYS = ("format_version", "components", "format", "step")
+CHECKPOINT_KEYS = ("format_version", "components", "format", "quantization", "step")
 
 
 class TrainConfig(Section):
@@ -102,7 +101,7 @@ def load_run_config(source: str | Path, overrides: Sequence[str] = ()) -> RunCon
     Raises ConfigurationError for an unknown preset, a missing or unreadable file, bad YAML or JSON (with the line), and
     fields that are unknown or do not fit.
     """
-    return run_config(read_file(locate(source)), overrides, str(source))
+    return run_config(read_file(locate(source, PRESETS)), overrides, str(source))
 
 
 def is_seed_config(data: Mapping[str, Any]) -> bool:
@@ -129,70 +128,6 @@ def run_config(data: dict[str, Any], overrides: Sequence[str], source: str) -> R
 def dump(config: RunConfig) -> str:
     """The full resolved configuration as YAML; loading it gives the same configuration."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
-
-
-def locate(source: str | Path) -> Path:
-    """The file that a preset's name or a path stands for."""
-    path = Path(source)
-    preset = PRESETS / f"{source}.yaml"
-    if path.is_file():
-        return path
-    if path.name == str(source) and preset.is_file():
-        return preset
-    if path.is_dir():
-        raise ConfigurationError(f"{source} is a directory; name a configuration file or a preset")
-    if path.suffix.lower() in (".yaml", ".yml", ".json") or len(path.parts) > 1:
-        raise ConfigurationError(f"no configuration file at {source}; check the path, or name a preset")
-    names = list(list_presets())
-    raise ConfigurationError(
-        f"unknown preset {shown(str(source))}{nearest(str(source), names)} Presets: {', '.join(names)}. "
-        "A file must exist and end in .yaml, .yml or .json"
-    )
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML in which a key that is given twice is an error, not silently the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(
-                    problem="a list or a mapping cannot be a key", problem_mark=key.start_mark
-                )
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"{shown(key.value)} is given twice", problem_mark=key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def read_file(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML or JSON file."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        data = json.loads(text) if path.suffix.lower() == ".json" else yaml.load(text, _UniqueKeyLoader)
-    except OSError as error:
-        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    except json.JSONDecodeError as error:
-        raise ConfigurationError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from error
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigurationError(f"{path}{line}: not YAML: {shortened(str(error.problem))}") from error
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{path}: not YAML: {shortened(str(error))}") from error
-    except RecursionError:
-        raise ConfigurationError(f"{path} is nested too deeply") from None
-    except ValueError as error:  # a date that does not exist, a number of ten thousand digits
-        raise ConfigurationError(f"{path}: {error}") from error
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise ConfigurationError(f"{path}: expected the sections model, data and train, found {type(data).__name__}")
-    return data
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wavelet_cli.output import print_report, titled
-from wavelet_cli.shared_options import checkpoint_argument, device_option, json_option, threads_option, verify_option
+from wavelet_cli.shared_options import (
+    checkpoint_argument,
+    device_option,
+    json_option,
+    kernel_option,
+    threads_option,
+    verify_option,
+)
 from wavelet_train.tables import table
 
 if TYPE_CHECKING:
@@ -39,6 +46,7 @@ if TYPE_CHECKING:
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Windows at a time.")
 @device_option
 @threads_option
+@kernel_option
 @click.option(
     "--precision",
     type=click.Choice(["float32", "bfloat16", "float16", "auto"]),

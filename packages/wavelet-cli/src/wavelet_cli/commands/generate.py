@@ -9,8 +9,17 @@ from typing import Any
 import click
 
 from wavelet_cli import completion
+from wavelet_cli.component_option import Component
 from wavelet_cli.output import print_json
-from wavelet_cli.shared_options import checkpoint_argument, device_option, json_option, threads_option, verify_option
+from wavelet_cli.shared_options import (
+    checkpoint_argument,
+    device_option,
+    json_option,
+    kernel_option,
+    quantize_option,
+    threads_option,
+    verify_option,
+)
 
 MOST_TEXTS = 1_000_000
 
@@ -73,8 +82,9 @@ class Finite(click.FloatRange):
     "--sampler",
     "samplers",
     multiple=True,
+    type=Component(),
     metavar="YAML",
-    shell_complete=completion.samplers,
+    shell_complete=completion.components("sampler"),
     help="A sampler by name or as {kind: ..., ...}, a plugin's for example; applied last, in the order given.",
 )
 @click.option("--lookahead-k", type=click.IntRange(min=2), help="Search: candidates tried for every token. Default: 3.")
@@ -96,7 +106,8 @@ class Finite(click.FloatRange):
     shell_complete=completion.drafts,
     help="Speculative decoding: guess by look-up in the text, or with a smaller model; the same text, sooner.",
 )
-@click.option("--ptq8", is_flag=True, help="Quantize the weights to 8 bits after loading.")
+@quantize_option
+@click.option("--ptq8", is_flag=True, help="The same as --quantize int8.")
 @click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Type of the weights; default: as stored."
 )
@@ -107,6 +118,7 @@ class Finite(click.FloatRange):
 )
 @device_option
 @threads_option
+@kernel_option
 @click.option(
     "--fwpkm-inference-updates", is_flag=True, help="Let fast-weight memories learn from the text as it goes."
 )
@@ -128,6 +140,7 @@ def command(checkpoint: str, **options: Any) -> None:
       wavelet generate runs/demo "def " --num-tokens 200
       wavelet generate runs/demo --prompt-file start.txt --strategies --seed 7
       wavelet generate runs/demo "The" -n 4 --temperature 0.8 --top-p 0.9 --json
+      wavelet generate runs/demo "The" --quantize int4
       echo "import os" | wavelet generate runs/demo - --temperature 0 --draft ngram
     """
     from wavelet_cli.generated_text import Clock, Printer, metrics_table

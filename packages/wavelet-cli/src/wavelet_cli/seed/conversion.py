@@ -26,9 +26,9 @@ from wavelet_core.checkpoint import (
     verify_checkpoint,
 )
 from wavelet_core.config import LanguageModelConfig
+from wavelet_core.configuration_files import read_file
 from wavelet_core.language_model import build_model
 from wavelet_core.tensor_files import CheckpointError, check_finite, first_lines
-from wavelet_train.run_config import read_file
 
 COMPILE_PREFIX = "_orig_mod."
 

@@ -10,8 +10,9 @@ from typing import Any
 from wavelet_cli.seed.configuration import SEED_KEYS, SeedKey, model_config_from_seed
 from wavelet_cli.seed.tokenizer import SENTENCEPIECE_NAME, TIKTOKEN_SIZES
 from wavelet_core.config import ConfigurationError
+from wavelet_core.configuration_files import read_file
 from wavelet_train import PRESETS
-from wavelet_train.run_config import apply_override, read_file
+from wavelet_train.run_config import apply_override
 
 RECIPE_KEYS = (
     SeedKey("dataset", "data.dataset", None, "wikitext-103, wikitext-2, pg19 or owner/name of the hub; else to be set"),

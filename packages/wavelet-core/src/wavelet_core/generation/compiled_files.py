@@ -30,7 +30,7 @@ from wavelet_core.cache_directory import default_cache_directory
 from wavelet_core.digests import COMPILED_DIRECTORY, file_digest
 from wavelet_core.generation.compiled_step import CompiledStep, CompiledStepError, compile_step
 from wavelet_core.generation.session import DecodingSession
-from wavelet_core.kernels import active_kernel
+from wavelet_core.kernels import active_kernels
 
 RECORD_FILE = "record.json"
 SECRET_BYTES = 32
@@ -129,13 +129,12 @@ def _secret(make: bool = False) -> bytes:
 def circumstances(session: DecodingSession) -> dict[str, str]:
     """What a compiled step depends on, by the name that a message gives it."""
     model = session.model
-    kernel = active_kernel()
     return {
         "torch": torch.__version__,
         "processor": _processor(),
         "device": session.device.type,
         "type of the weights": str(next(model.parameters()).dtype).removeprefix("torch."),
-        "kernel of matrix products": "torch" if kernel is None else kernel.config.model_dump_json(),
+        "choice of kernels": " ".join(kernel.config.model_dump_json() for kernel in active_kernels()) or "torch",
         "model": _short(json.dumps(_structure(model), default=_plain, skipkeys=True)),
         "version of the model's code": _code(model),
     }

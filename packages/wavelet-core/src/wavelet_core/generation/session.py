@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from wavelet_core.computed import Computed
-from wavelet_core.kernels import active_kernel
+from wavelet_core.kernels import active_kernels
 from wavelet_core.language_model import LanguageModel
 from wavelet_core.state import State
 
@@ -49,7 +49,7 @@ class DecodingSession:
             if isinstance(module, Computed)
         ]
         self._computed_from: list[tuple[int, int]] | None = None
-        active_kernel()  # chosen before anything is compiled or read, so that a wrong name is refused first
+        active_kernels()  # chosen before anything is compiled or read, so that a wrong name is refused first
         self.new_state, self.head = self.model.new_state, self.model.head
 
     def hidden(self, tokens: Tensor, state: State | None = None) -> Tensor:

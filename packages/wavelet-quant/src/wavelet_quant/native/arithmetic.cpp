@@ -36,13 +36,12 @@ constexpr long lanes = 4;
 #endif
 #if defined(__AVX512F__) || defined(__aarch64__) // 32 registers
 constexpr int most_sharing = 6, rows_sharing = 4;
-constexpr long first_tiled = 14;
-constexpr int tile_rows(int registers) { return registers == 3 ? 8 : 12; }
 #else // 16
 constexpr int most_sharing = 6, rows_sharing = 2;
+#endif
+constexpr bool tiling = lanes == 8; // measured: 16 lanes lose more where a tile is not full, and 4 gain nothing
 constexpr long first_tiled = 12;
 constexpr int tile_rows(int registers) { return registers == 3 ? 4 : registers == 2 ? 6 : 12; }
-#endif
 constexpr long tiled_rows = 24; // of the matrix, which stay in the cache for all tiles: a multiple of every tile_rows
 constexpr int streams = 4;
 constexpr long prefetch_bytes = 8192;
@@ -76,7 +75,7 @@ float total(Floats v) {
 
 struct Float32 {
     static constexpr long bytes = 4, step = lanes;
-    static constexpr bool tiles = true;
+    static constexpr bool tiles = tiling;
     using Vectors = Floats;
     static Vectors loaded(const void *p) { return load<Floats>(p); }
     static Floats add(Floats sum, Vectors a, Vectors b) { return sum + a * b; }
@@ -108,7 +107,7 @@ struct BFloat16 {
     static Vectors loaded(const void *p) { return load<__m512bh>(p); }
     static Floats add(Floats sum, Vectors a, Vectors b) { return (Floats)_mm512_dpbf16_ps((__m512)sum, a, b); }
 #else
-    static constexpr bool tiles = true;
+    static constexpr bool tiles = tiling;
     using Vectors = Pair;
     static Vectors loaded(const void *p) {
         const Words words = load<Words>(p);
@@ -124,7 +123,7 @@ struct BFloat16 {
 
 struct Float16 {
     static constexpr long bytes = 2, step = lanes;
-    static constexpr bool tiles = true;
+    static constexpr bool tiles = tiling;
     using Vectors = Floats;
     static Vectors loaded(const void *p) { return widen(p); }
     static Floats add(Floats sum, Vectors a, Vectors b) { return sum + a * b; }

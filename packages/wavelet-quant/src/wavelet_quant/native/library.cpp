@@ -37,6 +37,36 @@ class Memory {
     }
 };
 
+// Vectors that are prepared at a time: more would only need more memory.
+constexpr long together = 512;
+
+// Divides a product for several matrices among threads. prepare(i, to): the prepared form of vector i of all. multiply(
+// matrix, first, count, prepared, begin, end, scratch): units begin to end of a matrix, times its vectors from `first` on.
+template <class Scratch, class Prepare, class Multiply>
+void divide(long matrices, long vectors, long width, long units, long threads, long prepared_bytes,
+            Scratch scratch_bytes, Prepare prepare, Multiply multiply) {
+    static thread_local Memory prepared_memory;
+    const long per_matrix = matrices < threads ? (threads + matrices - 1) / matrices : 1, shares = matrices * per_matrix;
+    for (long first = 0; first < vectors; first += together) {
+        const long each = vectors - first < together ? vectors - first : together, count = matrices * each;
+        char *const prepared = prepared_memory.of(count * prepared_bytes);
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && count * width >= worth_sharing)
+        for (long t = 0; t < count; t++) prepare(t / each * vectors + first + t % each, prepared + t * prepared_bytes);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+        {
+            static thread_local Memory scratch;
+            char *const own = scratch.of(scratch_bytes(each));
+#pragma omp for schedule(static) nowait
+            for (long share = 0; share < shares; share++) {
+                const long matrix = share / per_matrix, part = share % per_matrix;
+                const long begin = part * units / per_matrix, end = (part + 1) * units / per_matrix;
+                if (begin < end)
+                    multiply(matrix, first, each, prepared + matrix * each * prepared_bytes, begin, end, own);
+            }
+        }
+    }
+}
+
 } // namespace
 
 // Whether the library has the instruction set (0 portable, 1 AVX2, 2 AVX-512 with BF16 and VNNI), and the processor too.
@@ -57,35 +87,17 @@ extern "C" int has_instruction_set(int set) {
 extern "C" void multiply(int set, int type, const void *weight, const void *x, const void *bias, int gelu, void *out,
                          long matrices, long vectors, long width, long height, long threads) {
     const InstructionSet &use = *sets[set];
-    const long bytes = type == float32 ? 4 : 2, prepared_bytes = use.prepared_bytes(Type(type), width);
-    const long count = matrices * vectors;
-    static thread_local Memory prepared_memory;
-    char *const prepared = prepared_memory.of(count * prepared_bytes);
-    const long per_matrix = matrices < threads ? (threads + matrices - 1) / matrices : 1;
-    const long shares = matrices * per_matrix;
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && count * width >= worth_sharing)
-    for (long t = 0; t < count; t++)
-        use.prepare(Type(type), static_cast<const char *>(x) + t * width * bytes, width, prepared + t * prepared_bytes);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        static thread_local Memory scratch;
-        char *const own = scratch.of(use.scratch(Type(type), vectors, width));
-#pragma omp for schedule(static) nowait
-        for (long share = 0; share < shares; share++) {
-            const long matrix = share / per_matrix, part = share % per_matrix;
-            const long begin = part * height / per_matrix, end = (part + 1) * height / per_matrix;
-            if (begin == end) continue;
-            const Product product{Type(type),
-                                  static_cast<const char *>(weight) + matrix * height * width * bytes,
-                                  bias,
-                                  gelu != 0,
-                                  static_cast<char *>(out) + matrix * vectors * height * bytes,
-                                  vectors,
-                                  width,
-                                  height};
-            use.multiply(product, prepared + matrix * vectors * prepared_bytes, begin, end, own);
-        }
-    }
+    const Type of = Type(type);
+    const long bytes = type == float32 ? 4 : 2;
+    divide(
+        matrices, vectors, width, height, threads, use.prepared_bytes(of, width),
+        [&](long count) { return use.scratch(of, count, width); },
+        [&](long i, void *to) { use.prepare(of, static_cast<const char *>(x) + i * width * bytes, width, to); },
+        [&](long matrix, long first, long count, const void *prepared, long begin, long end, void *scratch) {
+            const void *const rows = static_cast<const char *>(weight) + matrix * height * width * bytes;
+            void *const results = static_cast<char *>(out) + (matrix * vectors + first) * height * bytes;
+            use.multiply({of, rows, bias, gelu != 0, results, count, width, height}, prepared, begin, end, scratch);
+        });
 }
 
 // values (matrices, blocks of 16 rows, lines, 16, 4) bytes; scales (matrices, blocks, groups or 1, 16) of their own type;
@@ -94,38 +106,23 @@ extern "C" void multiply_packed(int set, int type, int bits, int scale_type, con
                                 const void *x, const void *bias, int gelu, void *out, long matrices, long vectors,
                                 long width, long height, long group, long threads) {
     const InstructionSet &use = *sets[set];
-    const long bytes = type == float32 ? 4 : 2, scale_bytes = scale_type == float32 ? 4 : 2;
-    const long blocks = (height + 15) / 16, channels = 32 / bits, groups = group ? width / group : 1;
+    const long bytes = type == float32 ? 4 : 2, blocks = (height + 15) / 16, channels = 32 / bits;
     const long matrix_bytes = blocks * ((width + channels - 1) / channels) * 64;
-    const Packed of_all{{Type(type), nullptr, bias, gelu != 0, nullptr, vectors, width, height},
-                        bits,
-                        Type(scale_type),
-                        nullptr,
-                        group};
-    const long prepared_bytes = use.prepared_packed_bytes(of_all), count = matrices * vectors;
-    static thread_local Memory prepared_memory;
-    char *const prepared = prepared_memory.of(count * prepared_bytes);
-    const long per_matrix = matrices < threads ? (threads + matrices - 1) / matrices : 1;
-    const long shares = matrices * per_matrix;
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && count * width >= worth_sharing)
-    for (long t = 0; t < count; t++)
-        use.prepare_packed(of_all, static_cast<const char *>(x) + t * width * bytes, prepared + t * prepared_bytes);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        static thread_local Memory scratch;
-        char *const own = scratch.of(use.packed_scratch(vectors));
-#pragma omp for schedule(static) nowait
-        for (long share = 0; share < shares; share++) {
-            const long matrix = share / per_matrix, part = share % per_matrix;
-            const long begin = part * blocks / per_matrix, end = (part + 1) * blocks / per_matrix;
-            if (begin == end) continue;
-            Packed packed = of_all;
-            packed.product.weight = static_cast<const char *>(values) + matrix * matrix_bytes;
-            packed.product.out = static_cast<char *>(out) + matrix * vectors * height * bytes;
-            packed.scales = static_cast<const char *>(scales) + matrix * blocks * groups * 16 * scale_bytes;
-            use.multiply_packed(packed, prepared + matrix * vectors * prepared_bytes, begin, end, own);
-        }
-    }
+    const long scales_bytes = blocks * (group ? width / group : 1) * 16 * (scale_type == float32 ? 4 : 2);
+    const auto packed = [&](const void *rows, const void *scales_of_rows, void *results, long count) {
+        return Packed{{Type(type), rows, bias, gelu != 0, results, count, width, height}, bits, Type(scale_type), scales_of_rows, group};
+    };
+    const Packed any = packed(nullptr, nullptr, nullptr, 0);
+    divide(
+        matrices, vectors, width, blocks, threads, use.prepared_packed_bytes(any),
+        [&](long count) { return use.packed_scratch(count); },
+        [&](long i, void *to) { use.prepare_packed(any, static_cast<const char *>(x) + i * width * bytes, to); },
+        [&](long matrix, long first, long count, const void *prepared, long begin, long end, void *scratch) {
+            void *const results = static_cast<char *>(out) + (matrix * vectors + first) * height * bytes;
+            use.multiply_packed(packed(static_cast<const char *>(values) + matrix * matrix_bytes,
+                                       static_cast<const char *>(scales) + matrix * scales_bytes, results, count),
+                                prepared, begin, end, scratch);
+        });
 }
 
 // Read memory with all threads, as `multiply` does.

@@ -1,6 +1,7 @@
-"""int8 weights: how far they are off, what is left alone, and that the model around them does not notice."""
+"""Whole models in the formats of recipes: what is stored how, what is left alone, and that the rest does not notice."""
 
 import copy
+import json
 import math
 from pathlib import Path
 
@@ -20,8 +21,11 @@ from wavelet_core import (
 )
 from wavelet_core.checkpoint import materialize, named_tensors
 from wavelet_core.computed import Computed
+from wavelet_core.digests import write_digests
 from wavelet_core.linear import Linear, StackedLinear
-from wavelet_quant import Int8, Int8Matrix, quantize_int8, weight_bytes
+from wavelet_core.tensor_files import load_tensors, save_tensors
+from wavelet_quant import drop_ins, load_recipe, preset_recipes, quantize, weight_bytes
+from wavelet_quant.packed import PackedMatrix
 
 HEADLINE = {
     "vocabulary_size": 61,
@@ -50,28 +54,12 @@ def model_of(config=HEADLINE, seed=0):
     return WaveletLM(ModelConfig.model_validate(config)).eval()
 
 
+def int8(model):
+    return quantize(model, "int8")
+
+
 def tokens_of(batch=2, length=20):
     return torch.randint(61, (batch, length), generator=torch.Generator().manual_seed(1))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("shape", [(7, 33), (3, 7, 33)])
-def test_no_weight_is_off_by_more_than_half_its_scale(shape, dtype):
-    weight = (torch.randn(shape) * torch.logspace(-4, 1, 7).unsqueeze(-1)).to(dtype)
-    matrix = Int8Matrix(weight)
-    absmax = weight.to(matrix.scale.dtype).abs().amax(-1, keepdim=True)
-    torch.testing.assert_close(matrix.scale, absmax / 127)
-    assert matrix.values.dtype == torch.int8
-    assert matrix.values.abs().amax(-1).eq(127).all()
-    error = (matrix.values * matrix.scale - weight).abs()
-    assert (error <= 0.5001 * matrix.scale).all()
-    assert matrix().dtype == dtype
-
-
-def test_a_channel_of_zeros_stays_zero():
-    weight = torch.randn(3, 4)
-    weight[1] = 0
-    assert not Int8Matrix(weight)()[1].any()
 
 
 def test_weights_that_are_not_finite_are_refused_by_name():
@@ -79,46 +67,46 @@ def test_weights_that_are_not_finite_are_refused_by_name():
     with torch.no_grad():
         model[1].weight[2, 0] = math.nan
     with pytest.raises(ValueError, match=r"^1\.weight .*not finite"):
-        quantize_int8(model)
+        int8(model)
 
 
 def test_each_kind_of_weight_has_a_scale_per_output_channel():
-    model = quantize_int8(model_of())
+    model = int8(model_of())
     block = model.blocks[0]
-    scales = {
-        "embedding rows": (model.embedding, (61, 1)),
-        "head rows": (model.head, (61, 1)),
-        "projection (C, P)": (block.project, (24, 1)),
-        "stacked mixers (S, out, in)": (block.mixer.banks[0].matrix, (2, 32, 1)),
-        "stacked narrow mixers": (block.mixer.banks[1].narrow, (2, 16, 1)),
-        "low-rank down (S, r, P)": (block.mixer.banks[0].down, (2, 2, 1)),
-        "memory values": (block.memories.memories[1].values, (64, 1)),
-        "memory keys": (block.memories.memories[1].keys_a, (1, 8, 1)),
+    shapes = {
+        model.embedding: (61, 24),
+        model.head: (61, 24),
+        block.project: (24, 32),
+        block.mixer.banks[0].matrix: (2, 32, 32),
+        block.mixer.banks[1].narrow: (2, 16, 32),
+        block.mixer.banks[0].down: (2, 2, 32),
+        block.memories.memories[1].values: (64, 24),
+        block.memories.memories[1].keys_a: (1, 8, 12),
     }
-    assert {name: tuple(module.weight.scale.shape) for name, (module, _) in scales.items()} == {
-        name: shape for name, (_, shape) in scales.items()
-    }
+    for module, shape in shapes.items():
+        assert module.weight.shape == shape and module.weight.bits == 8
+        assert module.weight.scales.shape[-2:] == (1, 16)
 
 
 @pytest.mark.parametrize("config", [HEADLINE, *OTHERS.values()], ids=["headline", *OTHERS])
 def test_every_matrix_is_quantized_and_nothing_else(config):
     model = model_of(config)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    quantize_int8(model)
+    int8(model)
     left = dict(model.named_parameters())
-    gains = ("gains", "theta", "scale_gains", "bias", "norms")
+    gains = ("gains", "theta", "scale_gains", "bias", "norms", "routing")
     for name, parameter in before.items():
         if name in left:
             assert parameter.dim() < 2 or any(part in gains for part in name.split(".")), f"{name} is still float"
             assert torch.equal(left[name], parameter)
         else:
-            assert parameter.dim() >= 2 and not name.endswith("gains")
+            assert parameter.dim() >= 2 and not name.endswith("gains") and "routing" not in name
 
 
 @pytest.mark.parametrize("config", [HEADLINE, *OTHERS.values()], ids=["headline", *OTHERS])
 def test_logits_are_those_of_the_rounded_weights(config):
     model = model_of(config)
-    quantized = quantize_int8(copy.deepcopy(model))
+    quantized = int8(copy.deepcopy(model))
     rounded = copy.deepcopy(model)
     with torch.no_grad():
         for path, module in rounded.named_modules():
@@ -129,12 +117,12 @@ def test_logits_are_those_of_the_rounded_weights(config):
                     module._frozen = drop_in.matrix()
         expected, out = rounded(tokens_of()), quantized(tokens_of())
         original = model(tokens_of())
-    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(out, expected, atol=1e-3, rtol=1e-3)
     assert 0 < (out - original).std() < 0.05 * original.std()
 
 
 def test_tied_and_shared_weights_are_quantized_once_and_stay_shared():
-    model = quantize_int8(model_of(HEADLINE | {"tied_embedding": True}))
+    model = int8(model_of(HEADLINE | {"tied_embedding": True}))
     assert model.head.weight is model.embedding.weight
     assert model.blocks[0].wavelet.predict[0].first is model.blocks[1].wavelet.predict[0].first
     model.to(torch.bfloat16).to("cpu")
@@ -147,12 +135,12 @@ def test_memory_shrinks():
     config = HEADLINE | {"width": 256, "vocabulary_size": 2000, "mixer": {"kind": "gated_spectral"}}
     model = model_of(config)
     before = weight_bytes(model)
-    assert weight_bytes(quantize_int8(model)) < 0.27 * before
+    assert weight_bytes(int8(model)) < 0.27 * before
 
 
 def test_state_dict_round_trip():
-    model = quantize_int8(model_of(seed=0))
-    other = quantize_int8(model_of(seed=1))
+    model = int8(model_of(seed=0))
+    other = int8(model_of(seed=1))
     other.load_state_dict(model.state_dict())
     with torch.no_grad():
         assert torch.equal(other(tokens_of()), model(tokens_of()))
@@ -160,28 +148,25 @@ def test_state_dict_round_trip():
 
 @pytest.mark.parametrize("config", [HEADLINE, *OTHERS.values()], ids=["headline", *OTHERS])
 def test_a_model_without_weights_yet_can_be_quantized_and_loaded(config):
-    model = quantize_int8(model_of(config))
+    model = int8(model_of(config))
     with torch.device("meta"):
-        empty = quantize_int8(model_of(config))
+        empty = int8(model_of(config))
     assert empty.head.weight.values.is_meta
     materialize(empty, named_tensors(model.bfloat16()))
     with torch.no_grad():
         assert torch.equal(empty.eval()(tokens_of()), model(tokens_of()))
 
 
-def test_quantizing_twice_changes_nothing():
-    model = quantize_int8(model_of())
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    after = quantize_int8(model).state_dict()
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
+def test_what_is_quantized_already_is_refused():
+    with pytest.raises(ConfigurationError, match="quantized already"):
+        quantize(int8(model_of()), "int4")
 
 
 def test_changing_the_type_keeps_the_scales_precise():
-    model = quantize_int8(model_of())
-    scale = model.head.weight.scale.clone()
+    model = int8(model_of())
+    scales = model.head.weight.scales.clone()
     model.bfloat16()
-    assert torch.equal(model.head.weight.scale, scale)
+    assert torch.equal(model.head.weight.scales, scales)
     assert (
         model.head.matrix().dtype == model.new_state().tree["blocks"]["0"]["wavelet"]["level0"].dtype == torch.bfloat16
     )
@@ -190,7 +175,7 @@ def test_changing_the_type_keeps_the_scales_precise():
 
 
 def test_causal_and_streaming_as_before():
-    model = quantize_int8(model_of())
+    model = int8(model_of())
     tokens = tokens_of()
     with torch.no_grad():
         whole = model(tokens, model.new_state(2))
@@ -203,7 +188,7 @@ def test_causal_and_streaming_as_before():
 
 
 def test_compiles_without_graph_breaks():
-    model = quantize_int8(model_of(HEADLINE | {"layers": 1, "levels": 1, "mixer": "gated_spectral"}))
+    model = int8(model_of(HEADLINE | {"layers": 1, "levels": 1, "mixer": "gated_spectral"}))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(tokens_of()), model(tokens_of()))
@@ -230,9 +215,9 @@ def test_modules_it_never_heard_of():
     mixer = ForeignMixer()
     z = torch.randn(2, 3, 4, 8)
     expected = mixer(z)
-    quantize_int8(mixer)
+    int8(mixer)
     assert sorted(name for name, _ in mixer.named_parameters()) == ["gains", "more.0.bias", "norm.bias", "norm.weight"]
-    assert mixer.stack.weight.scale.shape == (4, 8, 1)
+    assert mixer.stack.weight.shape == (4, 8, 8)
     torch.testing.assert_close(mixer(z), expected, atol=0.1, rtol=0)
     assert not torch.equal(mixer(z), expected)
 
@@ -244,33 +229,40 @@ class ScaledEmbedding(nn.Embedding):
 
 def test_what_no_drop_in_can_stand_for_is_left_in_floating_point():
     modules = nn.ModuleList(
-        [ScaledEmbedding(5, 4), nn.Embedding(5, 4, max_norm=1.0), nn.MultiheadAttention(4, 2, batch_first=True)]
+        [
+            ScaledEmbedding(5, 4),
+            nn.Embedding(5, 4, max_norm=1.0),
+            nn.MultiheadAttention(4, 2, batch_first=True),
+            nn.Linear(4, 4, bias=False),
+        ]
     )
     x = torch.randn(1, 3, 4)
     before = dict(modules.named_parameters())
-    quantize_int8(modules)
-    assert dict(modules.named_parameters()).keys() == before.keys()
+    int8(modules)
+    assert dict(modules.named_parameters()).keys() == before.keys() - {"3.weight"}
     assert modules[2](x, x, x)[0].isfinite().all()
 
 
-def test_the_model_knows_its_format():
-    model = quantize_int8(model_of())
-    assert model.weight_format == Int8.Config()
-    assert model.weight_format.model_dump() == {"kind": "int8"}
+def test_the_model_knows_what_made_it():
+    quantization = int8(model_of()).quantization
+    assert quantization.kind == "recipe" and quantization.recipe == load_recipe("int8")
+    assert quantization.made_by.keys() == {"wavelet-quant", "torch"} and quantization.calibration is None
 
 
-def test_embeddings_give_floating_point_only_to_the_rows_asked_for(monkeypatch):
-    embedding = quantize_int8(nn.Embedding(50, 8))
+@pytest.mark.parametrize("recipe", sorted(preset_recipes()))
+def test_embeddings_give_floating_point_only_to_the_rows_asked_for(recipe, monkeypatch):
+    embedding = quantize(nn.Embedding(50, 64), recipe)
     index = torch.tensor([[3, 3, 49], [0, 1, 2]])
     expected = F.embedding(index, embedding.matrix())
-    monkeypatch.setattr(Int8Matrix, "forward", lambda self: pytest.fail("the whole table became floating point"))
+    monkeypatch.setattr(PackedMatrix, "matrix", lambda self: pytest.fail("the whole table became floating point"))
     torch.testing.assert_close(embedding(index), expected)
 
 
 @pytest.mark.parametrize("mode", ["sum", "mean"])
 @pytest.mark.parametrize("rows", [50, 4])
-def test_bags_of_rows_equal_the_floating_point_ones(mode, rows):
-    bag = quantize_int8(nn.EmbeddingBag(rows, 8, mode=mode))
+def test_bags_of_rows_equal_the_floating_point_ones(mode, rows, monkeypatch):
+    monkeypatch.setattr(drop_ins, "GATHERED", 2 * 5 * 8)
+    bag = int8(nn.EmbeddingBag(rows, 8, mode=mode))
     index = torch.randint(rows, (3, 5))
     weights = torch.rand(3, 5) if mode == "sum" else None
     expected = F.embedding_bag(index, bag.matrix(), mode=mode, per_sample_weights=weights)
@@ -300,36 +292,72 @@ def test_int8_costs_a_trained_model_next_to_nothing():
 
     trained = bits_per_byte()
     assert trained < 4, "the model must have learned something"
-    quantize_int8(model)
+    int8(model)
     assert abs(bits_per_byte() - trained) < 0.01
 
 
 @pytest.mark.parametrize("config", [HEADLINE, *OTHERS.values()], ids=["headline", *OTHERS])
-def test_a_quantized_model_is_saved_and_loaded_as_it_is(config, tmp_path):
-    model, tokens = quantize_int8(model_of(config)), tokens_of()
+@pytest.mark.parametrize("recipe", ["int8", "mixed-8-4-2"])
+def test_a_quantized_model_is_saved_and_loaded_as_it_is(config, recipe, tmp_path):
+    model, tokens = quantize(model_of(config), recipe), tokens_of()
     save_checkpoint(model, tmp_path / "model")
     loaded = load_checkpoint(tmp_path / "model")
-    assert loaded.weight_format == Int8.Config()
+    assert loaded.quantization == model.quantization
     with torch.no_grad():
         assert torch.equal(loaded(tokens), model(tokens))
         narrow = load_checkpoint(tmp_path / "model", torch.bfloat16)
         assert narrow(tokens).dtype == torch.bfloat16
-    assert all(matrix.scale.dtype == torch.float32 for matrix in narrow.modules() if isinstance(matrix, Int8Matrix))
+    scales = {matrix.scales.dtype for matrix in narrow.modules() if isinstance(matrix, PackedMatrix)}
+    assert scales <= {torch.float32, torch.float16}
 
 
 def test_a_quantized_checkpoint_names_the_package_that_it_needs(tmp_path, monkeypatch):
-    save_checkpoint(quantize_int8(model_of()), tmp_path / "model")
+    save_checkpoint(int8(model_of()), tmp_path / "model")
     components = registry._components
     monkeypatch.setattr(
-        registry, "_components", {key: value for key, value in components.items() if key[0] != "format"}
+        registry, "_components", {key: value for key, value in components.items() if key[0] != "quantizer"}
     )
-    with pytest.raises(CheckpointError, match=r"'format int8' of wavelet-quant .*, which is not installed"):
+    with pytest.raises(CheckpointError, match=r"'quantizer recipe' of wavelet-quant .*, which is not installed"):
         load_checkpoint(tmp_path / "model")
 
 
 def test_a_format_that_is_not_understood_is_refused(tmp_path):
-    save_checkpoint(quantize_int8(model_of()), tmp_path / "model")
-    file = tmp_path / "model" / "config.json"
-    file.write_text(file.read_text().replace('"kind": "int8"', '"kind": "int8", "bits": 8'))
-    with pytest.raises(ConfigurationError, match=r"config\.json: format: bits: unknown field"):
+    save_checkpoint(int8(model_of()), tmp_path / "model")
+    change(tmp_path, lambda content: content["quantization"]["recipe"]["rules"][1]["format"].update(bits=8))
+    with pytest.raises(ConfigurationError, match=r"config\.json: quantization: recipe.*bits: unknown field"):
+        load_checkpoint(tmp_path / "model")
+
+
+def change(folder, how):
+    file = folder / "model" / "config.json"
+    content = json.loads(file.read_text())
+    how(content)
+    file.write_text(json.dumps(content))
+
+
+def test_a_checkpoint_of_an_early_format_says_to_quantize_again(tmp_path):
+    save_checkpoint(model_of(), tmp_path / "model")
+    change(tmp_path, lambda content: content.update(format={"kind": "int8"}))
+    with pytest.raises(CheckpointError, match="quantize the original checkpoint again"):
+        load_checkpoint(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "says"),
+    [
+        (lambda values, scales: {"head.weight.values": values[:-1]}, r"head\.weight\.values has shape \[3, 6, 16, 4\]"),
+        (lambda values, scales: {"head.weight.values": values.int()}, r"head\.weight\.values is torch\.int32"),
+        (lambda values, scales: {"head.weight.scales": scales[..., :8]}, r"head\.weight\.scales has shape"),
+        (lambda values, scales: {"head.weight.scales": scales * torch.inf}, r"head\.weight\.scales: 64 of 64 values"),
+    ],
+    ids=["truncated", "type", "scales", "infinite"],
+)
+def test_packed_tensors_that_do_not_fit_are_named(tensor, says, tmp_path):
+    save_checkpoint(int8(model_of()), tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    tensors = load_tensors(file)
+    tensors |= tensor(tensors["head.weight.values"], tensors["head.weight.scales"])
+    save_tensors(tensors, file)
+    write_digests(tmp_path / "model")
+    with pytest.raises(CheckpointError, match=says):
         load_checkpoint(tmp_path / "model")
