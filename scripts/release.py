@@ -76,6 +76,8 @@ def check_install(wheel: Path) -> None:
         run(*pip, "install", *options, wheel)
         run(*pip, "check")
         run(python, "-I", "-c", CHECK, wheel.name.split("-")[0])
+        if not wheel.name.endswith("-any.whl"):
+            run(python, "-I", ROOT / "scripts" / "check_native.py")
 
 
 def main() -> None:

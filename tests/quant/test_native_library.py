@@ -124,26 +124,46 @@ def test_the_read_bandwidth_is_measured_by_the_library(monkeypatch):
     assert read == [1 << 28]
 
 
+def check_random_shapes(library, folder, count, flags=(), compiler=COMPILER, runner=()):
+    """Products of so many random shapes, by a program that leaves no byte around its buffers."""
+    program, source = folder / "program", Path(__file__).with_name("native_shapes.cpp")
+    command = [compiler, "-std=c++17", "-O1", *flags, str(source), str(library), f"-Wl,-rpath,{library.parent}"]
+    subprocess.run([*command, "-o", str(program)], check=True)
+    done = subprocess.run([*runner, program, str(count), "1"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == f"0 of {count} shapes are wrong\n"
+
+
+needs_compiler = pytest.mark.skipif(COMPILER is None or os.name != "posix", reason="there is no C++ compiler")
+
+
+@needs_library
+@needs_compiler
+def test_products_of_random_shapes_are_right(tmp_path):
+    check_random_shapes(native_library.LIBRARY, tmp_path, 30)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(COMPILER is None or os.name != "posix", reason="there is no C++ compiler")
+@needs_compiler
 def test_sanitizers_find_nothing_in_products_of_random_shapes(build, tmp_path):
-    sources, library, program = PACKAGE / "src/wavelet_quant/native", tmp_path / "library.so", tmp_path / "program"
-    problem = build(sources, library, extra=SANITIZERS)
+    library = tmp_path / "library.so"
+    problem = build(PACKAGE / "src/wavelet_quant/native", library, extra=SANITIZERS)
     if "sanit" in problem or "asan" in problem:
         pytest.skip("the compiler has no sanitizers")
     assert problem == ""
-    command = [COMPILER, "-std=c++17", *SANITIZERS, str(Path(__file__).with_name("native_shapes.cpp"))]
-    subprocess.run([*command, str(library), f"-Wl,-rpath,{tmp_path}", "-o", str(program)], check=True)
-    done = subprocess.run([program, "10000", "1"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout == "0 of 10000 shapes are wrong\n"
+    check_random_shapes(library, tmp_path, 10_000, SANITIZERS)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("aarch64-linux-gnu-g++") is None, reason="there is no compiler for aarch64")
-def test_it_builds_for_aarch64(build, monkeypatch, tmp_path):
-    monkeypatch.setenv("CXX", "aarch64-linux-gnu-g++")
-    assert build(PACKAGE / "src/wavelet_quant/native", tmp_path / "library.so", machine="aarch64") == ""
+def test_it_is_built_for_aarch64_and_right_there(build, monkeypatch, tmp_path):
+    compiler, library = "aarch64-linux-gnu-g++", tmp_path / "library.so"
+    monkeypatch.setenv("CXX", compiler)
+    assert build(PACKAGE / "src/wavelet_quant/native", library, machine="aarch64") == ""
+    if shutil.which("qemu-aarch64") is None:
+        pytest.skip("built; there is no qemu-aarch64 to run it")
+    runner = ("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu")
+    check_random_shapes(library, tmp_path, 300, compiler=compiler, runner=runner)
 
 
 def test_without_a_compiler_there_is_no_library_but_a_reason(build, monkeypatch, tmp_path):

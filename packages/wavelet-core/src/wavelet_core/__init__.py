@@ -20,6 +20,7 @@ from wavelet_core.config import (
     Section,
 )
 from wavelet_core.haar import HaarWavelet
+from wavelet_core.kernels import use_kernel
 from wavelet_core.language_model import LanguageModel, build_model
 from wavelet_core.lifting import LiftingWavelet
 from wavelet_core.mixers import DeepGatedSpectralMixer, GatedSpectralMixer
@@ -63,4 +64,5 @@ __all__ = [
     "load_checkpoint",
     "registry",
     "save_checkpoint",
+    "use_kernel",
 ]
