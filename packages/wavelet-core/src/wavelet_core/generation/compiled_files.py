@@ -134,7 +134,7 @@ def circumstances(session: DecodingSession) -> dict[str, str]:
         "processor": _processor(),
         "device": session.device.type,
         "type of the weights": str(next(model.parameters()).dtype).removeprefix("torch."),
-        "kernels": " ".join(kernel.config.model_dump_json() for kernel in active_kernels()) or "torch",
+        "choice of kernels": " ".join(kernel.config.model_dump_json() for kernel in active_kernels()) or "torch",
         "model": _short(json.dumps(_structure(model), default=_plain, skipkeys=True)),
         "version of the model's code": _code(model),
     }
