@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from wavelet_cli import completion
+from wavelet_cli.component_option import Component
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 
@@ -39,6 +41,25 @@ threads_option = click.option(
     "--threads",
     type=click.IntRange(1, 1024),
     help="Processor threads. Default: the run's train.threads, or else by the model's size and what is idle.",
+)
+
+
+def _use_kernel(ctx: click.Context, _: click.Parameter, kernel: Any) -> None:
+    if kernel is not None and not ctx.resilient_parsing:
+        from wavelet_core.kernels import use_kernel
+
+        use_kernel(kernel)
+
+
+kernel_option = click.option(
+    "--kernel",
+    type=Component(),
+    metavar="YAML",
+    callback=_use_kernel,
+    expose_value=False,
+    shell_complete=completion.components("kernel"),
+    help="What multiplies, by name or as {kind: native, instruction_set: avx2}; torch for torch's own products. "
+    "Default: WAVELET_KERNEL, or else the best that is there.",
 )
 
 set_option = click.option(
