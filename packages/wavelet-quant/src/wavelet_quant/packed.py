@@ -58,6 +58,31 @@ def dense(values: Tensor, scales: Tensor, bits: int, height: int, width: int) ->
     return (codes.unflatten(-1, (per_row.shape[-1], -1)) * per_row[..., None]).flatten(-2)
 
 
+def rounded_to_nearest(
+    weight: Tensor, bits: int, group: int | None = None, scale_type: torch.dtype = torch.float16
+) -> tuple[Tensor, Tensor]:
+    """Codes (..., M, K) and scales (..., M, groups) of a weight; each group of channels, or a whole row, has a scale.
+
+    Raises ValueError for a weight that is not finite, and for a group that does not divide K.
+    """
+    if bits not in OFFSETS:
+        raise ValueError(f"{bits} bits: packed matrices have {', '.join(map(str, OFFSETS))}")
+    width = weight.shape[-1]
+    if group is not None and (group not in GROUPS or width % group):
+        sizes = ", ".join(map(str, GROUPS))
+        raise ValueError(f"group {group} for {width} channels: a group has {sizes} and divides the channels")
+    grouped = weight.detach().float().unflatten(-1, (-1, group or width))
+    absmax = grouped.abs().amax(-1)
+    if not (absmax.is_meta or absmax.isfinite().all()):
+        raise ValueError("has entries that are not finite, which no integer stands for")
+    largest = OFFSETS[bits] if bits == 2 else OFFSETS[bits] - 1
+    scales = (absmax / largest).clamp_min(torch.finfo(scale_type).tiny).to(scale_type)
+    if not (scales.is_meta or scales.isfinite().all()):
+        raise ValueError(f"has entries up to {absmax.max():g}, too large for scales in {scale_type}")
+    codes = (grouped / scales.float()[..., None] + OFFSETS[bits]).round_().clamp_(0, (1 << bits) - 1)
+    return codes.flatten(-2).to(torch.uint8), scales
+
+
 class PackedMatrix(StoredMatrix):
     """A matrix (M, K), or a stack of them (S, M, K), in `bits` bits; calling it multiplies.
 
@@ -85,27 +110,8 @@ class PackedMatrix(StoredMatrix):
     def quantized(
         cls, weight: Tensor, bits: int, group: int | None = None, scale_type: torch.dtype = torch.float16
     ) -> PackedMatrix:
-        """A weight (..., M, K) rounded to nearest; each group of channels, by default a whole row, has its own scale.
-
-        Raises ValueError for a weight that is not finite, and for a group that does not divide K.
-        """
-        if bits not in OFFSETS:
-            raise ValueError(f"{bits} bits: packed matrices have {', '.join(map(str, OFFSETS))}")
-        width = weight.shape[-1]
-        if group is not None and (group not in GROUPS or width % group):
-            sizes = ", ".join(map(str, GROUPS))
-            raise ValueError(f"group {group} for {width} channels: a group has {sizes} and divides the channels")
-        grouped = weight.detach().float().unflatten(-1, (-1, group or width))
-        absmax = grouped.abs().amax(-1)
-        if not (absmax.is_meta or absmax.isfinite().all()):
-            raise ValueError("has entries that are not finite, which no integer stands for")
-        largest = OFFSETS[bits] if bits == 2 else OFFSETS[bits] - 1
-        scales = (absmax / largest).clamp_min(torch.finfo(scale_type).tiny).to(scale_type)
-        if not (scales.is_meta or scales.isfinite().all()):
-            raise ValueError(f"has entries up to {absmax.max():g}, too large for scales in {scale_type}")
-        most = (1 << bits) - 1
-        codes = (grouped / scales.float()[..., None] + OFFSETS[bits]).round_().clamp_(0, most)
-        return cls(codes.flatten(-2).to(torch.uint8), scales, bits, weight.dtype)
+        """A weight (..., M, K) rounded to nearest; arguments and errors are those of `rounded_to_nearest`."""
+        return cls(*rounded_to_nearest(weight, bits, group, scale_type), bits, weight.dtype)
 
     def forward(self, x: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
         """x W^T + b, then GELU where asked, in x's type. Shapes: (..., K) -> (..., M) or (S, N, K) -> (S, N, M)."""

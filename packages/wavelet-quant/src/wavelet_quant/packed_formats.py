@@ -11,7 +11,8 @@ from torch import Tensor
 from wavelet_core import ComponentConfig
 from wavelet_quant.clipping import best_scales, nearest_codes
 from wavelet_quant.gptq import quantize_with_hessian
-from wavelet_quant.packed import PackedMatrix
+from wavelet_quant.packed import PackedMatrix, rounded_to_nearest
+from wavelet_quant.packed_table import PackedTable
 from wavelet_quant.weight_format import WeightFormat
 
 
@@ -30,14 +31,19 @@ class PackedFormat(WeightFormat):
         return self.group is None or shape[-1] % self.group == 0
 
     def store(self, weight: Tensor, hessian: Tensor | None = None) -> PackedMatrix:
+        return PackedMatrix(*self._rounded(weight, hessian), self.bits, weight.dtype)
+
+    def store_table(self, weight: Tensor) -> PackedTable:
+        return PackedTable(*self._rounded(weight, None), self.bits, weight.dtype)
+
+    def _rounded(self, weight: Tensor, hessian: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Codes and scales."""
         if weight.is_meta or not self.rounds_by_inputs:
-            return PackedMatrix.quantized(weight, self.bits, self.group, self.scale_type)
+            return rounded_to_nearest(weight, self.bits, self.group, self.scale_type)
         if hessian is not None:
-            codes, scales = quantize_with_hessian(weight, hessian, self.bits, self.group, self.scale_type)
-        else:
-            scales = best_scales(weight, self.bits, self.group, scale_type=self.scale_type)
-            codes = nearest_codes(weight, scales, self.bits)
-        return PackedMatrix(codes, scales, self.bits, weight.dtype)
+            return quantize_with_hessian(weight, hessian, self.bits, self.group, self.scale_type)
+        scales = best_scales(weight, self.bits, self.group, scale_type=self.scale_type)
+        return nearest_codes(weight, scales, self.bits), scales
 
 
 class GroupedConfig(ComponentConfig):

@@ -143,6 +143,7 @@ class _Assignment:
     drop_in: type[DropIn]
     formats: list[ComponentConfig | None]
     homes: list[tuple[nn.Module, str]]
+    is_table: bool
 
     @torch.no_grad()
     def store(
@@ -154,7 +155,7 @@ class _Assignment:
         if shared in stored:
             return stored[shared], None
         try:
-            weight = stored[shared] = _store(matrix.detach(), self.formats, hessian)
+            weight = stored[shared] = _store(matrix.detach(), self.formats, hessian, self.is_table)
         except ValueError as error:
             raise ValueError(f"{self.name}.weight {error}".lstrip(".")) from None
         return weight, _outcome(self.name, self.formats, matrix.detach(), weight, hessian)
@@ -184,6 +185,7 @@ def _assignments(model: nn.Module, recipe: Recipe) -> dict[nn.Module, _Assignmen
                 homes[child].append((parent, name))
     unused = [rule for rule in recipe.rules if not rule.optional]
     decided: dict[Tensor, list[ComponentConfig | None]] = {}
+    multiplied = {module.weight for module in names if isinstance(module, nn.Linear | StackedLinear)}
     assignments = {}
     for module, own in names.items():
         formats = []
@@ -194,7 +196,9 @@ def _assignments(model: nn.Module, recipe: Recipe) -> dict[nn.Module, _Assignmen
         formats = decided.setdefault(module.weight, formats)  # type: ignore[arg-type]
         if any(formats):
             drop_in: Any = drop_in_of(module)
-            assignments[module] = _Assignment(own[0], module, drop_in, formats, homes[module])
+            assignments[module] = _Assignment(
+                own[0], module, drop_in, formats, homes[module], module.weight not in multiplied
+            )
     if unused:
         raise ConfigurationError(_unused_message(unused[0], recipe, [own[0] for own in names.values()]))
     return assignments
@@ -247,8 +251,12 @@ def label(config: ComponentConfig | None) -> str:
     return f"{config.kind} ({options})" if options else config.kind
 
 
-def _store(matrix: Tensor, formats: list[ComponentConfig | None], hessian: Tensor | None) -> StoredMatrix:
-    """A matrix, or a stack by the formats of its matrices."""
+def _store(
+    matrix: Tensor, formats: list[ComponentConfig | None], hessian: Tensor | None, is_table: bool
+) -> StoredMatrix:
+    """A matrix, a table of which only rows are read, or a stack by the formats of its matrices."""
+    if is_table:
+        return _format(formats[0]).store_table(matrix)
     members: list[list[int]] = []
     for place, config in enumerate(formats):
         own = next((own for own in members if formats[own[0]] == config), None)

@@ -93,3 +93,7 @@ class WeightFormat(ABC):
 
         Raises ValueError for a weight that is not finite or too large, saying what of it is wrong: "has ...".
         """
+
+    def store_table(self, weight: Tensor) -> StoredMatrix:
+        """A table (M, K) whose rows are only gathered, never multiplied with; as `store` where no layout is better."""
+        return self.store(weight)

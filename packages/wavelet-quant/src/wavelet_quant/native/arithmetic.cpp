@@ -509,15 +509,17 @@ struct Sums {
     }
     Floats total() const { return __builtin_convertvector((Integers)((upper << 8) + lower), Floats); }
 };
-void split(const int *x, uint32_t *words) {
-    words[0] = words[1] = 0;
-    for (int i = 0; i < 4; i++) {
-        const int lower = int8_t(x[i] & 255);
-        words[0] |= uint32_t(((x[i] - lower) >> 8) & 255) << (8 * i);
-        words[1] |= uint32_t(lower & 255) << (8 * i);
+using Bytes = int8_t __attribute__((vector_size(lanes)));
+void split(Integers x, uint32_t *words, long count) {
+    char upper[lanes], lower[lanes];
+    store(upper, __builtin_convertvector((x + 128) >> 8, Bytes));
+    store(lower, __builtin_convertvector(x, Bytes));
+    for (long i = 0; i < count; i += 4) {
+        __builtin_memcpy(words + i / 2, upper + i, 4);
+        __builtin_memcpy(words + i / 2 + 1, lower + i, 4);
     }
 }
-constexpr int most_packed = 8;
+constexpr int most_packed = 4;
 constexpr int blocks_sharing(int count) { return count <= 2 ? 4 : count <= 4 ? 2 : 1; }
 #else
 // x in pairs, channels 0 and 2, and 1 and 3.
@@ -541,8 +543,15 @@ struct Sums {
     }
     Floats total() const { return __builtin_convertvector((Integers)sum, Floats); }
 };
-void split(const int *x, uint32_t *words) {
-    for (int i = 0; i < 2; i++) words[i] = uint32_t(x[i] & 0xffff) | uint32_t(x[i + 2]) << 16;
+using Halfwords = int16_t __attribute__((vector_size(2 * lanes)));
+void split(Integers x, uint32_t *words, long count) {
+    uint32_t pairs[lanes / 2];
+    store(pairs, __builtin_convertvector(x, Halfwords));
+    for (long i = 0; i < count; i += 4) {
+        const uint32_t first = pairs[i / 2], last = pairs[i / 2 + 1];
+        words[i / 2] = (first & 0xffffu) | last << 16;
+        words[i / 2 + 1] = first >> 16 | (last & 0xffff0000u);
+    }
 }
 constexpr int most_packed = lanes == 8 ? 4 : 2;
 constexpr int blocks_sharing(int count) { return lanes == 8 && count == 1 ? 2 : 1; }
@@ -580,24 +589,27 @@ template <class Kind> void prepare_packed(const Packed &packed, const void *vect
     *scale = finite ? greatest / largest : __builtin_nanf("");
     const float inverse = finite && *scale >= 0x1p-126f ? 1 / *scale : 0;
     const float offset = packed.bits == 2 ? 1.5f : float(1 << (packed.bits - 1));
-    long total = 0, next_run = run, r = 0;
     const long channels = lines(packed) * line_channels(packed);
-    int whole[lanes];
+    Integers sums = {};
+    long next_run = run, r = 0;
+    const auto finish_run = [&] {
+        long total = 0;
+        for (long i = 0; i < lanes; i++) total += sums[i];
+        offsets[r++] = -offset * float(total);
+        sums = Integers{};
+    };
     for (long k = 0; k < channels; k += lanes) {
+        if (k == next_run) {
+            finish_run();
+            next_run += run;
+        }
         const Floats scaled = k < width && inverse != 0 ? values(k) * inverse : Floats{};
         // Adding and taking away 1.5 * 2^23 rounds to the nearest integer.
-        store(whole, __builtin_convertvector((scaled + 12582912.0f) - 12582912.0f, Integers));
-        for (long i = 0; i < lanes && k + i < channels; i += 4) {
-            if (k + i == next_run) {
-                offsets[r++] = -offset * float(total);
-                total = 0;
-                next_run += run;
-            }
-            for (int j = 0; j < 4; j++) total += whole[i + j];
-            split(whole + i, words + (k + i) / 2);
-        }
+        const Integers whole = __builtin_convertvector((scaled + 12582912.0f) - 12582912.0f, Integers);
+        sums += whole;
+        split(whole, words + k / 2, smaller(lanes, channels - k));
     }
-    offsets[r] = -offset * float(total);
+    finish_run();
 }
 
 // What several blocks of 16 rows are multiplied with.
@@ -719,9 +731,9 @@ template <int bits, class Scale> void multiply_packed(const Packed &packed, cons
                 float *const own = totals + t * streams * packed_rows;
 #if defined(__AVX512VNNI__)
                 if (parts == 1)
-                    multiply_block_streams<bits, Scale, true, 1, 2, 3, 4, 5, 6, 7, 8>(piece, count, own);
+                    multiply_block_streams<bits, Scale, true, 1, 2, 3, 4>(piece, count, own);
                 else
-                    multiply_block_streams<bits, Scale, false, 4, 5, 6, 7, 8>(piece, count, own);
+                    multiply_block_streams<bits, Scale, false, 2, 3, 4>(piece, count, own);
 #else
                 if (parts == 1)
                     multiply_block_streams<bits, Scale, true, 1, 2, 3, 4>(piece, count, own);
