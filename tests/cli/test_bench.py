@@ -1,7 +1,8 @@
-"""`wavelet bench decode`: what it reports, its picture, and what it refuses."""
+"""`wavelet bench`: what it reports, its picture, and what it refuses."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import mmap
 import sys
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from wavelet_core import WaveletLM, build_model
+from wavelet_core import WaveletLM, build_model, kernels
+from wavelet_quant import kernel_benchmark
+from wavelet_quant.native_library import instruction_sets
 from wavelet_train.run_config import load_run_config
 
 SMALL = ["--preset", "demo", "--random", "--set", "model.width=16", "--set", "model.vocabulary_size=300"]
@@ -110,6 +113,14 @@ def test_memory_that_grows_between_positions_is_seen(wavelet, report, monkeypatc
     assert growths[0]["resident_growth_bytes"] < decoded << 19 < decoded << 20 <= growths[1]["resident_growth_bytes"]
 
 
+@pytest.mark.parametrize(
+    ("option", "names"), [("torch", []), ("reference", ["reference"]), ("{kind: reference}", ["reference"])]
+)
+def test_one_kernel_is_used_by_its_name_or_its_configuration(report, monkeypatch, option, names):
+    monkeypatch.setattr(kernels, "_chosen", [])
+    assert report(*SMALL, *QUICK, "--window-rounds", 0, "--kernel", option)["kernels"] == names
+
+
 def test_a_table_is_for_people(wavelet):
     result = wavelet("bench", "decode", *SMALL, *QUICK, "--window-rounds", 0, "--dtype", "bfloat16")
     assert "tokens/s" in result.stdout and "bfloat16" in result.stdout and "at position 64" in result.stdout
@@ -141,6 +152,11 @@ def test_a_picture_without_matplotlib_is_refused_before_measuring(wavelet, tmp_p
         ([*SMALL, "--batches", ""], "whole numbers"),
         ([*SMALL, "--plot", "decode.gif"], ".svg or .png"),
         (["--preset", "dem", "--random"], "did you mean 'demo'"),
+        ([*SMALL, "--formats", "int8", "--positions", "3"], "--positions is not measured with --formats"),
+        ([*SMALL, "--formats", "int8,"], "must be names separated by commas"),
+        ([*SMALL, "--formats", "int8,int8"], "names one twice"),
+        ([*SMALL, "--formats", "int9"], "did you mean"),
+        ([*SMALL, "--prompt-tokens", "3"], "--prompt-tokens needs --formats"),
     ],
 )
 def test_nonsense_is_refused_with_status_2(wavelet, arguments, message):
@@ -155,3 +171,76 @@ def test_numbers_out_of_range_are_refused(wavelet, value):
     assert result.exit_code == 2
     assert "whole numbers from 1 to 999,999,999" in " ".join(result.stderr.split())
     assert len(result.stderr) < 1000
+
+
+FORMATS = ["bfloat16", "int8", "dequantize", "int4"]
+
+
+def test_formats_are_compared_side_by_side(report, clock):
+    found = report(
+        *(*SMALL, "--set", "model.width=128", "--formats", ",".join(FORMATS)),
+        *("--rounds", 4, "--batches", 3, "--prompt-tokens", 20),
+    )
+    formats = {entry["format"]: entry for entry in found["formats"]}
+    assert list(formats) == FORMATS
+    near = partial(pytest.approx, rel=1e-4)
+    for entry in formats.values():
+        for one in ("seconds_per_token", "speed_over_first", "prompt_speed_over_first", "prompt_tokens_per_second"):
+            assert entry[one] == near(1)
+        assert entry["batches"] == [{"streams": 3, "tokens_per_second": near(3), "throughput_over_one": near(3)}]
+        assert entry["share_of_bandwidth"] == near(entry["weight_bytes_per_token"] / found["read_bandwidth"])
+    sizes = [formats[name]["weight_bytes"] for name in ("int4", "int8", "bfloat16")]
+    assert sizes == sorted(sizes) and sizes[0] < 0.4 * sizes[2]
+    assert formats["dequantize"]["weight_bytes"] == pytest.approx(sizes[1], rel=0.1)
+
+
+def test_a_comparison_is_a_table_for_people(wavelet):
+    result = wavelet("bench", "decode", *SMALL, "--formats", "float32,int8", "--rounds", 1, "--prompt-tokens", 8)
+    assert result.exit_code == 0, result.output
+    assert "times first" in result.stdout and "int8" in result.stdout and "prompt of 8" in result.stdout
+
+
+needs_library = pytest.mark.skipif(not instruction_sets(), reason="the native library is not installed here")
+FEW = ["--shapes", "40x64,64x128", "--rows", "1,3", "--rounds", 1, "--threads", 1]
+
+
+@needs_library
+def test_kernels_are_measured_for_every_format_shape_and_number_of_rows(wavelet, monkeypatch):
+    monkeypatch.setattr(kernel_benchmark, "FILLED", 1 << 14)
+    result = wavelet("bench", "kernels", *FEW, "--formats", "float16,int4", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    expected = itertools.product(("float16", "int4"), ((40, 64), (64, 128)), (1, 3), ("torch", *instruction_sets()))
+    products = found["products"]
+    assert [(p["format"], (p["height"], p["width"]), p["rows"], p["by"]) for p in products] == list(expected)
+    for product in products:
+        assert product["bandwidth"] == pytest.approx(product["share"] * found["read_bandwidth"], rel=0.9)
+        assert product["by"] != "torch" or product["over_torch"] == 1
+    dense = next(product for product in products if product["format"] == "float16")
+    assert dense["bandwidth"] * dense["seconds"] == pytest.approx(40 * 64 * 2)
+
+
+@needs_library
+def test_measured_kernels_are_tables_for_people(wavelet, monkeypatch):
+    monkeypatch.setattr(kernel_benchmark, "FILLED", 1 << 14)
+    result = wavelet("bench", "kernels", *FEW, "--formats", "int8", "--instruction-sets", "portable")
+    assert result.exit_code == 0, result.output
+    assert "int8, 64 x 128" in result.stdout and "times torch" in result.stdout and "avx2" not in result.stdout
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shapes", "3"], "must be heights and widths"),
+        (["--shapes", "0x3"], "must be heights and widths"),
+        (["--rows", "0"], "whole numbers"),
+        (["--shapes", "64x96"], "64x96 does not fit the groups of int4"),
+        (["--formats", "int9"], "unknown format 'int9'"),
+        (["--instruction-sets", "sse9"], "instruction_set=sse9"),
+    ],
+)
+def test_kernels_that_cannot_be_measured_are_refused(wavelet, arguments, message):
+    result = wavelet("bench", "kernels", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr

@@ -415,8 +415,8 @@ def test_other_sizes_can_be_asked_for():
 
 
 def test_a_kind_without_a_contract_is_refused():
-    with pytest.raises(ValueError, match=r"bypass, .*sampler, .*optimizer.*, not 'kernel'; check_model checks a model"):
-        check_component(Plain, kind="kernel")
+    with pytest.raises(ValueError, match=r"bypass, .*sampler, .*optimizer.*, not 'model'; check_model checks a model"):
+        check_component(Plain, kind="model")
     with pytest.raises(ValueError, match="Plain is not registered"):
         check_component(Plain)
 

@@ -27,8 +27,8 @@ COMMANDS = {
     "plugins": ("plugins",),
     "bench decode": ("bench", "decode", "run", "--positions", "3", "--rounds", "1", "--window-rounds", "0"),
 }
-# torch.compile takes a minute, and says nothing about our own code.
-LEFT_OUT = {"--compile", "--help", "--debug"}
+# Compiling takes a minute, and says nothing about our own code.
+LEFT_OUT = {"--compiled", "--help", "--debug"}
 
 
 def options_of(words: str) -> Iterator[click.Parameter]:

@@ -29,6 +29,7 @@ RUNTIME = {
 }
 EXTRAS = {
     "core": {"text": {"tiktoken"}, "hub": {"huggingface-hub"}},
+    "quant": {"triton": {"triton"}},
     "train": {"sentencepiece": {"sentencepiece"}},
     "cli": {"matplotlib": {"matplotlib"}},
 }

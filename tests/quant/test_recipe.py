@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from wavelet_core import ComponentConfig, ConfigurationError, ModelConfig, MultinodalConfig, build_model, registry
+from wavelet_core import (
+    ComponentConfig,
+    ConfigurationError,
+    ModelConfig,
+    MultinodalConfig,
+    build_model,
+    load_checkpoint,
+    registry,
+    save_checkpoint,
+)
 from wavelet_core.linear import StackedLinear
 from wavelet_core.testing import check_component
 from wavelet_quant import Recipe, StoredMatrix, WeightFormat, load_recipe, preset_recipes, quantize
@@ -273,6 +282,21 @@ def test_modules_are_replaced_group_by_group_and_put_back_where_it_fails():
     with pytest.raises(RuntimeError, match="the text is gone"):
         quantize(model, "int4", hessians())
     assert list(model) == before
+
+
+@pytest.mark.parametrize("embedding", ["int8", None])
+def test_the_first_module_decides_for_a_shared_weight_whatever_is_stored_first(embedding, tmp_path):
+    model = model_of(tied_embedding=True)
+    recipe = rules({"modules": "embedding", "format": embedding}, {"modules": "head", "format": "int4"})
+    quantize(model, recipe, [{model.head: torch.eye(64)[None]}])
+    assert model.head.weight is model.embedding.weight
+    save_checkpoint(model, tmp_path / "model")
+    loaded = load_checkpoint(tmp_path / "model")
+    assert loaded.head.weight is loaded.embedding.weight
+    if embedding is None:
+        assert isinstance(loaded.head.weight, nn.Parameter)
+    else:
+        assert loaded.head.weight.bits == 8
 
 
 def test_recipes_say_whether_inputs_matter():

@@ -1,9 +1,9 @@
-"""What the Tab key offers for arguments of `wavelet`, by click's completion; only fields and samplers need torch."""
+"""What the Tab key offers for arguments of `wavelet`, by click's completion; only fields and components need torch."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -99,11 +99,15 @@ def policies(ctx: click.Context, parameter: click.Parameter, incomplete: str) ->
     return [name for name in ("stream", "window", "hop:") if name.startswith(incomplete)]
 
 
-def samplers(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    """The names of samplers."""
-    from wavelet_core.registry import registry
+def components(kind: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """The names of components of a kind."""
 
-    return [name for name in registry.names("sampler") if name.startswith(incomplete)]
+    def complete(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+        from wavelet_core.registry import registry
+
+        return [name for name in registry.names(kind) if name.startswith(incomplete)]
+
+    return complete
 
 
 def fields(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> Items:

@@ -9,15 +9,21 @@ from typing import Any
 
 import click
 import torch
-import yaml
 
+from wavelet_cli.output import warning_style
 from wavelet_cli.quantized_model import load_model
 from wavelet_cli.sampler_presets import STRATEGIES, in_order
 from wavelet_core.checkpoint import locate_checkpoint, read_config
 from wavelet_core.config import ConfigurationError, parse
 from wavelet_core.devices import resolve_device
-from wavelet_core.generation import GenerationSettings, ModelDrafts, NgramDrafts
-from wavelet_core.messages import shortened, shown
+from wavelet_core.generation import (
+    CompiledStepError,
+    DecodingSession,
+    GenerationSettings,
+    ModelDrafts,
+    NgramDrafts,
+    load_steps,
+)
 from wavelet_memory import learn_while_reading
 
 
@@ -79,7 +85,7 @@ def generation_settings(options: dict[str, Any]) -> GenerationSettings:
     search = (("candidates", options["lookahead_k"]), ("depth", options["lookahead_depth"]))
     content = {
         "tokens": options["num_tokens"],
-        "samplers": [*in_order(chosen), *map(_sampler, options["samplers"])],
+        "samplers": [*in_order(chosen), *options["samplers"]],
         "context": options["context"],
         "stop_strings": list(options["stops"]),
         "lookahead": {name: value for name, value in search if value is not None} or None,
@@ -87,17 +93,6 @@ def generation_settings(options: dict[str, Any]) -> GenerationSettings:
         "metrics": options["metrics"] or options["strategies"],
     }
     return parse(GenerationSettings, content, "generate")
-
-
-def _sampler(text: str) -> Any:
-    """A sampler given as YAML."""
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise click.UsageError(f"--sampler {shown(text)} is not YAML: {shortened(reason)}") from error
-    except RecursionError:
-        raise click.UsageError(f"--sampler {shown(text)} is nested too deeply") from None
 
 
 def load_checkpoint_model(directory: Path, options: dict[str, Any], draft: bool = False) -> Any:
@@ -121,3 +116,23 @@ def load_draft(options: dict[str, Any]) -> ModelDrafts | NgramDrafts | None:
     if options["draft"] in (None, "ngram"):
         return options["draft"] and NgramDrafts()
     return ModelDrafts(load_checkpoint_model(locate_checkpoint(options["draft"]), options, draft=True))
+
+
+def use_compiled_steps(session: DecodingSession, directory: Path, wanted: bool | None, texts: int) -> None:
+    """Let a session use the checkpoint's compiled steps.
+
+    wanted: refuse to go on without one for so many texts (True), do not use them (False), or use them where they fit
+    and warn where they do not (None).
+    """
+    if wanted is False:
+        return
+    try:
+        found = load_steps(session, directory)
+    except CompiledStepError as error:
+        if wanted:
+            raise
+        click.echo(warning_style(f"wavelet: warning: not using compiled steps: {error}"), err=True)
+        return
+    if wanted and texts not in session.steps:
+        have = f"is compiled for {', '.join(map(str, session.steps))} texts at once" if found else "is not compiled"
+        raise click.UsageError(f"--compiled: {directory} {have}; run: wavelet compile {directory} --batch {texts}")

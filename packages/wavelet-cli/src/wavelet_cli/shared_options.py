@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from wavelet_cli import completion
+from wavelet_cli.component_option import Component
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 
@@ -41,6 +43,25 @@ threads_option = click.option(
     help="Processor threads. Default: the run's train.threads, or else by the model's size and what is idle.",
 )
 
+
+def _use_kernel(ctx: click.Context, _: click.Parameter, kernel: Any) -> None:
+    if kernel is not None and not ctx.resilient_parsing:
+        from wavelet_core.kernels import use_kernel
+
+        use_kernel(kernel)
+
+
+kernel_option = click.option(
+    "--kernel",
+    type=Component(),
+    metavar="YAML",
+    callback=_use_kernel,
+    expose_value=False,
+    shell_complete=completion.components("kernel"),
+    help="What multiplies, by name or as {kind: native, instruction_set: avx2}; torch for torch's own products. "
+    "Default: WAVELET_KERNEL, or else the best that is there.",
+)
+
 set_option = click.option(
     "--set",
     "overrides",
@@ -56,8 +77,13 @@ config_argument = click.argument("config", shell_complete=completion.configurati
 checkpoint_argument = click.argument("checkpoint", shell_complete=completion.checkpoints)
 
 
+def is_taken(path: Path) -> bool:
+    """Whether something is in a place where a directory is to be written; an empty one is nothing."""
+    return path.exists() and not (path.is_dir() and not any(path.iterdir()))
+
+
 def _refuse_filled(_: click.Context, parameter: click.Parameter, path: Path) -> Path:
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    if is_taken(path):
         raise click.BadParameter(f"{path} exists already; name a new directory", param=parameter)
     return path
 

@@ -134,6 +134,9 @@ class WaveletBlock(nn.Module):
     def new_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Tree:
         return {part: new_state_of(getattr(self, part), batch_size, device, dtype) for part in STATEFUL_PARTS}
 
+    def _padded(self, x: Tensor) -> Tensor:
+        return F.pad(x, (0, self.padding)) if self.padding else x
+
     def forward(
         self, x: Tensor, embedding: Tensor, previous_mean: Tensor | None = None, state: Tree | None = None
     ) -> tuple[Tensor, Tensor | None]:
@@ -144,13 +147,15 @@ class WaveletBlock(nn.Module):
         if self.embedding_residual is not None:
             x = self.embedding_residual(x, embedding)
 
-        coefficients = self.wavelet.decompose(F.pad(self.norm_in(x), (0, self.padding)), history["wavelet"])
+        coefficients = self.wavelet.decompose(self._padded(self.norm_in(x)), history["wavelet"])
         coefficients = self.decomposition_norm(coefficients)
         if bias is not None:
-            coefficients = coefficients + F.pad(bias, (0, self.padding))
+            coefficients = coefficients + self._padded(bias)
         mixed = call(self.mixer, self.transform(coefficients), state=history["mixer"])
         mixed = self.reconstruction_norm(self.transform.inverse(mixed))
-        update = self.project(self.wavelet.reconstruct(self.scale_gains * self.mixer_dropout(mixed)))
+        mixed = self.mixer_dropout(mixed) if self.training else mixed
+        update = self.project(self.wavelet.reconstruct(self.scale_gains * mixed))
+        update = self.projection_dropout(update) if self.training else update
 
-        x = self.spectral_residual(x, self.projection_dropout(update))
+        x = self.spectral_residual(x, update)
         return self.memory_residual(x, self.memories(self.norm_memory(x), history["memories"])), mean

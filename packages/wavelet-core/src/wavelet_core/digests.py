@@ -2,9 +2,10 @@
 
     digests.json    {"algorithm": "xxh3_128", "files": {"model.safetensors": {"": "5f...", "norm.weight": "a0..."}}}
 
-It has every other file below the directory, those left out whose names begin with a dot: the digest of a whole file
-under "", or of a safetensors file's header under "" and of each tensor under its name. Header and tensors cover every
-byte, so that damage has a name. Digests reveal damage, not forgery: whoever changes a file can write them anew.
+It has every other file below the directory but those whose names begin with a dot and those in `compiled`: the digest
+of a whole file under "", or of a safetensors file's header under "" and of each tensor under its name. Header and
+tensors cover every byte, so that damage has a name. Digests reveal damage, not forgery: whoever changes a file can
+write them anew.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from wavelet_core.atomic_files import write_atomically
 from wavelet_core.tensor_files import SHOWN, CheckpointError, first_lines, non_finite, open_tensors
 
 DIGESTS_FILE = "digests.json"
+COMPILED_DIRECTORY = "compiled"  # what was made from the other files later
 ALGORITHM = "xxh3_128"
 BLOCK = 1 << 20  # bytes that are read at a time
 THREADED = 1 << 24  # bytes beyond which several threads read
@@ -123,7 +125,8 @@ def files_below(directory: Path, parts: Collection[str] | None = None) -> dict[s
 
 def _is_part(name: str, parts: Collection[str] | None) -> bool:
     folders = name.split("/")
-    return not any(folder.startswith(".") for folder in folders) and (parts is None or folders[0] in parts)
+    hidden = any(folder.startswith(".") for folder in folders) or folders[0] == COMPILED_DIRECTORY
+    return not hidden and (parts is None or folders[0] in parts)
 
 
 def _digests(files: Mapping[str, Path]) -> Digests:

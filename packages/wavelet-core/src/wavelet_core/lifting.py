@@ -27,7 +27,7 @@ def with_history(rows: Tensor, history: Tensor | None, reach: int) -> Tensor:
     """
     if history is None:
         return F.pad(rows, (0, 0, reach, 0))
-    extended = torch.cat([history.to(rows.dtype), rows], dim=1)
+    extended = torch.cat([history if history.dtype is rows.dtype else history.to(rows.dtype), rows], dim=1)
     move_on(history, extended)
     return extended
 
@@ -113,7 +113,7 @@ class LiftingNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.first(x, gelu=True)
-        # Decoding calls this for every level and token: a dropout that does nothing is not free there.
+        # Decoding does this for every level and token: a dropout that does nothing is not free there.
         return self.last(self.dropout(hidden) if self.training else hidden)
 
 
@@ -210,17 +210,18 @@ class LiftingWavelet(DelayWavelet):
     def decompose(self, rows: Tensor, state: Tree | None = None) -> Tensor:
         approximation = rows
         details = []
-        for level in range(self.levels):
+        for level, (predict, update) in enumerate(zip(self.predict, self.update, strict=True)):
             history = None if state is None else state[f"level{level}"]
             past = self.delay(approximation, level, history)
-            detail = (past - self.predict[level](approximation)).mul_(SQRT_HALF)
-            approximation = (approximation + self.update[level](detail)).mul_(SQRT_HALF)
+            detail = (past - predict(approximation)).mul_(SQRT_HALF)
+            approximation = (approximation + update(detail)).mul_(SQRT_HALF)
             details.append(detail)
         return torch.stack([approximation, *reversed(details)], dim=2)
 
     def reconstruct(self, coefficients: Tensor) -> Tensor:
-        update = self.update if self.reconstruction_update is None else self.reconstruction_update
-        rows, *details = coefficients.unbind(2)
-        for level, detail in zip(reversed(range(self.levels)), details, strict=True):
-            rows = (SQRT_TWO * rows).sub_(update[level](detail))
-        return rows
+        updates = self.update if self.reconstruction_update is None else self.reconstruction_update
+        approximation, *details = coefficients.unbind(2)
+        opposite = -approximation  # so that a level is one operation
+        for update, detail in zip(reversed(updates), details, strict=True):
+            opposite = torch.add(update(detail), opposite, alpha=SQRT_TWO)
+        return -opposite

@@ -26,11 +26,12 @@ class MLP(nn.Module):
 
     def __init__(self, config: Config, shape: ModelShape):
         super().__init__()
+        self.nonlinear = config.layers > 1
         hidden = config.expansion * shape.width
         parts: list[nn.Module] = [Linear(shape.width, hidden)]
         for _ in range(config.layers - 2):
             parts += [nn.GELU(), Linear(hidden, hidden)]
-        if config.layers >= 2:
+        if self.nonlinear:
             parts.append(nn.GELU())
         last = Linear(hidden, shape.width)
         with torch.no_grad():
@@ -42,4 +43,8 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.layers(x))
+        *hidden, last = (layer for layer in self.layers if not isinstance(layer, nn.GELU))
+        for layer in hidden:
+            x = layer(x, gelu=self.nonlinear)  # one pass over the matrix does both
+        x = last(x)
+        return self.dropout(x) if self.training else x

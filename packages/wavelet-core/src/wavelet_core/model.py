@@ -133,7 +133,7 @@ class WaveletLM(nn.Module, Pretrained):
     def passes(self, tokens: Tensor, state: State | None = None) -> Iterator[Tensor]:
         """The normalised output (B, T, C) of every pass of the stack over its own output."""
         embedding = self.embed(tokens)
-        x = self.embedding_dropout(embedding)
+        x = self.embedding_dropout(embedding) if self.training else embedding
         trees: Any = {} if state is None else state.tree["blocks"]
         window: Any = None if state is None else state.tree.get("window")
         mean = None if window is None else window["carried_mean"].clone()

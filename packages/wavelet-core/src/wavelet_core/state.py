@@ -57,7 +57,8 @@ def move_on(history: Tensor, rows: Tensor) -> None:
     The rows end with one for every new position, so that the history after fewer of the new positions lies further up:
     that is what a `recording` goes back to. Nobody may write into the rows afterwards.
     """
-    history.copy_(rows[:, -history.shape[1] :].detach())
+    rows = rows.detach() if rows.requires_grad else rows
+    history.copy_(rows[:, -history.shape[1] :])
     if not torch.compiler.is_compiling() and (recording := _recording.get()) is not None:
         recording.rows[id(history)] = history, rows
 

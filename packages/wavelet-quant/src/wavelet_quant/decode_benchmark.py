@@ -19,6 +19,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wavelet_core.config import LanguageModelConfig
+from wavelet_core.generation.compiled_files import load_steps
 from wavelet_core.generation.context import Contexts
 from wavelet_core.generation.session import DecodingSession
 from wavelet_core.kernels import active_kernels
@@ -185,21 +186,23 @@ def decode_benchmark(
     rounds: int = 32,
     window_rounds: int = 5,
     batches: Sequence[int] = (),
-    compiled: bool = False,
+    compiled: Path | None = None,
     token_by_token: bool = False,
 ) -> dict[str, Any]:
     """Measure decoding with a model; times in seconds, sizes in bytes.
 
     positions: where in the text latency is measured. rounds: tokens measured at each of them. window_rounds: how often
     the policy `window` and a whole forward over the window with all its logits take their turn; 0 leaves them out.
-    batches: numbers of streams decoded at once, for throughput. compiled: compile the steps with `torch.compile`.
+    batches: numbers of streams decoded at once, for throughput. compiled: a directory with compiled steps.
     token_by_token: read the text up to the positions token by token, so that memory can be compared between them; in
     chunks, what these allocate for a moment comes and goes by megabytes.
     """
     device = next(model.parameters()).device
     products = matrix_products(model)
     read = weight_bytes_read(model)
-    session = DecodingSession(model, compiled)
+    session = DecodingSession(model)
+    if compiled is not None:
+        load_steps(session, compiled)
     text = _Text(session, positions, 1 if token_by_token else PREFILL_CHUNK)
     streams = {position: text.stream_at(position) for position in text.states}
     token = text.tokens(1)[0]
@@ -227,7 +230,7 @@ def decode_benchmark(
     return {
         "device": str(device),
         "threads": torch.get_num_threads(),
-        "compiled": compiled,
+        "compiled": bool(session.steps),
         "kernels": [kernel.config.kind for kernel in active_kernels()],
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

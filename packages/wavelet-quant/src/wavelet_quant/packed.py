@@ -8,8 +8,7 @@ blocks of 16, and the codes of one row in words of 32 bits, word by word of the 
     scales (..., blocks, groups, 16)             float32, bfloat16 or float16; groups of channels, or one for all
 
 The last block and the last word are filled up with zeros. A `PackedKernel` reads this layout. The library turns x into
-integers of 16 bits with one scale for each vector, more than 100 times finer than bfloat16,
-which it multiplies exactly.
+integers of 16 bits with a scale for each vector, more than 100 times finer than bfloat16, which it multiplies exactly.
 """
 
 from __future__ import annotations

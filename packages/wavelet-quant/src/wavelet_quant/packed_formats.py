@@ -30,7 +30,7 @@ class PackedFormat(WeightFormat):
         return self.group is None or shape[-1] % self.group == 0
 
     def store(self, weight: Tensor, hessian: Tensor | None = None) -> PackedMatrix:
-        if weight.is_meta or self.bits == 8:
+        if weight.is_meta or not self.rounds_by_inputs:
             return PackedMatrix.quantized(weight, self.bits, self.group, self.scale_type)
         if hessian is not None:
             codes, scales = quantize_with_hessian(weight, hessian, self.bits, self.group, self.scale_type)

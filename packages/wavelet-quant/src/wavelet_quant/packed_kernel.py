@@ -1,4 +1,4 @@
-"""The contract of a kernel that also multiplies packed matrices."""
+"""The contract of a kernel that multiplies packed matrices."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from wavelet_core.kernels import Kernel
 
 
 class PackedKernel(Kernel):
-    """A kernel that multiplies packed matrices (packed.py says how they lie in memory) without unpacking them whole.
+    """A kernel that multiplies packed matrices (packed.py says how they lie in memory), none of which it unpacks whole.
 
     x (..., K), or (S, N, K) for a stack; values (blocks, words, 16, 4) or (S, blocks, words, 16, 4), uint8; scales
-    (..., blocks, groups, 16); bias (M) or None, of any type; `bits` is 8, 4 or 2, `height` M. Shapes have been checked,
+    (..., blocks, groups, 16); bias (M) or None, of any type; `bits` is 8, 4 or 2, `height` M. Shapes have been checked;
     devices, types and strides have not. The result (..., M) or (S, N, M) has the type of x.
+
+    Products of dense matrices are left to others by one that does not override `accepts`.
     """
 
     @abstractmethod
@@ -26,3 +28,12 @@ class PackedKernel(Kernel):
         self, x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None, bits: int, height: int, gelu: bool
     ) -> Tensor:
         """x W^T + b, then GELU where asked."""
+
+    def accepts(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+        return False
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+        raise NotImplementedError(f"{self.config.kind} multiplies packed matrices only")
+
+    def stacked_linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        raise NotImplementedError(f"{self.config.kind} multiplies packed matrices only")

@@ -167,7 +167,10 @@ def _matrix(module: Any) -> Tensor:
 
 
 def _assignments(model: nn.Module, recipe: Recipe) -> dict[nn.Module, _Assignment]:
-    """The modules to replace. Raises ConfigurationError for a recipe that does not fit the model."""
+    """The modules to replace. The first in the model of those that share a weight decides for all of them.
+
+    Raises ConfigurationError for a recipe that does not fit the model.
+    """
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, DropIn):
@@ -180,6 +183,7 @@ def _assignments(model: nn.Module, recipe: Recipe) -> dict[nn.Module, _Assignmen
             if child in names:
                 homes[child].append((parent, name))
     unused = [rule for rule in recipe.rules if not rule.optional]
+    decided: dict[Tensor, list[ComponentConfig | None]] = {}
     assignments = {}
     for module, own in names.items():
         formats = []
@@ -187,6 +191,7 @@ def _assignments(model: nn.Module, recipe: Recipe) -> dict[nn.Module, _Assignmen
             rules = [rule for rule in recipe.rules if rule.has_scale(scale) and any(map(rule.matches, own))]
             unused = [rule for rule in unused if rule not in rules]
             formats.append(_fitting_format(own[0], module, rules[0]) if rules else None)
+        formats = decided.setdefault(module.weight, formats)  # type: ignore[arg-type]
         if any(formats):
             drop_in: Any = drop_in_of(module)
             assignments[module] = _Assignment(own[0], module, drop_in, formats, homes[module])

@@ -3,34 +3,59 @@
 from __future__ import annotations
 
 import re
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from wavelet_cli import completion
-from wavelet_cli.output import print_report
-from wavelet_cli.shared_options import device_option, json_option, set_option, threads_option, verify_option
+from wavelet_cli.numbers import Numbers
+from wavelet_cli.output import print_report, titled
+from wavelet_cli.shared_options import (
+    device_option,
+    json_option,
+    kernel_option,
+    set_option,
+    threads_option,
+    verify_option,
+)
 from wavelet_train.quantities import byte_size
 from wavelet_train.tables import table
 
 
-class Numbers(click.ParamType):
-    """Whole numbers from 1 to 999,999,999, separated by commas."""
+class Shapes(click.ParamType):
+    """Heights and widths of matrices, as in 2048x2048,4096x1024."""
 
-    name = "numbers"
+    name = "shapes"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
-        words = str(value).split(",")
-        if not all(re.fullmatch("0*[1-9][0-9]{0,8}", word.strip()) for word in words):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[tuple[int, int]]:
+        words = [re.fullmatch("([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", word.strip()) for word in str(value).split(",")]
+        if not all(words):
             from wavelet_core.messages import shown
 
             self.fail(
-                f"{shown(str(value))} must be whole numbers from 1 to 999,999,999 separated by commas, as in 100,1000",
-                param,
-                ctx,
+                f"{shown(str(value))} must be heights and widths of matrices, as in 2048x2048,4096x1024", param, ctx
             )
-        return [int(word) for word in words]
+        return [(int(word[1]), int(word[2])) for word in words if word]
+
+
+class Names(click.ParamType):
+    """Names separated by commas."""
+
+    name = "names"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
+        names = [name.strip() for name in str(value).split(",")]
+        if not all(names):
+            from wavelet_core.messages import shown
+
+            self.fail(f"{shown(str(value))} must be names separated by commas", param, ctx)
+        return names
 
 
 @click.group("bench", short_help="Measure how fast models run here.")
@@ -53,11 +78,16 @@ def command() -> None:
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="Type of the weights. Default: as stored, float32 for random ones.",
+    help="Type of the weights. Default: as stored; for random ones float32, and bfloat16 with --formats.",
 )
 @device_option
-@click.option("--compile", "compiled", is_flag=True, help="Compile the steps with torch.compile first; takes a minute.")
+@click.option(
+    "--compiled",
+    is_flag=True,
+    help="Measure compiled steps: those that `wavelet compile` has put beside CHECKPOINT, or made now, in a minute.",
+)
 @threads_option
+@kernel_option
 @click.option(
     "--positions",
     type=Numbers(),
@@ -81,13 +111,29 @@ def command() -> None:
 )
 @click.option("--batches", type=Numbers(), metavar="N,N,...", help="Also measure so many streams at once, as in 8,32.")
 @click.option(
+    "--formats",
+    type=Names(),
+    metavar="NAME,NAME,...",
+    help="Compare formats side by side instead: bfloat16 and other types, int8, int4 and other recipes by name or "
+    "file, and dequantize, 8 bits that become floating point before each product. Speeds are compared with the first.",
+)
+@click.option(
+    "--prompt-tokens",
+    type=click.IntRange(1, 1_000_000),
+    default=512,
+    show_default=True,
+    help="With --formats, also measure reading a prompt of so many tokens.",
+)
+@click.option(
     "--plot",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Draw latency against position: FILE.svg or FILE.png.",
 )
 @verify_option
 @json_option
+@click.pass_context
 def decode_command(
+    ctx: click.Context,
     checkpoint: str | None,
     preset: str | None,
     random_weights: bool,
@@ -101,6 +147,8 @@ def decode_command(
     rounds: int,
     window_rounds: int,
     batches: list[int] | None,
+    formats: list[str] | None,
+    prompt_tokens: int,
     plot: Path | None,
     verify: bool,
     as_json: bool,
@@ -117,7 +165,9 @@ def decode_command(
       wavelet bench decode runs/demo
       wavelet bench decode --preset wikitext-103 --random --dtype bfloat16 --positions 100
       wavelet bench decode --preset demo --random --batches 8,32 --plot decode.svg --json
+      wavelet bench decode --preset wikitext-103 --random --formats bfloat16,int8,int4 --batches 16
     """
+    _refuse_unused(ctx, formats is not None)
     if (checkpoint is None) == (preset is None):
         raise click.UsageError("name either a CHECKPOINT or a --preset")
     if preset is not None and not random_weights:
@@ -135,9 +185,11 @@ def decode_command(
 
     from wavelet_core.devices import resolve_device
     from wavelet_quant.decode_benchmark import decode_benchmark
+    from wavelet_quant.format_benchmark import format_benchmark
 
     place = resolve_device(device, "--device")
     weight_type = None if dtype is None else getattr(torch, dtype)
+    directory: Path | None = None
     if checkpoint is not None:
         from wavelet_cli.processor_threads import choose_threads
         from wavelet_core.checkpoint import load_checkpoint, locate_checkpoint
@@ -152,13 +204,175 @@ def decode_command(
         from wavelet_quant.decode_benchmark import random_model
 
         run = load_configuration(str(preset), overrides, model_only=True)
-        model = random_model(vocabulary_resolved(run), weight_type or torch.float32).to(place)
+        default = torch.float32 if formats is None else torch.bfloat16
+        model = random_model(vocabulary_resolved(run), weight_type or default).to(place)
         use_threads(threads or run.train.threads, model)
-    report = decode_benchmark(model, positions, rounds, window_rounds, batches or (), compiled, token_by_token)
-    report = {"model": checkpoint or f"{preset} (random weights)", **report}
+    name = checkpoint or f"{preset} (random weights)"
+    if formats is not None:
+        compared = format_benchmark(model, formats, rounds, batches or (), prompt_tokens, compiled=compiled)
+        print_report({"model": name, **compared}, as_json, _describe_formats)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        steps = _compiled_steps(model, directory, Path(folder), batches or ()) if compiled else None
+        report = decode_benchmark(model, positions, rounds, window_rounds, batches or (), steps, token_by_token)
+    report = {"model": name, **report}
     if plot is not None:
         _plot(report, plot)
     print_report(report, as_json, _describe)
+
+
+def _compiled_steps(model: Any, directory: Path | None, folder: Path, batches: Sequence[int]) -> Path:
+    """Where compiled steps are: the checkpoint directory that has them, or else `folder`, which gets them."""
+    from wavelet_core.generation import DecodingSession, compile_steps, load_steps
+
+    session = DecodingSession(model)
+    if directory is not None and load_steps(session, directory):
+        return directory
+    compile_steps(session, folder, [1, *batches])
+    return folder
+
+
+def _refuse_unused(ctx: click.Context, compares_formats: bool) -> None:
+    """Refuse options that would be ignored."""
+    alone = ("positions", "token_by_token", "window_rounds", "plot")
+    for parameter in ctx.command.params:
+        given = ctx.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+        if given and compares_formats and parameter.name in alone:
+            raise click.UsageError(f"{parameter.opts[0]} is not measured with --formats: leave out one of the two")
+        if given and not compares_formats and parameter.name == "prompt_tokens":
+            raise click.UsageError("--prompt-tokens needs --formats")
+
+
+def _describe_formats(report: dict[str, Any]) -> str:
+    threads = report["threads"]
+    title = (
+        f"{report['model']}, {report['parameters']:,} parameters, {report['device']}, {threads} "
+        f"thread{'s' if threads > 1 else ''}{', compiled' if report['compiled'] else ''}, "
+        f"kernels {', '.join(report['kernels']) or 'none'}, "
+        f"{report['read_bandwidth'] / 1e9:.1f} GB/s read"
+    )
+    formats = report["formats"]
+    prompt = f"prompt of {report['prompt_tokens']}"
+    header = [
+        "format",
+        "weights",
+        "read/token",
+        "tokens/s",
+        "share",
+        "times first",
+        f"{prompt}, tokens/s",
+        "times first",
+    ]
+    for batch in formats[0]["batches"]:
+        header += [f"{batch['streams']} streams, tokens/s", "times one"]
+    rows = []
+    for entry in formats:
+        row = [
+            entry["format"],
+            byte_size(entry["weight_bytes"]),
+            byte_size(entry["weight_bytes_per_token"]),
+            f"{entry['tokens_per_second']:.1f}",
+            f"{entry['share_of_bandwidth']:.0%}",
+            f"{entry['speed_over_first']:.2f}",
+            f"{entry['prompt_tokens_per_second']:.1f}",
+            f"{entry['prompt_speed_over_first']:.2f}",
+        ]
+        for batch in entry["batches"]:
+            row += [f"{batch['tokens_per_second']:.1f}", f"{batch['throughput_over_one']:.1f}"]
+        rows.append(row)
+    return titled(f"{title}\n{table(rows, header)}")
+
+
+@command.command("kernels", short_help="Measure matrix products by format, shape, rows and instruction set.")
+@click.option(
+    "--shapes",
+    type=Shapes(),
+    default="2048x2048,4096x1024",
+    show_default=True,
+    metavar="HxW,HxW,...",
+    help="Heights and widths of the matrices.",
+)
+@click.option(
+    "--rows",
+    type=Numbers(),
+    default="1,2,3,5,7,12,13,16,33,64,128,512",
+    show_default=True,
+    metavar="N,N,...",
+    help="Vectors that are multiplied at once.",
+)
+@click.option(
+    "--formats",
+    type=Names(),
+    default="float32,bfloat16,float16,int8,int4,int2",
+    show_default=True,
+    metavar="NAME,NAME,...",
+    help="How the matrices are stored; vectors for packed ones are in bfloat16.",
+)
+@click.option(
+    "--instruction-sets",
+    "sets",
+    type=Names(),
+    metavar="NAME,NAME,...",
+    help="portable, avx2, avx512. Default: all that are here.",
+)
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Turns of each product.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Processor threads. Default: all that may be used.")
+@json_option
+def kernels_command(
+    shapes: list[tuple[int, int]],
+    rows: list[int],
+    formats: list[str],
+    sets: list[str] | None,
+    rounds: int,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Measure the native kernel's matrix products against torch's and against the read bandwidth.
+
+    For each format, shape, number of rows and instruction set: bytes of the matrix, read once, a second; the share of
+    what the library's own reading loop reaches; and how many times as fast as torch with the dense matrix, in bfloat16
+    for a packed one. The matrices of a shape fill more memory than caches hold. What is compared takes turns, and
+    ratios are medians of pairs.
+
+    \b
+    Examples:
+      wavelet bench kernels --threads 1
+      wavelet bench kernels --shapes 8192x2048 --rows 1,16 --formats bfloat16,int4 --json
+    """
+    import torch
+
+    from wavelet_core.threads import available_processors
+    from wavelet_quant.kernel_benchmark import kernel_benchmark
+    from wavelet_train.progress import Progress
+
+    torch.set_num_threads(threads or available_processors())
+    products = []
+    with Progress("measuring", len(formats) * len(shapes) * len(rows), " products") as progress:
+        for product in kernel_benchmark(shapes, rows, formats, sets, rounds):
+            products += [asdict(way) for way in product]
+            progress.advance(1)
+    report = {
+        "threads": torch.get_num_threads(),
+        "read_bandwidth": statistics.median(product["bandwidth"] / product["share"] for product in products),
+        "products": products,
+    }
+    print_report(report, as_json, _describe_kernels)
+
+
+def _describe_kernels(report: dict[str, Any]) -> str:
+    matrices: dict[str, dict[int, dict[str, str]]] = {}
+    for product in report["products"]:
+        rows = matrices.setdefault(f"{product['format']}, {product['height']} x {product['width']}", {})
+        cells = rows.setdefault(product["rows"], {"rows": str(product["rows"])})
+        cells[product["by"]] = f"{product['bandwidth'] / 1e9:.1f} GB/s {product['share']:4.0%}"
+        if product["by"] != "torch":
+            cells[product["by"]] += f" {product['over_torch']:6.2f} times torch"
+    threads = f"{report['threads']} thread{'s' if report['threads'] > 1 else ''}"
+    sections = [f"{threads}, {report['read_bandwidth'] / 1e9:.1f} GB/s read"]
+    for matrix, rows in matrices.items():
+        lines = list(rows.values())
+        sections.append(titled(f"{matrix}\n{table([list(line.values()) for line in lines], list(lines[0]))}"))
+    return "\n\n".join(sections)
 
 
 def _describe(report: dict[str, Any]) -> str:

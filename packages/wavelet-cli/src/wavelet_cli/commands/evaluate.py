@@ -12,6 +12,7 @@ from wavelet_cli.shared_options import (
     checkpoint_argument,
     device_option,
     json_option,
+    kernel_option,
     quantize_option,
     threads_option,
     verify_option,
@@ -42,6 +43,7 @@ from wavelet_train.tables import table
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Windows at a time.")
 @device_option
 @threads_option
+@kernel_option
 @click.option(
     "--precision",
     type=click.Choice(["float32", "bfloat16", "float16", "auto"]),

@@ -9,11 +9,13 @@ from typing import Any
 import click
 
 from wavelet_cli import completion
+from wavelet_cli.component_option import Component
 from wavelet_cli.output import print_json
 from wavelet_cli.shared_options import (
     checkpoint_argument,
     device_option,
     json_option,
+    kernel_option,
     quantize_option,
     threads_option,
     verify_option,
@@ -80,8 +82,9 @@ class Finite(click.FloatRange):
     "--sampler",
     "samplers",
     multiple=True,
+    type=Component(),
     metavar="YAML",
-    shell_complete=completion.samplers,
+    shell_complete=completion.components("sampler"),
     help="A sampler by name or as {kind: ..., ...}, a plugin's for example; applied last, in the order given.",
 )
 @click.option("--lookahead-k", type=click.IntRange(min=2), help="Search: candidates tried for every token. Default: 3.")
@@ -109,13 +112,13 @@ class Finite(click.FloatRange):
     "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Type of the weights; default: as stored."
 )
 @click.option(
-    "--compile",
-    "compiled",
-    is_flag=True,
-    help="Compile the steps with torch.compile: a minute at first, then several times faster for small models.",
+    "--compiled/--no-compiled",
+    default=None,
+    help="Use the steps that `wavelet compile` has put beside CHECKPOINT, or fail; or do not. Default: where they fit.",
 )
 @device_option
 @threads_option
+@kernel_option
 @click.option(
     "--fwpkm-inference-updates", is_flag=True, help="Let fast-weight memories learn from the text as it goes."
 )
@@ -141,7 +144,13 @@ def command(checkpoint: str, **options: Any) -> None:
       echo "import os" | wavelet generate runs/demo - --temperature 0 --draft ngram
     """
     from wavelet_cli.generated_text import Clock, Printer, metrics_table
-    from wavelet_cli.generation_options import generation_settings, load_checkpoint_model, load_draft, read_prompts
+    from wavelet_cli.generation_options import (
+        generation_settings,
+        load_checkpoint_model,
+        load_draft,
+        read_prompts,
+        use_compiled_steps,
+    )
     from wavelet_cli.processor_threads import choose_threads
     from wavelet_core.checkpoint import locate_checkpoint
     from wavelet_core.generation import DecodingSession, completion_metrics, generate
@@ -159,7 +168,8 @@ def command(checkpoint: str, **options: Any) -> None:
     seed = secrets.randbelow(2**32) if options["seed"] is None else options["seed"]
     prompts = [encode_prompt(text, model.config.vocabulary, tokenizer) for text in texts]
     seeds = range(seed, seed + len(prompts))
-    session = DecodingSession(model, options["compiled"])
+    session = DecodingSession(model)
+    use_compiled_steps(session, directory, options["compiled"], min(len(texts) * settings.best_of, options["batch"]))
     tokens = generate(session, prompts, settings, tokenizer=tokenizer, seeds=seeds, draft=draft, slots=options["batch"])
 
     clock = Clock(at_once=settings.best_of > 1)
@@ -172,7 +182,8 @@ def command(checkpoint: str, **options: Any) -> None:
     finished = list(zip(prompts, printer.completions, strict=True))
     metrics = [completion_metrics(model, *pair) for pair in finished] if settings.metrics else []
     if options["as_json"]:
-        print_json({"checkpoint": str(directory), "texts": printer.report(texts, seeds, metrics), **clock.report()})
+        report = {"checkpoint": str(directory), "compiled": bool(session.steps)}
+        print_json({**report, "texts": printer.report(texts, seeds, metrics), **clock.report()})
         return
     if metrics:
         click.echo(metrics_table(metrics))

@@ -11,7 +11,7 @@ import click
 
 from wavelet_cli import completion
 from wavelet_cli.output import print_report, titled
-from wavelet_cli.shared_options import checkpoint_argument, json_option, threads_option
+from wavelet_cli.shared_options import checkpoint_argument, is_taken, json_option, threads_option
 from wavelet_train.tables import table
 
 if TYPE_CHECKING:
@@ -133,13 +133,12 @@ def command(
 
 def _check_out(directory: Path, out: Path, overwrite: bool) -> None:
     """Refuse a place where something is that nobody gave up."""
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        if out.resolve() == directory.resolve():
-            raise click.BadParameter(f"{out} is the checkpoint itself; name another directory", param_hint="OUT")
-        if not overwrite:
-            raise click.BadParameter(
-                f"{out} exists already; name a new directory, or replace it with --overwrite", param_hint="OUT"
-            )
+    if out.exists() and out.resolve() == directory.resolve():
+        raise click.BadParameter(f"{out} is the checkpoint itself; name another directory", param_hint="OUT")
+    if is_taken(out) and not overwrite:
+        raise click.BadParameter(
+            f"{out} exists already; name a new directory, or replace it with --overwrite", param_hint="OUT"
+        )
 
 
 def _calibration(

@@ -5,6 +5,8 @@ yields tokens and text as they come, `collect` gathers them. A `DecodingSession`
 """
 
 from wavelet_core.generation.batch import Batch
+from wavelet_core.generation.compiled_files import compile_steps, load_steps
+from wavelet_core.generation.compiled_step import CompiledStepError
 from wavelet_core.generation.drafts import ModelDrafts, NgramDrafts
 from wavelet_core.generation.generate import Completion, collect, generate
 from wavelet_core.generation.request import Request, Token
@@ -17,6 +19,7 @@ from wavelet_core.generation.text_metrics import completion_metrics, text_drift,
 
 __all__ = [
     "Batch",
+    "CompiledStepError",
     "Completion",
     "DecodingSession",
     "GenerationError",
@@ -30,8 +33,10 @@ __all__ = [
     "Token",
     "clean_spacing",
     "collect",
+    "compile_steps",
     "completion_metrics",
     "generate",
+    "load_steps",
     "text_drift",
     "text_metrics",
 ]

@@ -97,8 +97,9 @@ class Contexts:
         known = tokens.tolist() if isinstance(tokens, Tensor) and any(self.windows) else tokens
         rebuilt = [row for row in rows if (window := self.windows[row]) and window.read(int(known[row]))]
         if len(rebuilt) < len(rows):
+            assert self.state is not None
             tokens = torch.as_tensor(tokens, device=self.session.device)
-            self.logits = self.session.head(self.session.hidden(tokens.unsqueeze(1), self.state)[:, 0])
+            self.logits = self.session.next_logits(tokens, self.state)
         if rebuilt:
             self._read(rebuilt, [window.tokens for row in rebuilt if (window := self.windows[row])])
 

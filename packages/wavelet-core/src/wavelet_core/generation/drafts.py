@@ -122,8 +122,8 @@ class ModelDraft(Draft):
         if count > 1:
             self.work.copy_(self.state)
         while len(guess) < count:
-            hidden = self.session.hidden(torch.tensor([guess[-1:]], device=self.device), self.work)
-            guess.append(sampler.pick(self.session.head(hidden[:, 0])))
+            logits = self.session.next_logits(torch.tensor(guess[-1:], device=self.device), self.work)
+            guess.append(sampler.pick(logits))
         return guess
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from wavelet_core.computed import Computed
 from wavelet_core.kernels import active_kernels
 from wavelet_core.language_model import LanguageModel
 from wavelet_core.state import State
+
+if TYPE_CHECKING:
+    from wavelet_core.generation.compiled_step import CompiledStep
 
 
 def decoding_view(model: Any) -> Any:
@@ -31,17 +34,15 @@ class DecodingSession:
 
     They are computed anew when the weights have changed. Sessions of one model do not know of each other.
 
-    compiled: single-token passes are compiled by `torch.compile`; longer chunks, as of prompts, run as they are. The
-    first token then takes as long as compiling does (a minute or more, less when torch finds it in its cache); small
-    models, whose time goes into starting operations, decode several times faster from then on. Needs a C++ compiler on
-    a processor. A batch whose size changes is compiled once more, for any size.
+    steps: compiled steps by the number of texts that they are for, as `load_steps` finds them; other numbers, and
+    longer chunks, as of prompts, are computed as they are.
     """
 
-    def __init__(self, model: LanguageModel, compiled: bool = False):
+    def __init__(self, model: LanguageModel):
         self.model = decoding_view(model)
         self.config = model.config
         self.device = next(model.parameters()).device
-        self.compiled = compiled
+        self.steps: Mapping[int, CompiledStep] = {}
         self._computed = [
             (module, [*module.parameters(), *module.buffers()])
             for module in self.model.modules()
@@ -49,16 +50,23 @@ class DecodingSession:
         ]
         self._computed_from: list[tuple[int, int]] | None = None
         active_kernels()  # chosen before anything is compiled or read, so that a wrong name is refused first
-        self._step = torch.compile(self.model.hidden, fullgraph=True) if compiled else self.model.hidden
         self.new_state, self.head = self.model.new_state, self.model.head
 
     def hidden(self, tokens: Tensor, state: State | None = None) -> Tensor:
         """As the model's own; `new_state` and `head` are the model's."""
-        self._compute()
-        hidden: Tensor = self._step(tokens, state) if tokens.shape[1] == 1 else self.model.hidden(tokens, state)
+        self.compute()
+        hidden: Tensor = self.model.hidden(tokens, state)
         return hidden
 
-    def _compute(self) -> None:
+    def next_logits(self, tokens: Tensor, state: State) -> Tensor:
+        """The logits (B, V) after one more token of every text, tokens (B,); the state moves on."""
+        step = self.steps.get(len(tokens))
+        if step is None:
+            return self.head(self.hidden(tokens.unsqueeze(1), state)[:, 0])
+        self.compute()
+        return step(tokens, state)
+
+    def compute(self) -> None:
         """Bring the computed values up to the weights."""
         weights = [
             (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)

@@ -27,6 +27,7 @@ def check_component(
     selected, joined or copied. A tokenizer must read every text back, in any pieces, also after saving and loading.
     Where wavelet-train is installed: an optimizer must lower a loss at the learning rate that it is given and go on bit
     for bit after a resume, a schedule must be a function of the step, and a data set must not change between readings.
+    Where wavelet-quant is installed: a kernel must give what torch gives, for odd shapes too, or refuse the product.
 
     config: the options to check; the defaults if left out. kind: looked up in the registry if left out. shape: sizes to
     build a part of a model for; by default C = 24, P = 32 (what a transform's own `padded_width` makes of C) and S = 3.
