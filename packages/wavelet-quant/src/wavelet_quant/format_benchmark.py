@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wavelet_core.config import ConfigurationError
 from wavelet_core.generation import compile_steps, load_steps
@@ -17,7 +17,7 @@ from wavelet_core.generation.context import Contexts
 from wavelet_core.generation.session import DecodingSession
 from wavelet_core.kernels import active_kernels
 from wavelet_quant.decode_benchmark import PREFILL_CHUNK, ReadBandwidth, seconds, weight_bytes_read
-from wavelet_quant.drop_ins import DropIn
+from wavelet_quant.drop_ins import DropIn, drop_in_of
 from wavelet_quant.kernel_benchmark import DENSE
 from wavelet_quant.packed import OFFSETS, PackedMatrix, unpack
 from wavelet_quant.quantizer import quantize, weight_bytes
@@ -51,7 +51,8 @@ def model_in_format(model: Any, format: str) -> Any:
 
     format: float32, bfloat16 or float16; a recipe's name or file; or `dequantize`: 8-bit weights that become floating
     point before each product. What a recipe leaves in floating point is in float32, in which torch starts the small
-    products of a token sooner than in 16 bits; `dequantize` keeps the model's type.
+    products of a token sooner than in 16 bits; `dequantize` keeps the model's type. Numbers in formats are random:
+    speed does not depend on them, and rounding a large model takes minutes.
 
     Raises what `quantize` raises.
     """
@@ -59,8 +60,8 @@ def model_in_format(model: Any, format: str) -> Any:
         dtype = getattr(torch, format)
         return model if next(model.parameters()).dtype is dtype else copy.deepcopy(model).to(dtype)
     if format != DEQUANTIZE:
-        return quantize(copy.deepcopy(model), format).float()
-    made = quantize(copy.deepcopy(model), "int8")
+        return _randomly_quantized(model, format).float()
+    made = _randomly_quantized(model, "int8")
     dequantized: dict[PackedMatrix, DequantizedMatrix] = {}
     for module in list(made.modules()):
         if isinstance(module, DropIn) and isinstance(module.weight, PackedMatrix):
@@ -68,6 +69,37 @@ def model_in_format(model: Any, format: str) -> Any:
                 dequantized[module.weight] = DequantizedMatrix(module.weight)
             module.weight = dequantized[module.weight]
     return made
+
+
+def _randomly_quantized(model: Any, recipe: str) -> Any:
+    """A copy of a model that is quantized by a recipe, without the time and the memory that rounding takes."""
+    matrices: dict[int, Any] = {
+        id(module.weight): nn.Parameter(torch.empty_like(module.weight, device="meta"), requires_grad=False)
+        for module in model.modules()
+        if drop_in_of(module) is not None
+    }
+    made = quantize(copy.deepcopy(model, matrices), recipe)
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    kept: dict[int, nn.Parameter] = {}  # by the weight that they are copies of: shared ones stay shared
+    for path, module in made.named_modules():
+        for name, parameter in module.named_parameters(path, recurse=False):
+            if parameter.is_meta:
+                weight = weights[name]
+                copied = kept.setdefault(id(weight), nn.Parameter(weight.detach().clone(), requires_grad=False))
+                setattr(module, name.rpartition(".")[2], copied)
+        if isinstance(module, StoredMatrix):
+            _fill(module, next(iter(weights.values())).device)
+    return made
+
+
+def _fill(stored: StoredMatrix, device: torch.device) -> None:
+    """Give a stored matrix without values random integers and scales with which sums stay small."""
+    for name, buffer in list(stored.named_buffers(recurse=False)):
+        if buffer.is_meta:
+            filled = torch.empty_like(buffer, device=device)
+            stored._buffers[name] = (
+                filled.fill_(stored.shape[-1] ** -0.5 / 64) if buffer.is_floating_point() else filled.random_()
+            )
 
 
 class _Decoder:
