@@ -122,7 +122,7 @@ def show(wavelet, tmp_path: Path, text: str) -> str:
         ("model: {width: 32, memories: [{kind: product_key, num_keys: 64, top_k: 65}]}", ["top_k", "65", "num_keys"]),
         ("train: {optimizer: adamm}", ["train.optimizer", "did you mean 'adamw'?"]),
         ("model: [1, 2]", ["model"]),
-        ("- 1", ["sections"]),
+        ("- 1", ["expected fields with values", "list"]),
         ("model: {width: 1", ["line"]),
     ],
 )

@@ -21,7 +21,7 @@ NAMES = ("core", "memory", "quant", "train", "cli")
 
 # The table of the design, as distribution names with the extras asked of them.
 RUNTIME = {
-    "core": {"torch", "pluggy", "pydantic", "safetensors[torch]", "xxhash"},
+    "core": {"torch", "pluggy", "pydantic", "pyyaml", "safetensors[torch]", "xxhash"},
     "memory": {"wavelet-core"},
     "quant": {"wavelet-core"},
     "train": {"wavelet-core[text]", "datasets", "tokenizers", "pyyaml", "numpy", "tqdm"},

@@ -139,7 +139,7 @@ def pretend(saved: Path, section: str, field: str, value: Any) -> None:
     ("change", "message"),
     [
         (lambda state: state[:-1], "has shape"),
-        (lambda state: state.to(torch.int32), "is torch.int32, but torch.uint8 is needed"),
+        (lambda state: state.to(torch.int32), "is torch.int32, but the configuration makes it torch.uint8"),
         (lambda state: torch.full_like(state, 255), "is damaged"),
     ],
 )

@@ -145,7 +145,7 @@ class Native(PackedKernel):
 
     def accepts(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
         return (
-            type(x) is Tensor
+            (type(x) is Tensor or torch.compiler.is_compiling())
             and x.is_cpu
             and weight.is_cpu
             and not torch.is_autocast_enabled("cpu")
