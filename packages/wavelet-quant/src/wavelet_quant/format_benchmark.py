@@ -50,9 +50,8 @@ def model_in_format(model: Any, format: str) -> Any:
     """A model like the given one, which stays as it is, in a dense type or by a recipe.
 
     format: float32, bfloat16 or float16; a recipe's name or file; or `dequantize`: 8-bit weights that become floating
-    point before each product. What a recipe leaves in floating point is in float32, in which torch starts the small
-    products of a token sooner than in 16 bits; `dequantize` keeps the model's type. Numbers in formats are random:
-    speed does not depend on them, and rounding a large model takes minutes.
+    point before each product. What a recipe leaves in floating point keeps the model's type. Numbers in formats are
+    random: speed does not depend on them, and rounding a large model takes minutes.
 
     Raises what `quantize` raises.
     """
@@ -60,7 +59,7 @@ def model_in_format(model: Any, format: str) -> Any:
         dtype = getattr(torch, format)
         return model if next(model.parameters()).dtype is dtype else copy.deepcopy(model).to(dtype)
     if format != DEQUANTIZE:
-        return _randomly_quantized(model, format).float()
+        return _randomly_quantized(model, format)
     made = _randomly_quantized(model, "int8")
     dequantized: dict[PackedMatrix, DequantizedMatrix] = {}
     for module in list(made.modules()):
