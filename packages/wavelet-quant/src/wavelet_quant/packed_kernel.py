@@ -33,7 +33,7 @@ class PackedKernel(Kernel):
         return False
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
-        raise NotImplementedError(f"{self.config.kind} multiplies packed matrices only")
+        raise TypeError(f"{self.config.kind} multiplies packed matrices only; ask `accepts` first")
 
     def stacked_linear(self, x: Tensor, weight: Tensor) -> Tensor:
-        raise NotImplementedError(f"{self.config.kind} multiplies packed matrices only")
+        raise TypeError(f"{self.config.kind} multiplies packed matrices only; ask `accepts` first")
