@@ -11,7 +11,7 @@ import yaml
 from wavelet_core.atomic_files import write_atomically
 from wavelet_train.figures import COLORS, HEIGHT, WIDTH, figure
 from wavelet_train.run_config import dump
-from wavelet_train.sweep import DIRECTORY, HOST, PROGRESS, REASON, SAME_AS, Sweep, TrialState
+from wavelet_train.sweep import DIRECTORY, HOST, PROGRESS, REASON, SAME_AS, Sweep
 from wavelet_train.tables import table
 
 if TYPE_CHECKING:
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 MOST_LABELS, LOGARITHMIC_FROM = 8, 9
 BEST_FILE = "best.yaml"
 FIGURE_FILE = "sweep.png"
+# What Optuna calls the states of a trial, and what they are called here.
 STATES = {
-    TrialState.COMPLETE: "done",
-    TrialState.PRUNED: "given up",
-    TrialState.FAIL: "failed",
-    TrialState.RUNNING: "unfinished",
-    TrialState.WAITING: "waiting",
+    "COMPLETE": "done",
+    "PRUNED": "given up",
+    "FAIL": "failed",
+    "RUNNING": "unfinished",
+    "WAITING": "waiting",
 }
 
 
@@ -81,14 +82,15 @@ def results_of(sweep: Sweep) -> SweepResults:
     runs = []
     for trial in sweep.study.get_trials(deepcopy=False):
         known = trial.user_attrs
+        state = STATES[trial.state.name]
         values = sweep.values_of(trial) or trial.system_attrs.get("fixed_params", {})
         remark = f"as run {known[SAME_AS]}" if SAME_AS in known else known.get(REASON)
         run = SweptRun(
             number=trial.number,
             values=values,
-            state=STATES[trial.state],
-            bits_per_byte=trial.value if trial.state == TrialState.COMPLETE else None,
-            progress=1.0 if trial.state == TrialState.COMPLETE else known.get(PROGRESS, 0.0),
+            state=state,
+            bits_per_byte=trial.value if state == "done" else None,
+            progress=1.0 if state == "done" else known.get(PROGRESS, 0.0),
             curve=sorted(trial.intermediate_values.items()),
             directory=known.get(DIRECTORY) and str(Path(known[DIRECTORY]) / "runs" / f"{trial.number:03d}"),
             host=known.get(HOST),

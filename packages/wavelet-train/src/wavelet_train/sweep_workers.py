@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -55,7 +56,7 @@ def work_side_by_side(plan: Plan, directory: Path, count: int) -> str | None:
     return stop.signal_name
 
 
-def _stop(workers: list[BaseProcess]) -> None:
+def _stop(workers: Sequence[BaseProcess]) -> None:
     for worker in workers:
         if worker.is_alive():
             worker.terminate()
