@@ -60,7 +60,7 @@ def training_benchmark(
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))
-        entries = []
+        entries: list[_Entry] = []
         for contestant in contestants:
             for compile_ in compiled:
                 home = folder / str(len(entries))
