@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from wavelet_core.threads import available_processors, use_threads
 from wavelet_core.tokenizers import Tokenizer
 from wavelet_train.allocator import keep_freed_memory
 from wavelet_train.data import PreparedData
-from wavelet_train.evaluation import evaluate
+from wavelet_train.evaluation import Evaluation, evaluate
 from wavelet_train.interruption import StopOnSignal, Stopped
 from wavelet_train.precision import autocast, resolve_precision
 from wavelet_train.progress import Progress
@@ -51,6 +52,8 @@ from wavelet_train.weight_average import PREFIX as AVERAGE
 from wavelet_train.weight_average import WeightAverage
 from wavelet_train.windows import ConsecutiveWindows, RandomWindows
 
+OnValidation = Callable[[int, int, Evaluation], None]
+
 
 class DivergenceError(ValueError):
     """The loss is no longer a number; the message says what to change."""
@@ -73,6 +76,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     accept_changed_data: bool = False,
+    on_validation: OnValidation = lambda step, steps, result: None,
 ) -> TrainingResult:
     """Train the model of a run configuration into a directory (`run_directory.py` says what it then holds).
 
@@ -80,7 +84,8 @@ def train(
     What of the configuration may differ is in `resume_rules.py`. accept_changed_data: resume also where the text is no
     longer what it was. overwrite: start anew even if the directory holds a run, whose checkpoints and metrics are then
     replaced. A finished run is left as it is, and its report is given again.
-    Ctrl-C and SIGTERM save `last/` and return; a second one ends the process.
+    on_validation: called with the step, all steps and the result once a validation's checkpoints are saved; what it
+    raises ends the training. Ctrl-C and SIGTERM save `last/` and return; a second one ends the process.
 
     Raises ConfigurationError for what cannot be trained as configured, CheckpointError when there is nothing to resume
     or it is damaged, FileExistsError when the directory holds another run, RunInUseError when another process trains
@@ -95,6 +100,7 @@ def train(
             plan.warn()
         if not resume:
             directory.clear()
+        trainer.on_validation = on_validation
         return trainer.run_to_the_end()
 
 
@@ -174,6 +180,7 @@ class Trainer:
         self.counters = Counters.start(steps, use_threads(config.threads or threads, self.model, positions))
         self.changes: Changes = {}
         self.earlier_report: Report | None = None
+        self.on_validation: OnValidation = lambda step, steps, result: None
 
     def _windows(self, context_length: int) -> RandomWindows | ConsecutiveWindows:
         """Consecutive text for a model that carries state from window to window, random windows for any other."""
@@ -309,6 +316,7 @@ class Trainer:
         if best:
             self._save_best()
         log.validated(result, best)
+        self.on_validation(counters.step, self.steps, result)
 
     def _report(self) -> Report:
         """Evaluate the best checkpoint on the whole validation split."""
