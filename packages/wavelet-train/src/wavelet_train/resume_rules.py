@@ -33,6 +33,7 @@ MAY_CHANGE = (
     "train.optimizer",
     "train.schedule",
     "train.gradient_clipping",
+    "train.weight_average",
     "train.log_every",
     "train.validate_every",
     "train.validation_tokens",
@@ -48,6 +49,8 @@ FIXED = {
     "train.seed": "it decided the initial weights; the random generators go on from where they are",
     "train.optimizer.kind": "the state kept of every parameter is the other optimizer's",
     "train.optimizer.initial_accumulator": "the sums have long started",
+    "train.optimizer.matrices": "the state kept of a parameter is that of what moved it, Muon or AdamW",
+    "train.optimizer.adamw": "the state kept of a parameter is that of what moved it, Muon or AdamW",
 }
 
 # The path under which a changed text stands among the changes.

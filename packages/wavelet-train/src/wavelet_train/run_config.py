@@ -16,6 +16,7 @@ from wavelet_core.messages import shortened, shown
 from wavelet_train import PRESETS
 from wavelet_train.data import DataConfig
 from wavelet_train.precision import Precision
+from wavelet_train.weight_average import WeightAverageConfig
 
 # What a checkpoint's config.json holds besides the sections of a run.
 CHECKPOINT_KEYS = ("format_version", "components", "format", "quantization", "step")
@@ -56,6 +57,11 @@ class TrainConfig(Section):
     )
     gradient_clipping: float | None = Field(
         1.0, gt=0, description="gradients with a larger norm over all parameters are scaled to it; null: never"
+    )
+    weight_average: WeightAverageConfig | None = Field(
+        None,
+        description="an exponential average of the weights, which validations then score and best/ then holds; "
+        "null: none",
     )
 
     log_every: int = Field(10, ge=1, description="optimizer steps between two lines of metrics.jsonl")

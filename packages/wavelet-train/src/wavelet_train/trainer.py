@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ from wavelet_train.training_state import (
     restore_optimizer,
     write_state,
 )
+from wavelet_train.weight_average import PREFIX as AVERAGE
+from wavelet_train.weight_average import WeightAverage
 from wavelet_train.windows import ConsecutiveWindows, RandomWindows
 
 OnValidation = Callable[[int, int, Evaluation], None]
@@ -167,6 +170,8 @@ class Trainer:
 
         self.optimizer = build("optimizer", config.optimizer, list(self.parameters.items()), config.lr)
         self.schedule = build("schedule", config.schedule, config.lr, steps)
+        averaging = config.weight_average
+        self.average = None if averaging is None else WeightAverage(averaging, self.parameters)
         # The small gradients of float16 would vanish without it.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         if threads is not None and threads > available_processors():
@@ -247,7 +252,7 @@ class Trainer:
     def take_step(self, lr: float) -> tuple[float, float]:
         """One optimizer step; returns the loss in nats per token and the norm of the gradient before clipping."""
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_factor", 1.0)
         total = torch.zeros((), device=self.device)
         for _ in range(self.config.accumulation):
             with autocast(self.device, self.dtype):
@@ -262,6 +267,8 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update()
         return total.item(), norm.item()
 
     def _next_loss(self) -> Tensor:
@@ -283,20 +290,21 @@ class Trainer:
             )
 
     def _validate(self, log: RunLog) -> None:
-        """Evaluate, write a line of metrics, save `last/`, and `best/` if it is.
+        """Evaluate, write a line of metrics, save `last/`, and `best/` if it is; with an average of the weights, that.
 
         `last/` is first: should `best/` not come to be, it is made of it when the run is resumed.
         """
         counters, started = self.counters, time.monotonic()
-        result = evaluate(
-            self.model,
-            self.data.split("validation"),
-            self.data.tokenizer,
-            batch_size=self.config.batch_size,
-            token_limit=self.config.validation_tokens,
-            dtype=self.dtype,
-            on_batch=lambda scored: self.stop.check(),
-        )
+        with self._averaged():
+            result = evaluate(
+                self.model,
+                self.data.split("validation"),
+                self.data.tokenizer,
+                batch_size=self.config.batch_size,
+                token_limit=self.config.validation_tokens,
+                dtype=self.dtype,
+                on_batch=lambda scored: self.stop.check(),
+            )
         self._require_finite(result.nats, "validation loss", self.optimizer.param_groups[0]["lr"])
         seconds = time.monotonic() - started
         counters.validated_step = counters.step
@@ -324,8 +332,13 @@ class Trainer:
         self.directory.metrics.write(event="report", step=self.counters.step, **report.as_dict())
         return report
 
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Within it the model has the weights that are evaluated and kept in `best/`."""
+        return nullcontext() if self.average is None else self.average.applied()
+
     def _save_best(self) -> None:
-        self.directory.save(self.directory.best, self.model, self.data.tokenizer, self.run, self.counters.step)
+        with self._averaged():
+            self.directory.save(self.directory.best, self.model, self.data.tokenizer, self.run, self.counters.step)
 
     def _save_last(self) -> None:
         self.counters.metrics_size = self.directory.metrics.flush()
@@ -349,6 +362,7 @@ class Trainer:
         """All tensors besides the weights that decide how the run goes on, by name, on any device."""
         return {
             **optimizer_tensors(self.optimizer, self.parameters),
+            **({} if self.average is None else self.average.tensors()),
             **{f"windows.{name}": tensor for name, tensor in self.windows.state_dict().items()},
             **{f"carried.{name}": tensor for name, tensor in self._carried_tensors().items()},
             **self._random_states(),
@@ -378,11 +392,19 @@ class Trainer:
         random = self._random_states()
         saved = {name: tensor for name, tensor in saved.items() if not name.startswith("random.") or name in random}
         saved = {**{name: state for name, state in random.items() if name != "random.cpu"}, **saved}
+        # An average of the weights may have been turned off, or on, and then starts from them.
+        if self.average is None:
+            saved = {name: tensor for name, tensor in saved.items() if not name.startswith(AVERAGE)}
+        elif not any(name.startswith(AVERAGE) for name in saved):
+            self.average.start()
+            saved.update(self.average.tensors())
         try:
             check_fit(file, self.state_tensors(), saved)
         except CheckpointError as error:
             raise CheckpointError(f"{error}\nResume with the configuration that lies beside {last}") from None
         restore_optimizer(self.optimizer, self.parameters, saved)
+        if self.average is not None:
+            self.average.restore(saved)
         for name, tensor in self._carried_tensors().items():
             tensor.copy_(saved[f"carried.{name}"])
         try:
