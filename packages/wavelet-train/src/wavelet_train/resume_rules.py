@@ -34,6 +34,8 @@ MAY_CHANGE = (
     "train.schedule",
     "train.gradient_clipping",
     "train.log_every",
+    "train.log_gradient_norms",
+    "train.loggers",
     "train.validate_every",
     "train.validation_tokens",
     "train.checkpoint_every",
