@@ -35,6 +35,8 @@ MAY_CHANGE = (
     "train.gradient_clipping",
     "train.weight_average",
     "train.log_every",
+    "train.log_gradient_norms",
+    "train.loggers",
     "train.validate_every",
     "train.validation_tokens",
     "train.checkpoint_every",

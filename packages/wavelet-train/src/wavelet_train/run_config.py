@@ -65,6 +65,12 @@ class TrainConfig(Section):
     )
 
     log_every: int = Field(10, ge=1, description="optimizer steps between two lines of metrics.jsonl")
+    log_gradient_norms: bool = Field(
+        True, description="lines of metrics.jsonl also say the norm of the gradient in every part of the model"
+    )
+    loggers: list[Annotated[Any, ComponentOf("logger")]] = Field(
+        [], description="what else is given every line of metrics.jsonl"
+    )
     validate_every: int = Field(500, ge=1, description="optimizer steps between validations; the last step has one too")
     validation_tokens: int | None = Field(
         None, ge=1, description="validations during training read about this many tokens at most; null: the whole split"

@@ -24,7 +24,9 @@ from wavelet_core.tokenizers import Tokenizer
 from wavelet_train.allocator import keep_freed_memory
 from wavelet_train.data import PreparedData
 from wavelet_train.evaluation import Evaluation, evaluate
+from wavelet_train.gradient_norms import PartNorms, gradient_norms, parts_of
 from wavelet_train.interruption import StopOnSignal, Stopped
+from wavelet_train.logger import LoggedRun
 from wavelet_train.precision import autocast, resolve_precision
 from wavelet_train.progress import Progress
 from wavelet_train.report import Report, make_report
@@ -35,6 +37,7 @@ from wavelet_train.run_directory import RunDirectory
 from wavelet_train.run_lock import run_lock
 from wavelet_train.run_log import RunLog
 from wavelet_train.run_plan import RunPlan, expected_seconds, make_plan
+from wavelet_train.run_records import RunRecords
 from wavelet_train.training_loss import TrainingLoss
 from wavelet_train.training_state import (
     DIRECTORY,
@@ -101,7 +104,8 @@ def train(
         if not resume:
             directory.clear()
         trainer.on_validation = on_validation
-        return trainer.run_to_the_end()
+        with trainer.records:
+            return trainer.run_to_the_end()
 
 
 def plan_training(
@@ -181,6 +185,9 @@ class Trainer:
         self.changes: Changes = {}
         self.earlier_report: Report | None = None
         self.on_validation: OnValidation = lambda step, steps, result: None
+        self.records = RunRecords([build("logger", each) for each in config.loggers])
+        self.parts = parts_of(self.model) if config.log_gradient_norms else None
+        self.part_norms: PartNorms | None = None
 
     def _windows(self, context_length: int) -> RandomWindows | ConsecutiveWindows:
         """Consecutive text for a model that carries state from window to window, random windows for any other."""
@@ -205,11 +212,12 @@ class Trainer:
             )
             return TrainingResult(path, counters.step, self.steps, report=self.earlier_report)
         self.directory.begin(self.run, counters.metrics_size)
+        self.records.begin(self.directory.metrics, LoggedRun(path, self.run.model_dump(mode="json"), counters.step))
         if self.changes:
-            self.directory.metrics.write(event="changes", step=counters.step, fields=self.changes)
+            self.records.write(event="changes", step=counters.step, fields=self.changes)
         if counters.best_step and counters.best_step == counters.step != self.directory.step_of_best():
             self._save_best()
-        log = RunLog(self.directory.metrics, counters, self.tokens_per_step)
+        log = RunLog(self.records, counters, self.tokens_per_step)
         try:
             with self.stop:
                 with log:
@@ -244,10 +252,11 @@ class Trainer:
             counters.loss_steps += 1
             log.stepped(self.tokens_per_step, f"loss {loss:.3f}")
             if self._due(config.log_every):
-                log.step(lr, gradient_norm)
+                log.step(lr, gradient_norm, self.part_norms)
 
-    def _due(self, every: int) -> bool:
-        return self.counters.step % every == 0 or self.counters.step == self.steps
+    def _due(self, every: int, steps_ahead: int = 0) -> bool:
+        step = self.counters.step + steps_ahead
+        return step % every == 0 or step == self.steps
 
     def take_step(self, lr: float) -> tuple[float, float]:
         """One optimizer step; returns the loss in nats per token and the norm of the gradient before clipping."""
@@ -261,6 +270,8 @@ class Trainer:
             total += loss.detach()
         self._require_finite(total.item(), "loss", lr)
         self.scaler.unscale_(self.optimizer)
+        if self.parts is not None and self._due(self.config.log_every, steps_ahead=1):
+            self.part_norms = gradient_norms(self.parts)
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.gradient_clipping or math.inf)
         if not self.scaler.is_enabled():
             self._require_finite(norm.item(), "norm of the gradient", lr)
@@ -329,7 +340,7 @@ class Trainer:
                 self.stop.check()
 
             report = make_report(model, self.data, self.config, self.dtype, on_batch)
-        self.directory.metrics.write(event="report", step=self.counters.step, **report.as_dict())
+        self.records.write(event="report", step=self.counters.step, **report.as_dict())
         return report
 
     def _averaged(self) -> AbstractContextManager[None]:
