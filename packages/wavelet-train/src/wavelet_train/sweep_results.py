@@ -118,11 +118,11 @@ def draw(results: SweepResults) -> Figure:
         *panels, curves = drawn.subplots(1, len(results.fields) + 1, sharey=True)
         for panel, field in zip(panels, results.fields, strict=True):
             _draw_field(panel, field, results)
-        for run in results.runs:
+        for run in sorted(results.runs, key=lambda run: run.number):
             if run.curve:
                 label = f"run {run.number}" if len(results.runs) <= MOST_LABELS else None
                 curves.plot(*zip(*run.curve, strict=True), marker=".", label=label)
-        curves.set(xlabel="% of the run's steps", title="Validations")
+        curves.set_xlabel("% of the run's steps")
         if any(run.curve for run in results.runs) and len(results.runs) <= MOST_LABELS:
             curves.legend()
         (panels or [curves])[0].set_ylabel("bits per byte")
@@ -141,13 +141,14 @@ def _draw_field(panel: Any, field: str, results: SweepResults) -> None:
         heights = [run.curve[-1][1] if run.bits_per_byte is None else run.bits_per_byte for run in chosen]
         if chosen:
             panel.scatter(places, heights, facecolors=face, edgecolors=COLORS[0], label=state)
-    if len(numbers) < len(texts):
-        panel.set_xticks(range(len(texts)), texts)
-    elif numbers and min(numbers) > 0 and max(numbers) >= LOGARITHMIC_FROM * min(numbers):
+    if len(numbers) == len(texts) and numbers and 0 < LOGARITHMIC_FROM * min(numbers) <= max(numbers):
         panel.set_xscale("log")
+    if len(numbers) < len(texts) or len(texts) <= MOST_LABELS:
+        panel.set_xticks(list(scale.values()), list(scale))
+        panel.minorticks_off()
     if runs:
         panel.legend()
-    panel.set(xlabel=field, title=field)
+    panel.set_xlabel(field)
 
 
 def _number(text: str) -> float | None:

@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from wavelet_train.carried_state import CarriedState
 from wavelet_train.data import PreparedData
 from wavelet_train.divergence import DivergenceError, first_not_finite
 from wavelet_train.evaluation import Evaluation, evaluate
+from wavelet_train.gradient_norms import PartNorms, gradient_norms, parts_of
 from wavelet_train.interruption import StopOnSignal, Stopped
+from wavelet_train.logger import LoggedRun
 from wavelet_train.precision import autocast, resolve_precision
 from wavelet_train.progress import Progress
 from wavelet_train.report import Report, make_report
@@ -35,6 +38,7 @@ from wavelet_train.run_directory import RunDirectory
 from wavelet_train.run_lock import run_lock
 from wavelet_train.run_log import RunLog
 from wavelet_train.run_plan import RunPlan, expected_seconds, make_plan
+from wavelet_train.run_records import RunRecords
 from wavelet_train.training_loss import TrainingLoss
 from wavelet_train.training_state import (
     DIRECTORY,
@@ -48,6 +52,8 @@ from wavelet_train.training_state import (
     restore_optimizer,
     write_state,
 )
+from wavelet_train.weight_average import PREFIX as AVERAGE
+from wavelet_train.weight_average import WeightAverage
 from wavelet_train.windows import ConsecutiveWindows, RandomWindows, ShuffledWindows, TrainingWindows, Windows
 
 OnValidation = Callable[[int, int, Evaluation], None]
@@ -95,7 +101,8 @@ def train(
         if not resume:
             directory.clear()
         trainer.on_validation = on_validation
-        return trainer.run_to_the_end()
+        with trainer.records:
+            return trainer.run_to_the_end()
 
 
 def plan_training(
@@ -163,6 +170,8 @@ class Trainer:
 
         self.optimizer = build("optimizer", config.optimizer, list(self.parameters.items()), config.lr)
         self.schedule = build("schedule", config.schedule, config.lr, steps)
+        averaging = config.weight_average
+        self.average = None if averaging is None else WeightAverage(averaging, self.parameters)
         # The small gradients of float16 would vanish without it.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         if threads is not None and threads > available_processors():
@@ -172,6 +181,9 @@ class Trainer:
         self.changes: Changes = {}
         self.earlier_report: Report | None = None
         self.on_validation: OnValidation = lambda step, steps, result: None
+        self.records = RunRecords([build("logger", each) for each in config.loggers])
+        self.parts = parts_of(self.model) if config.log_gradient_norms else None
+        self.part_norms: PartNorms | None = None
 
     def _windows(self, context_length: int, rows: slice = slice(None)) -> TrainingWindows:
         """The windows of the run's order; rows: those of every batch."""
@@ -199,11 +211,12 @@ class Trainer:
             )
             return TrainingResult(path, counters.step, self.steps, report=self.earlier_report)
         self.directory.begin(self.run, counters.metrics_size)
+        self.records.begin(self.directory.metrics, LoggedRun(path, self.run.model_dump(mode="json"), counters.step))
         if self.changes:
-            self.directory.metrics.write(event="changes", step=counters.step, fields=self.changes)
+            self.records.write(event="changes", step=counters.step, fields=self.changes)
         if counters.best_step and counters.best_step == counters.step != self.directory.step_of_best():
             self._save_best()
-        log = RunLog(self.directory.metrics, counters, self.tokens_per_step)
+        log = RunLog(self.records, counters, self.tokens_per_step)
         try:
             with self.stop:
                 with log:
@@ -239,10 +252,11 @@ class Trainer:
                 counters.loss_steps += 1
             log.stepped(self.tokens_per_step, f"loss {loss:.3f}")
             if self._due(config.log_every):
-                log.step(lr, gradient_norm)
+                log.step(lr, gradient_norm, self.part_norms)
 
-    def _due(self, every: int) -> bool:
-        return self.counters.step % every == 0 or self.counters.step == self.steps
+    def _due(self, every: int, steps_ahead: int = 0) -> bool:
+        step = self.counters.step + steps_ahead
+        return step % every == 0 or step == self.steps
 
     def take_step(self, lr: float) -> tuple[float, float]:
         """One optimizer step; returns the loss in nats per token and the norm of the gradient before clipping.
@@ -250,7 +264,7 @@ class Trainer:
         Where one of them is not finite, only the place in the text moves on, and the step is counted as skipped.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_factor", 1.0)
         batches = [next(self.windows) for _ in range(self.config.accumulation)]
         random = self._random_states()
         sum_of_losses = torch.zeros((), device=self.device)
@@ -258,9 +272,12 @@ class Trainer:
             part = self.loss_of(batch, self.loss) / self.config.accumulation
             self.scaler.scale(part).backward()
             sum_of_losses += part.detach()
+        self.part_norms = None
         loss, norm = sum_of_losses.item(), math.nan
         if math.isfinite(loss):
             self.scaler.unscale_(self.optimizer)
+            if self.parts is not None and self._due(self.config.log_every, steps_ahead=1):
+                self.part_norms = gradient_norms(self.parts)
             norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.gradient_clipping or math.inf).item()
             if math.isfinite(norm) or self.scaler.is_enabled():
                 self.scaler.step(self.optimizer)
@@ -268,6 +285,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         # A loss is scaled until its gradients overflow: that is the scaler's way, until there is nothing left to lower.
         lowered = math.isfinite(loss) and self.scaler.is_enabled() and self.scaler.get_scale() >= 1
+        if self.average is not None and math.isfinite(norm):
+            self.average.update()
         if math.isfinite(norm) or lowered:
             self.counters.skipped_in_row = 0
         else:
@@ -291,9 +310,9 @@ class Trainer:
             losses = [lambda batch=batch: self.loss_of(batch, self.loss.forward) for batch in batches]
             first = first_not_finite(self.model, losses)
             raise DivergenceError(
-                f"the {what} was not finite at step {counters.step + 1:,} (learning rate {lr:g}), the "
-                f"{counters.skipped_in_row}. step in a row that had to be skipped; the first that is not finite there "
-                f"is {first}. {self._remedy()}"
+                f"training has diverged: the {what} was not finite at step {counters.step + 1:,} (learning rate "
+                f"{lr:g}), the {counters.skipped_in_row}. step in a row that had to be skipped; the first that is not "
+                f"finite there is {first}. {self._remedy()}"
             )
 
     def _remedy(self) -> str:
@@ -302,24 +321,25 @@ class Trainer:
         return f"{saved}. Lower train.lr, lengthen train.schedule.warmup or lower train.gradient_clipping"
 
     def _validate(self, log: RunLog) -> None:
-        """Evaluate, write a line of metrics, save `last/`, and `best/` if it is.
+        """Evaluate, write a line of metrics, save `last/`, and `best/` if it is; with an average of the weights, that.
 
         `last/` is first: should `best/` not come to be, it is made of it when the run is resumed.
         """
         counters, started = self.counters, time.monotonic()
-        result = evaluate(
-            self.model,
-            self.data.split("validation"),
-            self.data.tokenizer,
-            batch_size=self.config.batch_size,
-            token_limit=self.config.validation_tokens,
-            dtype=self.dtype,
-            on_batch=lambda scored: self.stop.check(),
-        )
+        with self._averaged():
+            result = evaluate(
+                self.model,
+                self.data.split("validation"),
+                self.data.tokenizer,
+                batch_size=self.config.batch_size,
+                token_limit=self.config.validation_tokens,
+                dtype=self.dtype,
+                on_batch=lambda scored: self.stop.check(),
+            )
         if not math.isfinite(result.nats):
             raise DivergenceError(
-                f"the validation loss became {result.nats} after {counters.step:,} steps; the first that is not finite "
-                f"is {first_not_finite(self.model, [])}. {self._remedy()}"
+                f"training has diverged: the validation loss became {result.nats} after {counters.step:,} steps. "
+                f"{self._remedy()}"
             )
         seconds = time.monotonic() - started
         counters.validated_step = counters.step
@@ -344,11 +364,16 @@ class Trainer:
                 self.stop.check()
 
             report = make_report(model, self.data, self.config, self.dtype, on_batch)
-        self.directory.metrics.write(event="report", step=self.counters.step, **report.as_dict())
+        self.records.write(event="report", step=self.counters.step, **report.as_dict())
         return report
 
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Within it the model has the weights that are evaluated and kept in `best/`."""
+        return nullcontext() if self.average is None else self.average.applied()
+
     def _save_best(self) -> None:
-        self.directory.save(self.directory.best, self.model, self.data.tokenizer, self.run, self.counters.step)
+        with self._averaged():
+            self.directory.save(self.directory.best, self.model, self.data.tokenizer, self.run, self.counters.step)
 
     def _save_last(self) -> None:
         self.counters.metrics_size = self.directory.metrics.flush()
@@ -372,6 +397,7 @@ class Trainer:
         """All tensors besides the weights that decide how the run goes on, by name, on any device."""
         return {
             **optimizer_tensors(self.optimizer, self.parameters),
+            **({} if self.average is None else self.average.tensors()),
             **{f"windows.{name}": tensor for name, tensor in self.windows.state_dict().items()},
             **{f"carried.{name}": tensor for name, tensor in self.carried.tensors().items()},
             **self._random_states(),
@@ -398,11 +424,19 @@ class Trainer:
         random = self._random_states()
         saved = {name: tensor for name, tensor in saved.items() if not name.startswith("random.") or name in random}
         saved = {**{name: state for name, state in random.items() if name != "random.cpu"}, **saved}
+        # An average of the weights may have been turned off, or on, and then starts from them.
+        if self.average is None:
+            saved = {name: tensor for name, tensor in saved.items() if not name.startswith(AVERAGE)}
+        elif not any(name.startswith(AVERAGE) for name in saved):
+            self.average.start()
+            saved.update(self.average.tensors())
         try:
             check_fit(file, self.state_tensors(), saved)
         except CheckpointError as error:
             raise CheckpointError(f"{error}\nResume with the configuration that lies beside {last}") from None
         restore_optimizer(self.optimizer, self.parameters, saved)
+        if self.average is not None:
+            self.average.restore(saved)
         for name, tensor in self.carried.tensors().items():
             tensor.copy_(saved[f"carried.{name}"])
         try:
