@@ -41,6 +41,9 @@ MAY_CHANGE = (
     "train.validate_every",
     "train.validation_tokens",
     "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.keep_every",
+    "train.background_saves",
     "train.final_stride",
     "train.compare_with_xz",
 )
