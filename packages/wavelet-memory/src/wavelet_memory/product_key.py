@@ -146,7 +146,8 @@ class ProductKeyTable(nn.Module):
         best_a, order_a = scores_a.topk(self.half_reads)
         best_b, order_b = scores_b.topk(self.half_reads)
         rank_a, rank_b = self.pairs
-        best = (best_a.index_select(-1, rank_a) + best_b.index_select(-1, rank_b)).topk(self.head_reads).indices
+        sums = best_a.index_select(-1, rank_a) + best_b.index_select(-1, rank_b)
+        best = sums.topk(self.head_reads, sorted=False).indices
         return order_a.gather(-1, rank_a[best]), order_b.gather(-1, rank_b[best])
 
     def read(self, row: Tensor, weight: Tensor) -> Tensor:
