@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from wavelet_core.config import ComponentConfig, ModelConfig, ModelShape
+from wavelet_core.diagnostics import Diagnostic
 from wavelet_core.linear import Linear, StackedLinear
 
 
@@ -101,6 +103,29 @@ class ProductKeyTable(nn.Module):
             first_row = torch.arange(0, self.heads * self.num_keys, self.num_keys, device=q.device)
             key = key + first_row.view(-1, 1, 1)
         return key.transpose(0, 1).reshape(places), weight.transpose(0, 1).reshape(places)
+
+    def diagnose(self, q: Tensor, *state: Any) -> Iterator[Diagnostic]:
+        row, _ = self.address(q)
+        reads = row.flatten().bincount(minlength=self.heads * self.num_keys).double()
+        name = type(self).Config.model_fields["kind"].default  # type: ignore[attr-defined]
+        share = reads / reads.sum()
+        effective = torch.special.entr(share).sum().exp()
+        yield Diagnostic(
+            f"Slots of {name}: how they are used",
+            torch.stack([(reads > 0).double().mean(), share.max(), effective / len(reads)]),
+            ("measure",),
+            "share",
+            (["slots read", "reads of the top slot", "slots, evenly used"],),
+            explanation="The share of the values that the text reads at all, the share of all reads that the most read "
+            "value has, and the share of values that would be as diverse if all were read alike (by the entropy).",
+        )
+        yield Diagnostic(
+            f"Slots of {name}: reads by rank",
+            reads.sort(descending=True).values,
+            ("slot, most read first",),
+            "reads",
+            logarithmic=True,
+        )
 
     def read(self, row: Tensor, weight: Tensor) -> Tensor:
         """The weighted sums (B, T, C) of rows of the value table; row and weight (B, T, R)."""
