@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wavelet_core import LanguageModelConfig, hookimpl
-from wavelet_core.language_model import cross_entropy
+from wavelet_core.language_model import head_cross_entropy
 
 CONFIGURATION = Path(__file__).parent / "configurations" / "training_speed.yaml"
 
@@ -88,7 +88,7 @@ class Transformer(nn.Module):
         return self.head(self.hidden(tokens))
 
     def loss(self, tokens: Tensor, targets: Tensor, state: None = None) -> Tensor:
-        return cross_entropy(self(tokens), targets)
+        return head_cross_entropy(self.head, self.hidden(tokens), targets)
 
 
 @hookimpl

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from wavelet_core.checkpoint import Pretrained
 from wavelet_core.config import ModelConfig
 from wavelet_core.gradient_checkpointing import run_checkpointed
-from wavelet_core.language_model import cross_entropy
+from wavelet_core.language_model import head_cross_entropy
 from wavelet_core.linear import Linear
 from wavelet_core.registry import build
 from wavelet_core.state import State, Tree, document_positions
@@ -123,7 +123,7 @@ class WaveletLM(nn.Module, Pretrained):
 
     def loss(self, tokens: Tensor, targets: Tensor, state: State | None = None) -> Tensor:
         """Training loss: the mean cross entropy in nats per token, averaged over the loop iterations."""
-        losses = [cross_entropy(self.head(self.head_dropout(x)), targets) for x in self.passes(tokens, state)]
+        losses = [head_cross_entropy(self.head, self.head_dropout(x), targets) for x in self.passes(tokens, state)]
         return torch.stack(losses).mean()
 
     def embed(self, tokens: Tensor) -> Tensor:

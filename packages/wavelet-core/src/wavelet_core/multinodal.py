@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from wavelet_core.checkpoint import Pretrained
 from wavelet_core.config import ModelConfig
-from wavelet_core.language_model import cross_entropy
+from wavelet_core.language_model import head_cross_entropy
 from wavelet_core.linear import Linear
 from wavelet_core.model import WaveletLM
 from wavelet_core.state import State, Tree
@@ -162,7 +162,7 @@ class MultinodalLM(nn.Module, Pretrained):
 
         It is averaged over the loop iterations.
         """
-        losses = [cross_entropy(self.head(x), targets) for x in self.passes(tokens, state)]
+        losses = [head_cross_entropy(self.head, x, targets) for x in self.passes(tokens, state)]
         return torch.stack(losses).mean() * len(self.cells) ** -0.5
 
     def passes(self, tokens: Tensor, state: State | None = None) -> Iterator[Tensor]:
