@@ -22,6 +22,7 @@ from wavelet_core.tensor_files import CheckpointError, check_fit, load_tensors_i
 from wavelet_core.threads import available_processors, use_threads
 from wavelet_core.tokenizers import Tokenizer
 from wavelet_train.allocator import keep_freed_memory
+from wavelet_train.compilation import choose, compile_loss
 from wavelet_train.data import PreparedData
 from wavelet_train.evaluation import Evaluation, evaluate
 from wavelet_train.gradient_norms import PartNorms, gradient_norms, parts_of
@@ -119,21 +120,31 @@ def plan_training(
 
     Nothing is written but the token cache. Raises what `train` raises before its first step.
     """
-    trainer = _prepare(run, RunDirectory(output_directory), resume, overwrite, accept_changed_data)
+    trainer = _prepare(run, RunDirectory(output_directory), resume, overwrite, accept_changed_data, may_compile=False)
     return replace(make_plan(trainer), seconds=expected_seconds(trainer))
 
 
 def _prepare(
-    run: RunConfig, directory: RunDirectory, resume: bool, overwrite: bool, accept_changed_data: bool
+    run: RunConfig,
+    directory: RunDirectory,
+    resume: bool,
+    overwrite: bool,
+    accept_changed_data: bool,
+    may_compile: bool = True,
 ) -> Trainer:
     """A trainer before its first step, or where its run was stopped."""
     directory.check(resume, overwrite)
-    if not resume:
-        return Trainer(run, directory)
-    saved = directory.read_last()
-    changes = changes_to(saved, run)
-    trainer = Trainer(run, directory, saved.tokenizer, saved.state.counters.threads)
-    go_on(trainer, saved, changes, accept_changed_data)
+    compiled = None
+    if resume:
+        saved = directory.read_last()
+        changes = changes_to(saved, run)
+        compiled = saved.state.counters.compiled
+        trainer = Trainer(run, directory, saved.tokenizer, saved.state.counters.threads)
+        go_on(trainer, saved, changes, accept_changed_data)
+    else:
+        trainer = Trainer(run, directory)
+    if run.train.compile == "auto" and trainer.earlier_report is None:
+        print(choose(trainer, compiled, may_compile), file=sys.stderr)
     return trainer
 
 
@@ -163,8 +174,8 @@ class Trainer:
         self.model: Any = build_model(model_config).to(self.device)
         self.parameters: dict[str, nn.Parameter] = dict(self.model.named_parameters())
         self.loss: nn.Module = TrainingLoss(self.model)
-        if config.compile:
-            self.loss.compile()
+        if config.compile is True:
+            compile_loss(self.loss, run, self.device)
         carries = getattr(self.model, "carries_window", False)
         self.carried = self.model.new_state(config.batch_size, self.device) if carries else None
         self.windows = self._windows(model_config.context_length)
@@ -182,6 +193,7 @@ class Trainer:
             threads = None  # the run comes from a larger machine
         positions = config.batch_size * model_config.context_length
         self.counters = Counters.start(steps, use_threads(config.threads or threads, self.model, positions))
+        self.counters.compiled = config.compile is True
         self.changes: Changes = {}
         self.earlier_report: Report | None = None
         self.on_validation: OnValidation = lambda step, steps, result: None

@@ -36,7 +36,7 @@ class Counters(_Record):
     step: optimizer steps done. steps: all that the run is to do. tokens: trained on so far. validated_step: at which
     step the last validation was. best_nats, best_step: the lowest validation loss so far, in nats per token, and its
     step. loss_sum, loss_steps: of the steps since the last line of metrics. metrics_size: bytes of metrics.jsonl.
-    threads: that the run computes with on the processor; another number would round differently.
+    threads, compiled: how the run computes; another number, or steps compiled or not, would round differently.
     """
 
     step: int = Field(ge=0)
@@ -49,6 +49,7 @@ class Counters(_Record):
     loss_steps: int = Field(ge=0)
     metrics_size: int = Field(ge=0)
     threads: int = Field(ge=1, le=MOST_THREADS)
+    compiled: bool = False
 
     @classmethod
     def start(cls, steps: int, threads: int) -> Counters:
