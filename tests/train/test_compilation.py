@@ -132,8 +132,9 @@ def test_a_resumed_run_keeps_its_choice(tiny_run, tmp_path: Path, capsys, monkey
     assert state["counters"]["compiled"] == compiled
 
 
-def test_measuring_leaves_everything_as_it_was(new_trainer: NewTrainer):
-    trainer = new_trainer("model.mixer={parametrization: spectral_norm}", "model.cross_window_state=true")
+@pytest.mark.parametrize("carries", ["model.cross_window_state", "train.reset_at_documents"])
+def test_measuring_leaves_everything_as_it_was(new_trainer: NewTrainer, carries: str):
+    trainer = new_trainer("model.mixer={parametrization: spectral_norm}", f"{carries}=true")
     before = {
         name: tensor.clone() for name, tensor in {**trainer.state_tensors(), **trainer.model.state_dict()}.items()
     }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from wavelet_core.config import ComponentConfig, ModelShape
+from wavelet_core.diagnostics import Diagnostic, scale_names
 from wavelet_core.linear import Linear
 from wavelet_core.state import Tree, document_positions, in_document, move_on
 
@@ -27,6 +29,16 @@ class Bypass(nn.Module, ABC):
         self.cross_layer = Linear(shape.width, shape.width, bias=False)
         with torch.no_grad():
             self.cross_layer.weight.copy_(0.5 * torch.eye(shape.width))
+
+    def diagnose(self, *inputs: Any) -> Iterator[Diagnostic]:
+        yield Diagnostic(
+            "Bypass: what each scale takes of it",
+            self.gains.float().square().mean(-1).sqrt(),
+            ("scale",),
+            "root mean square of the gains",
+            (scale_names(len(self.gains)),),
+            explanation="The gain of the long-range mean, over the channels; it starts at 0.",
+        )
 
     @abstractmethod
     def mean(self, x: Tensor, state: Tree | None) -> Tensor:

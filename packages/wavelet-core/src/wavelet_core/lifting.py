@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from wavelet_core.computed import Computed
 from wavelet_core.config import ComponentConfig, ModelShape
+from wavelet_core.diagnostics import Diagnostic
 from wavelet_core.linear import Linear
 from wavelet_core.state import Tree, document_positions, in_document, move_on
 
@@ -71,6 +73,22 @@ class WaveletCrawl(Computed):
     def compute(self) -> Tensor:
         """The weights (L, K) of every level's look-backs, the furthest first."""
         return self.theta.softmax(-1).flip(-1)
+
+    def diagnostic(self) -> Diagnostic:
+        """The weights of every level's look-backs, the nearest first."""
+        weights = self.compute().flip(-1)
+        levels = range(len(weights))
+        return Diagnostic(
+            "Crawl: how far back each level looks",
+            weights,
+            ("level", "look-back"),
+            "weight",
+            (
+                [f"{k + 1}: {self.first_offset(k)} to {self.reach(k)} back" for k in levels],
+                [f"{each + 1}." for each in range(self.size)],
+            ),
+            explanation="The weights of the positions that a level blends, the nearest first; they sum to 1.",
+        )
 
     def forward(
         self, rows: Tensor, level: int, history: Tensor | None = None, positions: Tensor | None = None
@@ -214,6 +232,10 @@ class LiftingWavelet(DelayWavelet):
         wavelet._modules = dict(self._modules)
         wavelet.reconstruction_update = self._networks(0.5)
         return wavelet
+
+    def diagnose(self, rows: Tensor, state: Tree | None = None) -> Iterator[Diagnostic]:
+        if isinstance(self.delay, WaveletCrawl):
+            yield self.delay.diagnostic()
 
     def decompose(self, rows: Tensor, state: Tree | None = None) -> Tensor:
         approximation = rows

@@ -150,7 +150,9 @@ def _first_and_later(trainer: Trainer, loss: nn.Module) -> tuple[float, float]:
 
     def seconds() -> float:
         begin = time.perf_counter()
-        state = None if trainer.carried is None else model.new_state(config.batch_size, device)
+        state = None if trainer.carried.state is None else model.new_state(config.batch_size, device)
+        if state is not None and trainer.carried.isolated:
+            state.document_positions = torch.zeros_like(tokens)
         with autocast(device, trainer.dtype):
             value = loss(tokens, tokens, state)
         value.backward()

@@ -82,6 +82,11 @@ def figure(width: float = WIDTH, height: float = HEIGHT) -> Iterator[Figure]:
         yield Figure(figsize=(width, height))
 
 
+def line_style(index: int) -> dict[str, str]:
+    """The colour and dashes of the index-th curve of a figure, for as many as can be told apart."""
+    return {"color": COLORS[index % len(COLORS)], "linestyle": ("-", "--", ":")[index // len(COLORS) % 3]}
+
+
 def save_figure(drawn: Figure, path: Path) -> None:
     """Save as PNG or SVG, by the name's ending, whole or not at all. Raises WriteError."""
 

@@ -21,10 +21,11 @@ from typing import Any, BinaryIO
 
 from wavelet_core.config import ConfigurationError
 from wavelet_core.file_lock import try_lock
+from wavelet_train.divergence import DivergenceError
 from wavelet_train.evaluation import Evaluation
 from wavelet_train.run_config import RunConfig, run_config
 from wavelet_train.search_space import Dimension, grid
-from wavelet_train.trainer import DivergenceError, train
+from wavelet_train.trainer import train
 
 try:
     import optuna
