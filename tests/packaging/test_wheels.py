@@ -33,6 +33,7 @@ EXTRAS = {
     "train": {
         "sentencepiece": {"sentencepiece"},
         "plot": {"matplotlib"},
+        "sweep": {"optuna"},
         "tensorboard": {"tensorboard"},
         "wandb": {"wandb"},
     },

@@ -7,9 +7,10 @@ from typing import Any
 
 from wavelet_core import hookimpl
 from wavelet_train.hugging_face import HuggingFace
+from wavelet_train.muon import Muon
 from wavelet_train.optimizers import Adagrad, AdamW
 from wavelet_train.python_stdlib import PythonStandardLibrary
-from wavelet_train.schedules import Constant, Cosine, Linear
+from wavelet_train.schedules import Constant, Cosine, Linear, WarmupStableDecay
 from wavelet_train.sentence_piece import SentencePieceTokenizer
 from wavelet_train.tensorboard import TensorBoard
 from wavelet_train.text_files import TextFiles
@@ -22,11 +23,11 @@ def register_components(register: Callable[[str, type], None]) -> None:
     register("dataset", TextFiles)
     register("dataset", HuggingFace)
     register("tokenizer", SentencePieceTokenizer)
-    for optimizer in (AdamW, Adagrad):
+    for optimizer in (AdamW, Adagrad, Muon):
         register("optimizer", optimizer)
     register("logger", TensorBoard)
     register("logger", WeightsAndBiases)
-    for schedule in (Constant, Linear, Cosine):
+    for schedule in (Constant, Linear, Cosine, WarmupStableDecay):
         register("schedule", schedule)
 
 

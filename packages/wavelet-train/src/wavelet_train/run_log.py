@@ -32,7 +32,8 @@ class RunLog(Progress):
 
     def stepped(self, tokens: int, note: str) -> None:
         """One more step of so many tokens is done."""
-        self.advance(tokens, f"step {self.counters.step:,} of {self.counters.steps:,}, {note}")
+        skipped = f", {self.counters.skipped:,} skipped" if self.counters.skipped else ""
+        self.advance(tokens, f"step {self.counters.step:,} of {self.counters.steps:,}, {note}{skipped}")
         self._tell_time()
 
     def _tell_time(self) -> None:
@@ -54,9 +55,10 @@ class RunLog(Progress):
             event="train",
             step=counters.step,
             tokens=counters.tokens,
-            loss=counters.loss_sum / counters.loss_steps,
+            loss=counters.loss_sum / counters.loss_steps if counters.loss_steps else None,
             lr=lr,
             gradient_norm=gradient_norm,
+            skipped=counters.skipped,
             tokens_per_second=(counters.tokens - self._since_tokens) / (time.monotonic() - self._since),
             **({} if part_norms is None else {"gradient_norms": part_norms}),
         )
