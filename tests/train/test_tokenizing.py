@@ -204,8 +204,8 @@ def test_a_killed_process_is_gone_on_with(kills: int, tmp_path: Path) -> None:
             time.sleep(0.002)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-        assert (now := journal.read_bytes().count(b"\n")) > kept
-        kept = now
+        before, kept = kept, journal.read_bytes().count(b"\n")
+        assert kept > before
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "of the train split are tokenized already" in run.stderr
     found = np.fromfile(tmp_path / "cache" / "train.tokens", np.uint16)
