@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -13,8 +14,9 @@ from torch.nn import functional as F
 
 from wavelet_core.computed import Computed
 from wavelet_core.config import ComponentConfig, ModelShape
+from wavelet_core.diagnostics import Diagnostic
 from wavelet_core.linear import Linear
-from wavelet_core.state import Tree, move_on
+from wavelet_core.state import Tree, document_positions, in_document, move_on
 
 SQRT_HALF = math.sqrt(0.5)
 SQRT_TWO = math.sqrt(2.0)
@@ -39,8 +41,11 @@ class FixedDelay(nn.Module):
         """The oldest position that level k reads, counted back from the present one."""
         return 1 << level
 
-    def forward(self, rows: Tensor, level: int, history: Tensor | None = None) -> Tensor:
-        return with_history(rows, history, self.reach(level))[:, : rows.shape[1]]
+    def forward(
+        self, rows: Tensor, level: int, history: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        past = with_history(rows, history, self.reach(level))[:, : rows.shape[1]]
+        return in_document(past, self.reach(level), positions)
 
 
 class WaveletCrawl(Computed):
@@ -69,15 +74,34 @@ class WaveletCrawl(Computed):
         """The weights (L, K) of every level's look-backs, the furthest first."""
         return self.theta.softmax(-1).flip(-1)
 
-    def forward(self, rows: Tensor, level: int, history: Tensor | None = None) -> Tensor:
-        extended = with_history(rows, history, self.reach(level))
+    def diagnostic(self) -> Diagnostic:
+        """The weights of every level's look-backs, the nearest first."""
+        weights = self.compute().flip(-1)
+        levels = range(len(weights))
+        return Diagnostic(
+            "Crawl: how far back each level looks",
+            weights,
+            ("level", "look-back"),
+            "weight",
+            (
+                [f"{k + 1}: {self.first_offset(k)} to {self.reach(k)} back" for k in levels],
+                [f"{each + 1}." for each in range(self.size)],
+            ),
+            explanation="The weights of the positions that a level blends, the nearest first; they sum to 1.",
+        )
+
+    def forward(
+        self, rows: Tensor, level: int, history: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        reach = self.reach(level)
+        extended = with_history(rows, history, reach)
         weights = self.computed()[level].to(rows.dtype)
         length = rows.shape[1]
-        if length == 1:
+        if length == 1 and positions is None:
             return torch.bmm(weights.expand(len(rows), 1, self.size), extended[:, : self.size])
-        past = weights[0] * extended[:, :length]
+        past = weights[0] * in_document(extended[:, :length], reach, positions)
         for start in range(1, self.size):
-            past = past + weights[start] * extended[:, start : start + length]
+            past = past + weights[start] * in_document(extended[:, start : start + length], reach - start, positions)
         return past
 
 
@@ -136,6 +160,8 @@ class LiftingWavelet(DelayWavelet):
     Reconstruction runs the update steps backwards, so untouched coefficients give the input back exactly, whatever
     the networks are. Shapes as of DelayWavelet.
     """
+
+    resets_at_documents = True
 
     class Config(ComponentConfig):
         kind: Literal["lifting"] = "lifting"
@@ -207,12 +233,17 @@ class LiftingWavelet(DelayWavelet):
         wavelet.reconstruction_update = self._networks(0.5)
         return wavelet
 
+    def diagnose(self, rows: Tensor, state: Tree | None = None) -> Iterator[Diagnostic]:
+        if isinstance(self.delay, WaveletCrawl):
+            yield self.delay.diagnostic()
+
     def decompose(self, rows: Tensor, state: Tree | None = None) -> Tensor:
         approximation = rows
+        positions = document_positions(state)
         details = []
         for level, (predict, update) in enumerate(zip(self.predict, self.update, strict=True)):
             history = None if state is None else state[f"level{level}"]
-            past = self.delay(approximation, level, history)
+            past = self.delay(approximation, level, history, positions)
             detail = (past - predict(approximation)).mul_(SQRT_HALF)
             approximation = (approximation + update(detail)).mul_(SQRT_HALF)
             details.append(detail)
