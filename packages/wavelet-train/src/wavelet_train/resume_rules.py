@@ -20,6 +20,7 @@ MAY_CHANGE = (
     "model.head_dropout",
     "data.dataset",
     "data.cache_directory",
+    "data.threads",
     "data.canonical_words",
     "train.device",
     "train.threads",

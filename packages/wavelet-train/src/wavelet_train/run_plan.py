@@ -47,6 +47,7 @@ class RunPlan:
     device: str
     precision: str
     threads: int
+    compiled: bool
     step: int
     steps: int
     tokens_per_step: int
@@ -79,7 +80,11 @@ class RunPlan:
             ("model", f"{self.model}, {self.parameters:,} parameters"),
             ("optimizer", self.optimizer),
             ("training", training),
-            ("computing", f"on {self.device} in {self.precision}, processor threads: {self.threads}"),
+            (
+                "computing",
+                f"on {self.device} in {self.precision}, processor threads: {self.threads}, "
+                f"{'compiled' if self.compiled else 'not compiled'}",
+            ),
             ("disk", f"{disk}, {byte_size(self.disk_free)} free"),
         ]
         if self.seconds is not None:
@@ -120,6 +125,7 @@ def make_plan(trainer: Trainer) -> RunPlan:
         device=str(trainer.device),
         precision=str(trainer.dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
+        compiled=counters.compiled,
         step=counters.step,
         steps=counters.steps,
         tokens_per_step=trainer.tokens_per_step,

@@ -24,6 +24,7 @@ from wavelet_core.tokenizers import Tokenizer
 from wavelet_train.allocator import keep_freed_memory
 from wavelet_train.carried_state import CarriedState
 from wavelet_train.checkpoint_writer import CheckpointWriter
+from wavelet_train.compilation import choose, compile_loss
 from wavelet_train.data import PreparedData
 from wavelet_train.divergence import DivergenceError, first_not_finite
 from wavelet_train.evaluation import Evaluation, evaluate
@@ -118,21 +119,31 @@ def plan_training(
 
     Nothing is written but the token cache. Raises what `train` raises before its first step.
     """
-    trainer = _prepare(run, RunDirectory(output_directory), resume, overwrite, accept_changed_data)
+    trainer = _prepare(run, RunDirectory(output_directory), resume, overwrite, accept_changed_data, may_compile=False)
     return replace(make_plan(trainer), seconds=expected_seconds(trainer))
 
 
 def _prepare(
-    run: RunConfig, directory: RunDirectory, resume: bool, overwrite: bool, accept_changed_data: bool
+    run: RunConfig,
+    directory: RunDirectory,
+    resume: bool,
+    overwrite: bool,
+    accept_changed_data: bool,
+    may_compile: bool = True,
 ) -> Trainer:
     """A trainer before its first step, or where its run was stopped."""
     directory.check(resume, overwrite)
-    if not resume:
-        return Trainer(run, directory)
-    saved = directory.read_last()
-    changes = changes_to(saved, run)
-    trainer = Trainer(run, directory, saved.tokenizer, saved.state.counters.threads)
-    go_on(trainer, saved, changes, accept_changed_data)
+    compiled = None
+    if resume:
+        saved = directory.read_last()
+        changes = changes_to(saved, run)
+        compiled = saved.state.counters.compiled
+        trainer = Trainer(run, directory, saved.tokenizer, saved.state.counters.threads)
+        go_on(trainer, saved, changes, accept_changed_data)
+    else:
+        trainer = Trainer(run, directory)
+    if run.train.compile == "auto" and trainer.earlier_report is None:
+        print(choose(trainer, compiled, may_compile), file=sys.stderr)
     return trainer
 
 
@@ -162,8 +173,8 @@ class Trainer:
         self.model: Any = build_model(model_config).to(self.device)
         self.parameters: dict[str, nn.Parameter] = dict(self.model.named_parameters())
         self.loss: nn.Module = TrainingLoss(self.model)
-        if config.compile:
-            self.loss.compile()
+        if config.compile is True:
+            compile_loss(self.loss, run, self.device)
         self.carried = CarriedState(self.model, config, config.batch_size, self.device)
         self.windows = self._windows(model_config.context_length)
         steps_per_epoch = max(1, self.windows.batches_per_epoch // config.accumulation)
@@ -182,6 +193,7 @@ class Trainer:
         background = config.background_saves
         self.writer = CheckpointWriter(self.device.type != "cpu" if background is None else background)
         self.counters = Counters.start(steps, use_threads(config.threads or threads, self.model, positions))
+        self.counters.compiled = config.compile is True
         self.changes: Changes = {}
         self.earlier_report: Report | None = None
         self.on_validation: OnValidation = lambda step, steps, result: None
