@@ -50,7 +50,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         count, *gradients = ctx.saved_tensors
         factor = scale / count
-        return (*(None if gradient is None else gradient * factor for gradient in gradients), None, None)
+        # In place, which autograd notices should the graph be walked again.
+        return (*(None if gradient is None else gradient.mul_(factor) for gradient in gradients), None, None)
 
 
 def _loss_and_gradients(
