@@ -118,9 +118,9 @@ def test_checkpoint_every_saves_between_validations(
     saved: list[int] = []
     original = Trainer._save_last
 
-    def save(self: Trainer) -> None:
+    def save(self: Trainer, keep: bool = False) -> None:
         saved.append(self.counters.step)
-        original(self)
+        original(self, keep)
 
     monkeypatch.setattr(Trainer, "_save_last", save)
     train(tiny_run("train.checkpoint_every=2", "train.validate_every=5"), tmp_path / "run")

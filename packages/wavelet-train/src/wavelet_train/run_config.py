@@ -97,6 +97,18 @@ class TrainConfig(Section):
     checkpoint_every: int | None = Field(
         None, ge=1, description="optimizer steps between saves of last/; null saves at validations only"
     )
+    keep_checkpoints: int = Field(
+        0, ge=0, description="saves of last/ that are kept in steps/ too, the newest ones; best/ is always kept"
+    )
+    keep_every: int | None = Field(
+        None,
+        ge=1,
+        description="saves of last/ whose step is a multiple of this are kept in steps/ for good; null: none",
+    )
+    background_saves: bool | None = Field(
+        None,
+        description="training goes on while a checkpoint is written, from a copy in memory; null: on accelerators",
+    )
     final_stride: int | None = Field(
         None,
         ge=1,

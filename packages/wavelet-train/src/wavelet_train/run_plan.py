@@ -109,6 +109,7 @@ def make_plan(trainer: Trainer) -> RunPlan:
     optimizer = _optimizer_bytes(run.train.optimizer, trainer.parameters, run.train.lr)
     others = {name: tensor for name, tensor in trainer.state_tensors().items() if not name.startswith("optimizer.")}
     last = None if optimizer is None else weights + optimizer + _total_bytes(others)
+    kept = run.train.keep_checkpoints + counters.steps // (run.train.keep_every or counters.steps + 1)
     return RunPlan(
         directory=str(directory.path),
         data=data.identity.description,
@@ -130,7 +131,7 @@ def make_plan(trainer: Trainer) -> RunPlan:
         tokens_per_step=trainer.tokens_per_step,
         best_bytes=weights,
         last_bytes=last,
-        disk_needed=None if last is None else max(0, weights + 2 * last - directory.checkpoint_bytes),
+        disk_needed=None if last is None else max(0, weights + (2 + kept) * last - directory.checkpoint_bytes),
         disk_free=directory.free_bytes,
     )
 
