@@ -55,7 +55,7 @@ def _add(
         if validation is not None:
             label = f"{name}, validation" if len(runs) > 1 and column else "validation" if column else name
             style = own if len(runs) > 1 or column is None else line_style(1)
-            style = {**style, "marker": "o", "markersize": 4}
+            style = {**style, "marker": "o", "markersize": 4, "linestyle": "--" if column else "-"}
             curves.append((label, history.at_steps(x), history.column(validation, "validation"), style))
     if not any(_shown(x, y, logarithmic).any() for _, x, y, _ in curves):
         return

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wavelet_core.atomic_files import write_atomically
 from wavelet_core.config import ConfigurationError
@@ -82,7 +82,7 @@ def figure(width: float = WIDTH, height: float = HEIGHT) -> Iterator[Figure]:
         yield Figure(figsize=(width, height))
 
 
-def line_style(index: int) -> dict[str, str]:
+def line_style(index: int) -> dict[str, Any]:
     """The colour and dashes of the index-th curve of a figure, for as many as can be told apart."""
     return {"color": COLORS[index % len(COLORS)], "linestyle": ("-", "--", ":")[index // len(COLORS) % 3]}
 

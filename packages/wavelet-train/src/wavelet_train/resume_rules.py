@@ -20,6 +20,7 @@ MAY_CHANGE = (
     "model.head_dropout",
     "data.dataset",
     "data.cache_directory",
+    "data.threads",
     "data.canonical_words",
     "train.device",
     "train.threads",
@@ -41,6 +42,9 @@ MAY_CHANGE = (
     "train.validate_every",
     "train.validation_tokens",
     "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.keep_every",
+    "train.background_saves",
     "train.final_stride",
     "train.compare_with_xz",
 )

@@ -39,7 +39,11 @@ class TrainConfig(Section):
         description="type of matrix products in training and validation: auto (bfloat16 where the device multiplies "
         "it natively, else float32), float32, bfloat16, float16 (with loss scaling); weights stay float32",
     )
-    compile: bool = Field(False, description="compile the loss with torch.compile: slow first step, faster later ones")
+    compile: Literal["auto"] | bool = Field(
+        "auto",
+        description="compile the loss with torch.compile, which takes a minute or two: true, false, or auto (where the "
+        "steps to come save more time than that, as measured on this machine; a run keeps its choice)",
+    )
 
     epochs: float = Field(
         1.0, gt=0, description="length of training: an epoch is (training tokens) // (tokens per optimizer step) steps"
@@ -92,6 +96,18 @@ class TrainConfig(Section):
     )
     checkpoint_every: int | None = Field(
         None, ge=1, description="optimizer steps between saves of last/; null saves at validations only"
+    )
+    keep_checkpoints: int = Field(
+        0, ge=0, description="saves of last/ that are kept in steps/ too, the newest ones; best/ is always kept"
+    )
+    keep_every: int | None = Field(
+        None,
+        ge=1,
+        description="saves of last/ whose step is a multiple of this are kept in steps/ for good; null: none",
+    )
+    background_saves: bool | None = Field(
+        None,
+        description="training goes on while a checkpoint is written, from a copy in memory; null: on accelerators",
     )
     final_stride: int | None = Field(
         None,

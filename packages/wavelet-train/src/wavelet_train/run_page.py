@@ -49,7 +49,8 @@ def run_page(run: Path | None, checkpoint: Path | None, text: str | None = None,
     """
     subject = run or checkpoint
     assert subject is not None
-    page = Page(f"{subject.resolve().name}: {'training' if checkpoint is None else 'training and model'}")
+    shown = " and ".join([*(["training"] if run else []), *(["model"] if checkpoint else [])])
+    page = Page(f"{subject.resolve().name}: {shown}")
     if run is not None and others:
         _add_comparison(page, [run, *others])
     if run is not None:
@@ -171,11 +172,17 @@ def _add_model(page: Page, checkpoint: Path, text: str | None) -> None:
         ("parameters", f"{count_parameters(model):,}"),
     ]
     page.add_table([*rows, *([("step", f"{config['step']:,}")] if type(config.get("step")) is int else [])])
-    try:
-        tokens, source = _text(config, tokenizer, text, model.config.context_length)
-    except (ConfigurationError, CheckpointError, OSError) as error:
-        page.add_text(f"There is no text for the model to read ({error}); give one by --text.")
-        return
+    length = min(model.config.context_length, MOST_POSITIONS)
+    if text is not None:
+        tokens, source = torch.tensor(tokenizer.encode(text)[:length], dtype=torch.long), "the text that was given"
+        if not len(tokens):
+            raise ConfigurationError("--text has no tokens; give a longer one")
+    else:
+        try:
+            tokens, source = _validation_tokens(config, tokenizer, length), "the start of the validation split"
+        except (ConfigurationError, CheckpointError, OSError) as error:
+            page.add_text(f"There is no text for the model to read ({error}); give one by --text.")
+            return
     found = diagnose(model, tokens)
     if not found:
         page.add_text("The parts of this model show nothing of themselves.")
@@ -195,16 +202,6 @@ def _named(shown: Diagnostic, tokens: Sequence[str]) -> Diagnostic:
     return replace(shown, ticks=(*shown.ticks[:-1], tokens))
 
 
-def _text(
-    config: dict[str, Any], tokenizer: Tokenizer, text: str | None, context_length: int
-) -> tuple[torch.Tensor, str]:
-    """Token ids to show the model with, and where they are from."""
-    length = min(context_length, MOST_POSITIONS)
-    if text is not None:
-        tokens = torch.tensor(tokenizer.encode(text)[:length], dtype=torch.long)
-        if not len(tokens):
-            raise ConfigurationError("--text: it has no tokens; give a longer one")
-        return tokens, "the given text" if len(tokens) < length else "the start of the given text"
+def _validation_tokens(config: dict[str, Any], tokenizer: Tokenizer, length: int) -> torch.Tensor:
     data = run_config(dict(config), (), "the checkpoint's configuration").data
-    split = PreparedData(data, tokenizer).split("validation")
-    return torch.tensor(split.tokens[:length].tolist()), "the start of the validation split"
+    return torch.tensor(PreparedData(data, tokenizer).split("validation").tokens[:length].tolist())

@@ -47,6 +47,7 @@ class RunPlan:
     device: str
     precision: str
     threads: int
+    compiled: bool
     step: int
     steps: int
     tokens_per_step: int
@@ -79,7 +80,11 @@ class RunPlan:
             ("model", f"{self.model}, {self.parameters:,} parameters"),
             ("optimizer", self.optimizer),
             ("training", training),
-            ("computing", f"on {self.device} in {self.precision}, processor threads: {self.threads}"),
+            (
+                "computing",
+                f"on {self.device} in {self.precision}, processor threads: {self.threads}, "
+                f"{'compiled' if self.compiled else 'not compiled'}",
+            ),
             ("disk", f"{disk}, {byte_size(self.disk_free)} free"),
         ]
         if self.seconds is not None:
@@ -104,6 +109,7 @@ def make_plan(trainer: Trainer) -> RunPlan:
     optimizer = _optimizer_bytes(run.train.optimizer, trainer.parameters, run.train.lr)
     others = {name: tensor for name, tensor in trainer.state_tensors().items() if not name.startswith("optimizer.")}
     last = None if optimizer is None else weights + optimizer + _total_bytes(others)
+    kept = run.train.keep_checkpoints + counters.steps // (run.train.keep_every or counters.steps + 1)
     return RunPlan(
         directory=str(directory.path),
         data=data.identity.description,
@@ -119,12 +125,13 @@ def make_plan(trainer: Trainer) -> RunPlan:
         device=str(trainer.device),
         precision=str(trainer.dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
+        compiled=counters.compiled,
         step=counters.step,
         steps=counters.steps,
         tokens_per_step=trainer.tokens_per_step,
         best_bytes=weights,
         last_bytes=last,
-        disk_needed=None if last is None else max(0, weights + 2 * last - directory.checkpoint_bytes),
+        disk_needed=None if last is None else max(0, weights + (2 + kept) * last - directory.checkpoint_bytes),
         disk_free=directory.free_bytes,
     )
 

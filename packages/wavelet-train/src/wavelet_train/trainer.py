@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from wavelet_core.threads import available_processors, use_threads
 from wavelet_core.tokenizers import Tokenizer
 from wavelet_train.allocator import keep_freed_memory
 from wavelet_train.carried_state import CarriedState
+from wavelet_train.checkpoint_writer import CheckpointWriter
+from wavelet_train.compilation import choose, compile_loss
 from wavelet_train.data import PreparedData
 from wavelet_train.divergence import DivergenceError, first_not_finite
 from wavelet_train.evaluation import Evaluation, evaluate
@@ -116,21 +119,31 @@ def plan_training(
 
     Nothing is written but the token cache. Raises what `train` raises before its first step.
     """
-    trainer = _prepare(run, RunDirectory(output_directory), resume, overwrite, accept_changed_data)
+    trainer = _prepare(run, RunDirectory(output_directory), resume, overwrite, accept_changed_data, may_compile=False)
     return replace(make_plan(trainer), seconds=expected_seconds(trainer))
 
 
 def _prepare(
-    run: RunConfig, directory: RunDirectory, resume: bool, overwrite: bool, accept_changed_data: bool
+    run: RunConfig,
+    directory: RunDirectory,
+    resume: bool,
+    overwrite: bool,
+    accept_changed_data: bool,
+    may_compile: bool = True,
 ) -> Trainer:
     """A trainer before its first step, or where its run was stopped."""
     directory.check(resume, overwrite)
-    if not resume:
-        return Trainer(run, directory)
-    saved = directory.read_last()
-    changes = changes_to(saved, run)
-    trainer = Trainer(run, directory, saved.tokenizer, saved.state.counters.threads)
-    go_on(trainer, saved, changes, accept_changed_data)
+    compiled = None
+    if resume:
+        saved = directory.read_last()
+        changes = changes_to(saved, run)
+        compiled = saved.state.counters.compiled
+        trainer = Trainer(run, directory, saved.tokenizer, saved.state.counters.threads)
+        go_on(trainer, saved, changes, accept_changed_data)
+    else:
+        trainer = Trainer(run, directory)
+    if run.train.compile == "auto" and trainer.earlier_report is None:
+        print(choose(trainer, compiled, may_compile), file=sys.stderr)
     return trainer
 
 
@@ -160,8 +173,8 @@ class Trainer:
         self.model: Any = build_model(model_config).to(self.device)
         self.parameters: dict[str, nn.Parameter] = dict(self.model.named_parameters())
         self.loss: nn.Module = TrainingLoss(self.model)
-        if config.compile:
-            self.loss.compile()
+        if config.compile is True:
+            compile_loss(self.loss, run, self.device)
         self.carried = CarriedState(self.model, config, config.batch_size, self.device)
         self.windows = self._windows(model_config.context_length)
         steps_per_epoch = max(1, self.windows.batches_per_epoch // config.accumulation)
@@ -177,7 +190,10 @@ class Trainer:
         if threads is not None and threads > available_processors():
             threads = None  # the run comes from a larger machine
         positions = config.batch_size * model_config.context_length
+        background = config.background_saves
+        self.writer = CheckpointWriter(self.device.type != "cpu" if background is None else background)
         self.counters = Counters.start(steps, use_threads(config.threads or threads, self.model, positions))
+        self.counters.compiled = config.compile is True
         self.changes: Changes = {}
         self.earlier_report: Report | None = None
         self.on_validation: OnValidation = lambda step, steps, result: None
@@ -216,20 +232,26 @@ class Trainer:
             self.records.write(event="changes", step=counters.step, fields=self.changes)
         if counters.best_step and counters.best_step == counters.step != self.directory.step_of_best():
             self._save_best()
+        if counters.step and (self._save_due() or self._due(self.config.validate_every)):
+            self._keep_last(counters.step)  # as it should have been when it was saved
         log = RunLog(self.records, counters, self.tokens_per_step)
         try:
             with self.stop:
                 with log:
                     self._train(log)
+                    self.writer.wait()
                 return TrainingResult(path, counters.step, self.steps, report=self._report())
         except Stopped as stopped:
             self._save_last()
+            self.writer.wait()
             print(
                 f"Stopped by {stopped} at step {counters.step:,} of {self.steps:,} and saved. "
                 f"Go on with: wavelet train --resume {path}",
                 file=sys.stderr,
             )
             return TrainingResult(path, counters.step, self.steps, stopped_by=str(stopped))
+        finally:
+            self.writer.close()
 
     def _train(self, log: RunLog) -> None:
         config, counters = self.config, self.counters
@@ -238,9 +260,10 @@ class Trainer:
             if counters.step > counters.validated_step and self._due(config.validate_every):
                 self._validate(log)
                 log.restart_clock()
-            elif config.checkpoint_every and counters.step and self._due(config.checkpoint_every):
-                self._save_last()
+            elif counters.step and self._save_due():
+                self._save_last(keep=True)
             self.stop.check()
+            self.writer.check()
             if counters.step >= self.steps:
                 return
             lr = self.schedule(counters.step)
@@ -257,6 +280,10 @@ class Trainer:
     def _due(self, every: int, steps_ahead: int = 0) -> bool:
         step = self.counters.step + steps_ahead
         return step % every == 0 or step == self.steps
+
+    def _save_due(self) -> bool:
+        every = self.config.checkpoint_every
+        return every is not None and self._due(every)
 
     def take_step(self, lr: float) -> tuple[float, float]:
         """One optimizer step; returns the loss in nats per token and the norm of the gradient before clipping.
@@ -334,7 +361,7 @@ class Trainer:
                 batch_size=self.config.batch_size,
                 token_limit=self.config.validation_tokens,
                 dtype=self.dtype,
-                on_batch=lambda scored: self.stop.check(),
+                on_batch=self._scored,
             )
         if not math.isfinite(result.nats):
             raise DivergenceError(
@@ -347,11 +374,14 @@ class Trainer:
         if best:
             counters.best_nats, counters.best_step = result.nats_per_token, counters.step
         log.validation(result, seconds)
-        self._save_last()
+        self._save_last(keep=True)
         if best:
             self._save_best()
         log.validated(result, best)
         self.on_validation(counters.step, self.steps, result)
+
+    def _scored(self, tokens: int) -> None:
+        self.stop.check()
 
     def _report(self) -> Report:
         """Evaluate the best checkpoint on the whole validation split."""
@@ -373,25 +403,29 @@ class Trainer:
 
     def _save_best(self) -> None:
         with self._averaged():
-            self.directory.save(self.directory.best, self.model, self.data.tokenizer, self.run, self.counters.step)
+            self._save(self.directory.best)
 
-    def _save_last(self) -> None:
+    def _save_last(self, keep: bool = False) -> None:
+        self.writer.wait()  # so that there is one snapshot at a time
         self.counters.metrics_size = self.directory.metrics.flush()
         scaler = None
         if self.scaler.is_enabled():
             scaler = LossScaler(
                 scale=self.scaler.get_scale(), growth_tracker=self.scaler.state_dict()["_growth_tracker"]
             )
-        state = TrainingState(counters=self.counters, loss_scaler=scaler, data=self.data.identity)
-        tensors = self.state_tensors()
-        self.directory.save(
-            self.directory.last,
-            self.model,
-            self.data.tokenizer,
-            self.run,
-            self.counters.step,
-            lambda fresh: write_state(fresh, state, tensors),
-        )
+        state = TrainingState(counters=self.counters.model_copy(), loss_scaler=scaler, data=self.data.identity)
+        tensors = self.writer.snapshot(self.state_tensors())
+        self._save(self.directory.last, lambda fresh: write_state(fresh, state, tensors))
+        if keep:
+            self.writer.write(partial(self._keep_last, self.counters.step))
+
+    def _save(self, checkpoint: Path, write_more: Callable[[Path], None] = lambda fresh: None) -> None:
+        step, weights = self.counters.step, self.writer.snapshot(named_tensors(self.model))
+        save, tokenizer = self.directory.save, self.data.tokenizer
+        self.writer.write(lambda: save(checkpoint, self.model, weights, tokenizer, self.run, step, write_more))
+
+    def _keep_last(self, step: int) -> None:
+        self.directory.keep_last(step, self.config.keep_checkpoints, self.config.keep_every)
 
     def state_tensors(self) -> dict[str, Tensor]:
         """All tensors besides the weights that decide how the run goes on, by name, on any device."""

@@ -36,8 +36,8 @@ class Counters(_Record):
     step: optimizer steps done. steps: all that the run is to do. tokens: trained on so far. validated_step: at which
     step the last validation was. best_nats, best_step: the lowest validation loss so far, in nats per token, and its
     step. loss_sum, loss_steps: of the steps since the last line of metrics. metrics_size: bytes of metrics.jsonl.
-    threads: that the run computes with on the processor; another number would round differently. skipped,
-    skipped_in_row: steps so far, and up to the present one, whose loss or gradient was not finite.
+    threads, compiled: how the run computes; another number, or steps compiled or not, would round differently.
+    skipped, skipped_in_row: steps so far, and up to the present one, whose loss or gradient was not finite.
     """
 
     step: int = Field(ge=0)
@@ -50,6 +50,7 @@ class Counters(_Record):
     loss_steps: int = Field(ge=0)
     metrics_size: int = Field(ge=0)
     threads: int = Field(ge=1, le=MOST_THREADS)
+    compiled: bool = False
     skipped: int = Field(0, ge=0)
     skipped_in_row: int = Field(0, ge=0)
 
