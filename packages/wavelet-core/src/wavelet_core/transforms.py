@@ -24,10 +24,20 @@ def hadamard(size: int) -> Tensor:
 
 
 def _walsh_hadamard(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """x times the Kronecker product of two Hadamard matrices, divided by the square root of its size."""
+    """x times the Kronecker product of two Hadamard matrices, divided by the square root of its size.
+
+    The result lies in memory as x does.
+    """
+    order = sorted(range(x.dim() - 1), key=x.stride, reverse=True)
+    rows = x.permute(*order, -1)
     a, b = len(left), len(right)
-    blocks = (x.reshape(-1, b) @ right.to(x.dtype)).view(-1, a, b)
-    return torch.matmul(left.to(x.dtype), blocks).mul_((a * b) ** -0.5).view(x.shape)
+    right = right.to(x.dtype)
+    blocks = torch.addmm(right[0], rows.reshape(-1, b), right, beta=0, alpha=(a * b) ** -0.5).view(-1, a, b)
+    if x.dtype.itemsize > 2:
+        blocks = torch.matmul(left.to(x.dtype), blocks)
+    else:  # torch is slow in multiplying many small matrices of 16 bits, and fast in one long product
+        blocks = (blocks.mT.reshape(-1, a) @ left.to(x.dtype)).view(-1, b, a).mT
+    return blocks.reshape(rows.shape).permute(*(order.index(i) for i in range(len(order))), -1)
 
 
 class _SelfInverse(torch.autograd.Function):
