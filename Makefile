@@ -55,5 +55,5 @@ $(INSTALLED): pyproject.toml constraints.txt $(PACKAGES:%=%/pyproject.toml) $(KE
 	@$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
 	$(BIN)/python -m pip install --quiet --group dev -c constraints.txt
-	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt $(PACKAGES:%=-e %) -e "packages/wavelet-train[sentencepiece]" -e "packages/wavelet-quant[triton]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt $(PACKAGES:%=-e %) -e "packages/wavelet-train[sentencepiece,plot,sweep,tensorboard]" -e "packages/wavelet-quant[triton]"
 	@touch $@

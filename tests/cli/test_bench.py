@@ -128,7 +128,7 @@ def test_a_table_is_for_people(wavelet):
 
 
 def test_latency_is_drawn(wavelet, tmp_path: Path):
-    pytest.importorskip("matplotlib", reason="pictures need the extra wavelet-cli[matplotlib]")
+    pytest.importorskip("matplotlib", reason="pictures need the extra wavelet-train[plot]")
     picture = tmp_path / "decode.svg"
     result = wavelet("bench", "decode", *SMALL, *QUICK, "--plot", picture)
     assert result.exit_code == 0 and picture.read_text().lstrip().startswith("<?xml")
@@ -137,7 +137,7 @@ def test_latency_is_drawn(wavelet, tmp_path: Path):
 def test_a_picture_without_matplotlib_is_refused_before_measuring(wavelet, tmp_path: Path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = wavelet("bench", "decode", *SMALL, "--plot", tmp_path / "decode.png")
-    assert result.exit_code == 2 and "pip install 'wavelet-cli[matplotlib]'" in result.stderr
+    assert result.exit_code == 2 and "pip install 'wavelet-train[plot]'" in result.stderr
 
 
 @pytest.mark.parametrize(

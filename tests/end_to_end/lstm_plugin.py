@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from wavelet_core import LanguageModelConfig, State, hookimpl
-from wavelet_core.language_model import cross_entropy
+from wavelet_core.language_model import head_cross_entropy
 
 
 class LSTMLayer(nn.Module):
@@ -67,7 +67,7 @@ class LSTM(nn.Module):
         return self.head(self.hidden(tokens, state))
 
     def loss(self, tokens: Tensor, targets: Tensor, state: State | None = None) -> Tensor:
-        return cross_entropy(self(tokens, state), targets)
+        return head_cross_entropy(self.head, self.hidden(tokens, state), targets)
 
 
 @hookimpl

@@ -60,6 +60,29 @@ def test_every_parameter_and_the_input_get_the_right_gradient():
     assert torch.autograd.gradcheck(lambda q, *_: memory(q), (q, *memory.parameters()))
 
 
+@pytest.mark.parametrize(("bags", "reads"), [(1, 1), (3, 2), (40, 5)])
+def test_the_table_gets_the_gradient_of_the_rows_that_were_read(bags, reads):
+    memory = memory_of(num_keys=16, heads=1)
+    row = torch.randint(12, (1, bags, reads))
+    weight = torch.randn(1, bags, reads, requires_grad=True)
+    plain = nn.functional.embedding_bag(
+        row[0], memory.values.weight, per_sample_weights=weight[0], mode="sum"
+    ).unsqueeze(0)
+    read = memory.read(row, weight)
+    torch.testing.assert_close(read, plain)
+    outer = torch.randn_like(read)
+    found, expected = (torch.autograd.grad(out, (memory.values.weight, weight), outer) for out in (read, plain))
+    torch.testing.assert_close(found, expected)
+    assert (found[0][12:] == 0).all()
+
+
+def test_frozen_values_leave_gradients_to_keys():
+    memory = memory_of()
+    memory.values.weight.requires_grad_(False)
+    memory(torch.randn(1, 3, WIDTH)).sum().backward()
+    assert memory.values.weight.grad is None and memory.keys_a.weight.grad is not None
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_reads_and_learns_in_every_type(dtype):
     memory = memory_of().to(dtype)

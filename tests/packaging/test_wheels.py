@@ -30,8 +30,13 @@ RUNTIME = {
 EXTRAS = {
     "core": {"text": {"tiktoken"}, "hub": {"huggingface-hub"}},
     "quant": {"triton": {"triton"}},
-    "train": {"sentencepiece": {"sentencepiece"}},
-    "cli": {"matplotlib": {"matplotlib"}},
+    "train": {
+        "sentencepiece": {"sentencepiece"},
+        "plot": {"matplotlib"},
+        "sweep": {"optuna"},
+        "tensorboard": {"tensorboard"},
+        "wandb": {"wandb"},
+    },
 }
 ENTRY_POINTS = {
     "core": "[wavelet]\ncore = wavelet_core.components",

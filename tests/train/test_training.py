@@ -18,7 +18,7 @@ from wavelet_core.tokenizers import load_tokenizer
 from wavelet_train import trainer
 from wavelet_train.optimizers import Adagrad, AdamW
 from wavelet_train.run_config import RunConfig, load_run_config
-from wavelet_train.trainer import DivergenceError, Trainer, train
+from wavelet_train.trainer import Trainer, train
 from wavelet_train.training_state import read_state
 
 TinyRun = Callable[..., RunConfig]
@@ -62,16 +62,6 @@ def test_seed_decides_weights_and_windows(new_trainer: NewTrainer) -> None:
     other = new_trainer("train.seed=1")
     assert not torch.equal(one.model.embedding.weight, other.model.embedding.weight)
     assert not torch.equal(next(one.windows).inputs, next(other.windows).inputs)
-
-
-def test_divergence_stops_with_advice(tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Trainer._next_loss
-    monkeypatch.setattr(
-        Trainer, "_next_loss", lambda self: original(self) * (float("nan") if self.counters.step == 4 else 1)
-    )
-    with pytest.raises(DivergenceError, match=r"the loss became nan after 4 steps .* Lower train\.lr"):
-        train(tiny_run(), tmp_path / "run")
-    assert read_state(tmp_path / "run" / "last").counters.step == 3
 
 
 def test_epochs_are_counted_in_windows(new_trainer: NewTrainer) -> None:
@@ -128,9 +118,9 @@ def test_checkpoint_every_saves_between_validations(
     saved: list[int] = []
     original = Trainer._save_last
 
-    def save(self: Trainer) -> None:
+    def save(self: Trainer, keep: bool = False) -> None:
         saved.append(self.counters.step)
-        original(self)
+        original(self, keep)
 
     monkeypatch.setattr(Trainer, "_save_last", save)
     train(tiny_run("train.checkpoint_every=2", "train.validate_every=5"), tmp_path / "run")
@@ -215,7 +205,7 @@ def test_precision_is_that_of_the_products_from_the_first_step_to_the_report(
     seen: set[tuple[bool, torch.dtype, torch.dtype]] = set()
 
     def see(module: Any, arguments: Any, output: Any) -> None:
-        if getattr(module, "out_features", None) == 256:
+        if getattr(module, "out_features", None) == 16:
             seen.add((torch.is_grad_enabled(), output.dtype, module.weight.dtype))
 
     hook = register_module_forward_hook(see)
@@ -258,8 +248,6 @@ def test_vocabulary_may_be_padded_but_not_cut(new_trainer: NewTrainer) -> None:
 
 def test_carried_state_is_used_within_documents_only(new_trainer: NewTrainer) -> None:
     run = new_trainer("model.cross_window_state=true", "train.batch_size=1")
-    carried = run.carried
-    assert carried is not None
     seen = []
     run.loss = lambda inputs, targets, state: seen.append(state.clone()) or run.model.loss(inputs, targets, state)
     starts = run.data.split("train").document_starts
@@ -271,7 +259,7 @@ def test_carried_state_is_used_within_documents_only(new_trainer: NewTrainer) ->
     assert not torch.equal(means[1], means[2])
     for state in seen:
         assert not any(tensor.any() for tensor in state.tree["blocks"]["0"]["wavelet"].values())
-    run.windows.document_starts = torch.arange(0, len(run.data.split("train").tokens), 3).numpy()
+    run.windows.borders = torch.arange(0, len(run.data.split("train").tokens), 3).numpy()
     run.take_step(0.01)
     assert not seen[-1].tree["window"]["carried_mean"].any()
 

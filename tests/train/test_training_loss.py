@@ -45,7 +45,7 @@ def test_distributed_data_parallel_sees_the_loss_and_reduces_its_gradients(
     parallel.register_comm_hook(None, reduce)
     wrapped.loss = parallel
     for trainer in (plain, wrapped):
-        trainer._next_loss().backward()
+        trainer.loss_of(next(trainer.windows), trainer.loss).backward()
     assert len(forwards) == 1 and forwards[0].shape == ()
     assert {id(parameter) for parameter in reduced} == {id(parameter) for parameter in wrapped.parameters.values()}
     assert sum(parameter.grad is None for parameter in plain.parameters.values()) <= 1

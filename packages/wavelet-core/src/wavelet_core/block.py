@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wavelet_core.config import ComponentConfig, ModelConfig, ModelShape
+from wavelet_core.diagnostics import Diagnostic, scale_names
 from wavelet_core.linear import Linear
 from wavelet_core.norms import LayerNorm, ScaleNorm
 from wavelet_core.state import Tree, call, new_state_of
@@ -43,6 +44,8 @@ class Residual(nn.Module):
 class MemorySum(nn.Module):
     """The sum of the memories, each with a learned scalar starting at 1; zero without any. Shapes: (B, T, C)."""
 
+    resets_at_documents = True
+
     def __init__(self, memories: Sequence[nn.Module]):
         super().__init__()
         self.memories = nn.ModuleList(memories)
@@ -71,6 +74,8 @@ class WaveletBlock(nn.Module):
     Shapes: x and embedding (B, T, C); previous_mean (B, T, C), (B, 1, C) or None. Returns the new x and the bypass
     mean, both (B, T, C); without a bypass the mean is None.
     """
+
+    resets_at_documents = True
 
     class Config(ComponentConfig):
         kind: Literal["wavelet"] = "wavelet"
@@ -133,6 +138,32 @@ class WaveletBlock(nn.Module):
 
     def new_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Tree:
         return {part: new_state_of(getattr(self, part), batch_size, device, dtype) for part in STATEFUL_PARTS}
+
+    def diagnose(self, *inputs: Any) -> Iterator[Diagnostic]:
+        yield Diagnostic(
+            "Scale gains",
+            self.scale_gains.squeeze(1),
+            ("scale",),
+            "gain",
+            (scale_names(len(self.scale_gains)),),
+            explanation="What each scale is multiplied by before it is reconstructed; they start at 1.",
+        )
+        scalars = {
+            "after mixing": self.spectral_residual.alpha,
+            "after memories": self.memory_residual.alpha,
+            **{f"memory {index}": alpha for index, alpha in enumerate(self.memories.alphas)},
+        }
+        learned = {name: value for name, value in scalars.items() if value is not None}
+        if learned:
+            yield Diagnostic(
+                "Residual scalars",
+                torch.stack([value.detach() for value in learned.values()]),
+                ("connection",),
+                "scalar",
+                (list(learned),),
+                explanation="What the stream is multiplied by where a block's update is added, and each memory's read; "
+                "they start at 1.",
+            )
 
     def _padded(self, x: Tensor) -> Tensor:
         return F.pad(x, (0, self.padding)) if self.padding else x

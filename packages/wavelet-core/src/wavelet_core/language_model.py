@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wavelet_core.config import ConfigurationError, LanguageModelConfig
+from wavelet_core.linear import Linear
+from wavelet_core.linear_cross_entropy import linear_cross_entropy
 from wavelet_core.registry import build
 from wavelet_core.state import State
 
@@ -26,7 +28,8 @@ class LanguageModel(Protocol):
     `wavelet_core.testing.check_model` proves all of it.
 
     A family whose training windows carry something from one to the next sets `carries_window` and has
-    `begin_window(state)`, which starts the next window of the same text.
+    `begin_window(state)`, which starts the next window of the same text. One that can keep documents apart inside a
+    window has `resets_at_documents = True` (see `wavelet_core.state`).
 
     Shapes: tokens and targets (B, T), hidden (B, T, C), logits (B, T, V).
     """
@@ -90,3 +93,15 @@ def _sizes(path: str, value: Any) -> Iterator[tuple[int, str]]:
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean cross entropy in nats per token of logits (B, T, V) against targets (B, T), computed in float32."""
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+
+def head_cross_entropy(head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor) -> Tensor:
+    """`cross_entropy(head(hidden), targets)`, by chunks of the logits where the head is a plain linear map.
+
+    A quantized head, one with hooks and any other callable is called. Shapes: hidden (B, T, C), targets (B, T) -> ().
+    """
+    if isinstance(head, nn.Linear) and type(head) in (nn.Linear, Linear):
+        hooks = (head._forward_pre_hooks, head._forward_hooks, head._backward_pre_hooks, head._backward_hooks)
+        if not any(hooks):
+            return linear_cross_entropy(hidden, head.weight, targets, head.bias)
+    return cross_entropy(head(hidden), targets)

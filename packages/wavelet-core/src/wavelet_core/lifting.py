@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -16,8 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 from wavelet_core.computed import Computed
 from wavelet_core.config import ComponentConfig, ModelShape
+from wavelet_core.diagnostics import Diagnostic
 from wavelet_core.linear import Linear
-from wavelet_core.state import Tree, move_on
+from wavelet_core.state import Tree, document_positions, in_document, move_on
 
 SQRT_HALF = math.sqrt(0.5)
 SQRT_TWO = math.sqrt(2.0)
@@ -52,8 +53,11 @@ class FixedDelay(nn.Module):
         """The oldest position that level k reads, counted back from the present one."""
         return 1 << level
 
-    def forward(self, rows: Tensor, level: int, history: Tensor | None = None) -> Tensor:
-        return with_history(rows, history, self.reach(level))[:, : rows.shape[1]]
+    def forward(
+        self, rows: Tensor, level: int, history: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        past = with_history(rows, history, self.reach(level))[:, : rows.shape[1]]
+        return in_document(past, self.reach(level), positions)
 
 
 def _blend(extended: Tensor, weights: Tensor, length: int) -> Tensor:
@@ -111,14 +115,38 @@ class WaveletCrawl(Computed):
         """The weights (L, K) of every level's look-backs, the furthest first."""
         return self.theta.softmax(-1).flip(-1)
 
-    def forward(self, rows: Tensor, level: int, history: Tensor | None = None) -> Tensor:
-        extended = with_history(rows, history, self.reach(level))
+    def diagnostic(self) -> Diagnostic:
+        """The weights of every level's look-backs, the nearest first."""
+        weights = self.compute().flip(-1)
+        levels = range(len(weights))
+        return Diagnostic(
+            "Crawl: how far back each level looks",
+            weights,
+            ("level", "look-back"),
+            "weight",
+            (
+                [f"{k + 1}: {self.first_offset(k)} to {self.reach(k)} back" for k in levels],
+                [f"{each + 1}." for each in range(self.size)],
+            ),
+            explanation="The weights of the positions that a level blends, the nearest first; they sum to 1.",
+        )
+
+    def forward(
+        self, rows: Tensor, level: int, history: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        reach = self.reach(level)
+        extended = with_history(rows, history, reach)
         weights = self.computed()[level].to(rows.dtype)
         length = rows.shape[1]
-        if length == 1:
+        if length == 1 and positions is None:
             return torch.bmm(weights.expand(len(rows), 1, self.size), extended[:, : self.size])
-        blend = _Blend.apply if torch.is_grad_enabled() else _blend
-        return blend(extended, weights, length)
+        if positions is None:
+            blend = _Blend.apply if torch.is_grad_enabled() else _blend
+            return blend(extended, weights, length)
+        past = weights[0] * in_document(extended[:, :length], reach, positions)
+        for start in range(1, self.size):
+            past = past + weights[start] * in_document(extended[:, start : start + length], reach - start, positions)
+        return past
 
 
 class DelayWavelet(nn.Module):
@@ -179,6 +207,8 @@ class LiftingWavelet(DelayWavelet):
     recompute_levels: the backward pass keeps c_k alone of every level and computes the rest again. Going back from
     c_{k+1} by the inverse step would keep as much, d_k, and add rounding errors.
     """
+
+    resets_at_documents = True
 
     class Config(ComponentConfig):
         kind: Literal["lifting"] = "lifting"
@@ -251,6 +281,10 @@ class LiftingWavelet(DelayWavelet):
         wavelet.reconstruction_update = self._networks(0.5)
         return wavelet
 
+    def diagnose(self, rows: Tensor, state: Tree | None = None) -> Iterator[Diagnostic]:
+        if isinstance(self.delay, WaveletCrawl):
+            yield self.delay.diagnostic()
+
     def _run(self, part: Callable[..., Any], *arguments: Any) -> Any:
         """part(*arguments), of which the backward pass gets the arguments alone where levels are to be recomputed."""
         if self.recompute_levels and self.training and torch.is_grad_enabled():
@@ -260,9 +294,10 @@ class LiftingWavelet(DelayWavelet):
 
     def decompose(self, rows: Tensor, state: Tree | None = None) -> Tensor:
         approximation = rows
+        positions = document_positions(state)
         details = []
         for level, networks in enumerate(zip(self.predict, self.update, strict=True)):
-            past = None if state is None else self.delay(approximation, level, state[f"level{level}"])
+            past = None if state is None else self.delay(approximation, level, state[f"level{level}"], positions)
             detail, approximation = self._run(self._lift, level, *networks, approximation, past)
             details.append(detail)
         return scales_together([approximation, *reversed(details)])

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 def product_type(x: Tensor) -> torch.dtype:
     """The type that products of x compute in: autocast's while it is on, or else that of x."""
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if casts else x.dtype
 
 
 class LayerNorm(nn.LayerNorm):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from wavelet_core.config import ComponentConfig, ModelConfig, ModelShape
+from wavelet_core.diagnostics import Diagnostic
 from wavelet_core.linear import Linear, StackedLinear
 
 
@@ -58,6 +62,31 @@ class ValueTable(nn.EmbeddingBag):
         return self.weight.dtype
 
 
+class _TableGradient(torch.autograd.Function):
+    """Gives the table its gradient of weighted sums: for every row, the sum over the places where it was read.
+
+    torch's own gradient of an embedding bag adds up one read after the other. Sorted by row, the reads of a row are a
+    bag themselves, and rows that were not read are empty ones.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, read: Tensor, table: Tensor, row: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(row, weight)
+        ctx.rows = len(table)
+        return read.view_as(read)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        row, weight = ctx.saved_tensors
+        ordered, order = row.flatten().sort(stable=True)
+        first = torch.searchsorted(ordered, torch.arange(ctx.rows, device=row.device))
+        table_gradient = F.embedding_bag(
+            order // row.shape[-1], gradient, first, per_sample_weights=weight.flatten()[order], mode="sum"
+        )
+        return gradient, table_gradient, None, None
+
+
 class ProductKeyTable(nn.Module):
     """Keys, values and the read that the product-key memories share (Lample et al. 2019, "Large Memory Layers").
 
@@ -68,6 +97,8 @@ class ProductKeyTable(nn.Module):
     Parameters: query.weight (C, C); keys_a.weight, keys_b.weight (h, sqrt(N), C / 2h); values.weight (h N, C).
     """
 
+    pairs: Tensor
+
     def __init__(self, config: ProductKeyConfig, shape: ModelShape):
         super().__init__()
         self.heads = config.heads
@@ -77,11 +108,21 @@ class ProductKeyTable(nn.Module):
         self.half_reads = min(config.top_k, self.side)
         self.head_reads = min(config.top_k, self.half_reads**2)
         self.reads = self.heads * self.head_reads  # R, values that a position reads: those of all heads
+        self.register_buffer("pairs", torch.empty(2, len(self._candidates()), dtype=torch.int64), persistent=False)
+        self.reset_buffers()
         self.query = Linear(shape.width, shape.width, bias=False)
         self.keys_a = StackedLinear(self.heads, self.half_width, self.side, std=0.02)
         self.keys_b = StackedLinear(self.heads, self.half_width, self.side, std=0.02)
         self.values = ValueTable(self.heads * self.num_keys, shape.width, mode="sum")
         nn.init.normal_(self.values.weight, std=0.02)
+
+    def _candidates(self) -> list[tuple[int, int]]:
+        """Ranks of two halves, best first, whose pair may be among the best k: i j + i + j pairs are no worse."""
+        ranks = range(self.half_reads)
+        return [(i, j) for i in ranks for j in ranks if (i + 1) * (j + 1) <= self.head_reads]
+
+    def reset_buffers(self) -> None:
+        self.pairs.copy_(torch.tensor(self._candidates()).T)
 
     def address(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of the value table that q (B, T, C) reads and their weights, both (B, T, R).
@@ -90,11 +131,10 @@ class ProductKeyTable(nn.Module):
         """
         queries = self.query(q).view(-1, self.heads, 2, self.half_width)
         half_a, half_b = queries.permute(2, 1, 0, 3)  # (h, B T, C / 2h) each
-        scores_a, best_a = self.keys_a(half_a).topk(self.half_reads)
-        scores_b, best_b = self.keys_b(half_b).topk(self.half_reads)
-        pair_scores = scores_a.unsqueeze(-1) + scores_b.unsqueeze(-2)
-        scores, pair = pair_scores.flatten(-2).topk(self.head_reads)
-        key = best_a.gather(-1, pair // self.half_reads) * self.side + best_b.gather(-1, pair % self.half_reads)
+        scores_a, scores_b = self.keys_a(half_a), self.keys_b(half_b)
+        key_a, key_b = self._best_pairs(scores_a, scores_b)
+        key = key_a * self.side + key_b
+        scores = scores_a.gather(-1, key_a) + scores_b.gather(-1, key_b)
         weight = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(self.values.dtype)
         places = (*q.shape[:2], self.reads)
         if self.heads > 1:
@@ -102,9 +142,47 @@ class ProductKeyTable(nn.Module):
             key = key + first_row.view(-1, 1, 1)
         return key.transpose(0, 1).reshape(places), weight.transpose(0, 1).reshape(places)
 
+    @torch.no_grad()
+    def _best_pairs(self, scores_a: Tensor, scores_b: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys of both codebooks whose sums of scores (h, N, sqrt(N)) are the k largest, (h, N, k) each."""
+        best_a, order_a = scores_a.topk(self.half_reads)
+        best_b, order_b = scores_b.topk(self.half_reads)
+        rank_a, rank_b = self.pairs
+        sums = best_a.index_select(-1, rank_a) + best_b.index_select(-1, rank_b)
+        best = sums.topk(self.head_reads, sorted=False).indices
+        return order_a.gather(-1, rank_a[best]), order_b.gather(-1, rank_b[best])
+
+    def diagnose(self, q: Tensor, *state: Any) -> Iterator[Diagnostic]:
+        row, _ = self.address(q)
+        reads = row.flatten().bincount(minlength=self.heads * self.num_keys).double()
+        name = type(self).Config.model_fields["kind"].default  # type: ignore[attr-defined]
+        share = reads / reads.sum()
+        effective = torch.special.entr(share).sum().exp()
+        yield Diagnostic(
+            f"Slots of {name}: how they are used",
+            torch.stack([(reads > 0).double().mean(), share.max(), effective / len(reads)]),
+            ("measure",),
+            "share",
+            (["slots read", "reads of the top slot", "slots, evenly used"],),
+            explanation="The share of the values that the text reads at all, the share of all reads that the most read "
+            "value has, and the share of values that would be as diverse if all were read alike (by the entropy).",
+        )
+        yield Diagnostic(
+            f"Slots of {name}: reads by rank",
+            reads.sort(descending=True).values,
+            ("slot, most read first",),
+            "reads",
+            logarithmic=True,
+        )
+
     def read(self, row: Tensor, weight: Tensor) -> Tensor:
         """The weighted sums (B, T, C) of rows of the value table; row and weight (B, T, R)."""
-        total: Tensor = self.values(row.flatten(0, 1), per_sample_weights=weight.flatten(0, 1))
+        rows, weights, values = row.flatten(0, 1), weight.flatten(0, 1), self.values
+        if isinstance(values, ValueTable) and values.weight.requires_grad and torch.is_grad_enabled():
+            total = F.embedding_bag(rows, values.weight.detach(), per_sample_weights=weights, mode="sum")
+            total = _TableGradient.apply(total, values.weight, rows, weights)
+        else:
+            total = values(rows, per_sample_weights=weights)
         return total.view(*row.shape[:2], -1)
 
 

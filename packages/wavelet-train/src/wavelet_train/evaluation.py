@@ -14,7 +14,7 @@ from wavelet_core.generation.session import decoding_view
 from wavelet_core.language_model import LanguageModel
 from wavelet_core.tokenizers import Tokenizer
 from wavelet_train.precision import autocast
-from wavelet_train.token_cache import TokenSplit, token_byte_lengths
+from wavelet_train.token_split import TokenSplit, token_byte_lengths
 from wavelet_train.windows import evaluation_windows
 
 

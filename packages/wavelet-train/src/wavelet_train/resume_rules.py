@@ -20,6 +20,7 @@ MAY_CHANGE = (
     "model.head_dropout",
     "data.dataset",
     "data.cache_directory",
+    "data.threads",
     "data.canonical_words",
     "train.device",
     "train.threads",
@@ -33,10 +34,17 @@ MAY_CHANGE = (
     "train.optimizer",
     "train.schedule",
     "train.gradient_clipping",
+    "train.most_skipped",
+    "train.weight_average",
     "train.log_every",
+    "train.log_gradient_norms",
+    "train.loggers",
     "train.validate_every",
     "train.validation_tokens",
     "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.keep_every",
+    "train.background_saves",
     "train.final_stride",
     "train.compare_with_xz",
 )
@@ -46,8 +54,12 @@ FIXED = {
     "model": "the weights were trained in the model as it was",
     "data.tokenizer": "the weights were trained on the ids of the run's own tokenizer",
     "train.seed": "it decided the initial weights; the random generators go on from where they are",
+    "train.order": "the place in the text is one of the run's own order",
+    "train.reset_at_documents": "what is carried from window to window was made with it as it was",
     "train.optimizer.kind": "the state kept of every parameter is the other optimizer's",
     "train.optimizer.initial_accumulator": "the sums have long started",
+    "train.optimizer.matrices": "the state kept of a parameter is that of what moved it, Muon or AdamW",
+    "train.optimizer.adamw": "the state kept of a parameter is that of what moved it, Muon or AdamW",
 }
 
 # The path under which a changed text stands among the changes.

@@ -51,7 +51,7 @@ def go_on(trainer: Trainer, saved: SavedRun, changes: Changes, accept_changed_da
                 "--set data.dataset, or go on with this one by --accept-changed-data"
             )
         changes = {**changes, TEXT: (before.fingerprint, now.fingerprint)}
-    if trainer.carried is not None and "train.batch_size" in changes:
+    if trainer.carried.contiguous and "train.batch_size" in changes:
         raise ConfigurationError(
             f"train.batch_size is {trainer.config.batch_size}, but the model carries something from window to window "
             f"for each of the {changes['train.batch_size'][0]} that the run was trained with: leave it as it was"
@@ -59,7 +59,11 @@ def go_on(trainer: Trainer, saved: SavedRun, changes: Changes, accept_changed_da
     trainer.load_tensors(saved.state, restart_text=TEXT in changes)
 
     counters = saved.state.counters.model_copy(
-        update={"steps": _steps(trainer, saved.state.counters), "threads": trainer.counters.threads}
+        update={
+            "steps": _steps(trainer, saved.state.counters),
+            "threads": trainer.counters.threads,
+            "compiled": trainer.counters.compiled,
+        }
     )
     if touched(changes, SCORE):
         counters.best_nats = counters.best_step = None

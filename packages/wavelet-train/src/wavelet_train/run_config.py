@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field
@@ -16,6 +16,7 @@ from wavelet_core.messages import shortened, shown
 from wavelet_train import PRESETS
 from wavelet_train.data import DataConfig
 from wavelet_train.precision import Precision
+from wavelet_train.weight_average import WeightAverageConfig
 
 # What a checkpoint's config.json holds besides the sections of a run.
 CHECKPOINT_KEYS = ("format_version", "components", "format", "quantization", "step")
@@ -38,7 +39,11 @@ class TrainConfig(Section):
         description="type of matrix products in training and validation: auto (bfloat16 where the device multiplies "
         "it natively, else float32), float32, bfloat16, float16 (with loss scaling); weights stay float32",
     )
-    compile: bool = Field(False, description="compile the loss with torch.compile: slow first step, faster later ones")
+    compile: Literal["auto"] | bool = Field(
+        "auto",
+        description="compile the loss with torch.compile, which takes a minute or two: true, false, or auto (where the "
+        "steps to come save more time than that, as measured on this machine; a run keeps its choice)",
+    )
 
     epochs: float = Field(
         1.0, gt=0, description="length of training: an epoch is (training tokens) // (tokens per optimizer step) steps"
@@ -46,6 +51,15 @@ class TrainConfig(Section):
     steps: int | None = Field(None, ge=1, description="length of training in optimizer steps; null goes by epochs")
     batch_size: int = Field(8, ge=1, description="windows of model.context_length tokens in one forward pass")
     accumulation: int = Field(1, ge=1, description="forward passes whose gradients are averaged in an optimizer step")
+    order: Literal["random", "shuffled", "contiguous"] | None = Field(
+        None,
+        description="windows of the text: at random positions; without overlap and shuffled, so that an epoch reads "
+        "every token once; or each after the one before, with the streaming state carried. null: random, or for a "
+        "model with cross_window_state each after the one before",
+    )
+    reset_at_documents: bool = Field(
+        False, description="nothing crosses from one document of a window to the next: each is read from silence"
+    )
 
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     optimizer: Annotated[Any, ComponentOf("optimizer", "adamw")] = Field(
@@ -57,14 +71,43 @@ class TrainConfig(Section):
     gradient_clipping: float | None = Field(
         1.0, gt=0, description="gradients with a larger norm over all parameters are scaled to it; null: never"
     )
+    most_skipped: int = Field(
+        5,
+        ge=1,
+        description="optimizer steps in a row whose loss or gradient is not finite, which are skipped, until the run "
+        "stops and says where that begins",
+    )
+    weight_average: WeightAverageConfig | None = Field(
+        None,
+        description="an exponential average of the weights, which validations then score and best/ then holds; "
+        "null: none",
+    )
 
     log_every: int = Field(10, ge=1, description="optimizer steps between two lines of metrics.jsonl")
+    log_gradient_norms: bool = Field(
+        True, description="lines of metrics.jsonl also say the norm of the gradient in every part of the model"
+    )
+    loggers: list[Annotated[Any, ComponentOf("logger")]] = Field(
+        [], description="what else is given every line of metrics.jsonl"
+    )
     validate_every: int = Field(500, ge=1, description="optimizer steps between validations; the last step has one too")
     validation_tokens: int | None = Field(
         None, ge=1, description="validations during training read about this many tokens at most; null: the whole split"
     )
     checkpoint_every: int | None = Field(
         None, ge=1, description="optimizer steps between saves of last/; null saves at validations only"
+    )
+    keep_checkpoints: int = Field(
+        0, ge=0, description="saves of last/ that are kept in steps/ too, the newest ones; best/ is always kept"
+    )
+    keep_every: int | None = Field(
+        None,
+        ge=1,
+        description="saves of last/ whose step is a multiple of this are kept in steps/ for good; null: none",
+    )
+    background_saves: bool | None = Field(
+        None,
+        description="training goes on while a checkpoint is written, from a copy in memory; null: on accelerators",
     )
     final_stride: int | None = Field(
         None,

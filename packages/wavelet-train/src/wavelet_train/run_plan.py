@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 class RunPlan:
     """Sizes are in bytes, times in seconds.
 
-    data: what the data set is called. tokenizer, model: their kinds. step: steps done already, of `steps`. last_bytes:
+    data: what the data set is called. tokenizer, model: their kinds. optimizer: its kind, or how it splits the
+    parameters where it does. step: steps done already, of `steps`. last_bytes:
     None where the optimizer does not tell what it will keep. disk_needed: beyond what is used now, while a save has the
     old checkpoint and the new one. seconds: what all that is left should take, None where that was not measured.
     """
@@ -42,9 +43,11 @@ class RunPlan:
     vocabulary_size: int
     model: str
     parameters: int
+    optimizer: str
     device: str
     precision: str
     threads: int
+    compiled: bool
     step: int
     steps: int
     tokens_per_step: int
@@ -75,8 +78,13 @@ class RunPlan:
             ("", f"{self.validation_tokens:,} tokens for validation"),
             ("tokenizer", f"{self.tokenizer}, vocabulary {self.vocabulary_size:,}"),
             ("model", f"{self.model}, {self.parameters:,} parameters"),
+            ("optimizer", self.optimizer),
             ("training", training),
-            ("computing", f"on {self.device} in {self.precision}, processor threads: {self.threads}"),
+            (
+                "computing",
+                f"on {self.device} in {self.precision}, processor threads: {self.threads}, "
+                f"{'compiled' if self.compiled else 'not compiled'}",
+            ),
             ("disk", f"{disk}, {byte_size(self.disk_free)} free"),
         ]
         if self.seconds is not None:
@@ -101,6 +109,7 @@ def make_plan(trainer: Trainer) -> RunPlan:
     optimizer = _optimizer_bytes(run.train.optimizer, trainer.parameters, run.train.lr)
     others = {name: tensor for name, tensor in trainer.state_tensors().items() if not name.startswith("optimizer.")}
     last = None if optimizer is None else weights + optimizer + _total_bytes(others)
+    kept = run.train.keep_checkpoints + counters.steps // (run.train.keep_every or counters.steps + 1)
     return RunPlan(
         directory=str(directory.path),
         data=data.identity.description,
@@ -112,15 +121,17 @@ def make_plan(trainer: Trainer) -> RunPlan:
         vocabulary_size=data.tokenizer.vocabulary_size,
         model=run.model.kind,
         parameters=sum(parameter.numel() for parameter in trainer.parameters.values()),
+        optimizer=trainer.optimizer.describe() if hasattr(trainer.optimizer, "describe") else run.train.optimizer.kind,
         device=str(trainer.device),
         precision=str(trainer.dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
+        compiled=counters.compiled,
         step=counters.step,
         steps=counters.steps,
         tokens_per_step=trainer.tokens_per_step,
         best_bytes=weights,
         last_bytes=last,
-        disk_needed=None if last is None else max(0, weights + 2 * last - directory.checkpoint_bytes),
+        disk_needed=None if last is None else max(0, weights + (2 + kept) * last - directory.checkpoint_bytes),
         disk_free=directory.free_bytes,
     )
 

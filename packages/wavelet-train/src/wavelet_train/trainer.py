@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +18,19 @@ from torch import Tensor, nn
 from wavelet_core import build, build_model, load_checkpoint
 from wavelet_core.checkpoint import WEIGHTS_FILE, named_tensors
 from wavelet_core.devices import resolve_device
-from wavelet_core.state import leaves
 from wavelet_core.tensor_files import CheckpointError, check_fit, load_tensors_into
 from wavelet_core.threads import available_processors, use_threads
 from wavelet_core.tokenizers import Tokenizer
 from wavelet_train.allocator import keep_freed_memory
+from wavelet_train.carried_state import CarriedState
+from wavelet_train.checkpoint_writer import CheckpointWriter
+from wavelet_train.compilation import choose, compile_loss
 from wavelet_train.data import PreparedData
-from wavelet_train.evaluation import evaluate
+from wavelet_train.divergence import DivergenceError, first_not_finite
+from wavelet_train.evaluation import Evaluation, evaluate
+from wavelet_train.gradient_norms import PartNorms, gradient_norms, parts_of
 from wavelet_train.interruption import StopOnSignal, Stopped
+from wavelet_train.logger import LoggedRun
 from wavelet_train.precision import autocast, resolve_precision
 from wavelet_train.progress import Progress
 from wavelet_train.report import Report, make_report
@@ -33,6 +41,7 @@ from wavelet_train.run_directory import RunDirectory
 from wavelet_train.run_lock import run_lock
 from wavelet_train.run_log import RunLog
 from wavelet_train.run_plan import RunPlan, expected_seconds, make_plan
+from wavelet_train.run_records import RunRecords
 from wavelet_train.training_loss import TrainingLoss
 from wavelet_train.training_state import (
     DIRECTORY,
@@ -46,11 +55,11 @@ from wavelet_train.training_state import (
     restore_optimizer,
     write_state,
 )
-from wavelet_train.windows import ConsecutiveWindows, RandomWindows
+from wavelet_train.weight_average import PREFIX as AVERAGE
+from wavelet_train.weight_average import WeightAverage
+from wavelet_train.windows import ConsecutiveWindows, RandomWindows, ShuffledWindows, TrainingWindows, Windows
 
-
-class DivergenceError(ValueError):
-    """The loss is no longer a number; the message says what to change."""
+OnValidation = Callable[[int, int, Evaluation], None]
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     accept_changed_data: bool = False,
+    on_validation: OnValidation = lambda step, steps, result: None,
 ) -> TrainingResult:
     """Train the model of a run configuration into a directory (`run_directory.py` says what it then holds).
 
@@ -77,11 +87,12 @@ def train(
     What of the configuration may differ is in `resume_rules.py`. accept_changed_data: resume also where the text is no
     longer what it was. overwrite: start anew even if the directory holds a run, whose checkpoints and metrics are then
     replaced. A finished run is left as it is, and its report is given again.
-    Ctrl-C and SIGTERM save `last/` and return; a second one ends the process.
+    on_validation: called with the step, all steps and the result once a validation's checkpoints are saved; what it
+    raises ends the training. Ctrl-C and SIGTERM save `last/` and return; a second one ends the process.
 
     Raises ConfigurationError for what cannot be trained as configured, CheckpointError when there is nothing to resume
     or it is damaged, FileExistsError when the directory holds another run, RunInUseError when another process trains
-    into it, DivergenceError when the loss is not finite.
+    into it, DivergenceError when losses or gradients stay not finite.
     """
     directory = RunDirectory(output_directory)
     with run_lock(directory.path):
@@ -92,7 +103,9 @@ def train(
             plan.warn()
         if not resume:
             directory.clear()
-        return trainer.run_to_the_end()
+        trainer.on_validation = on_validation
+        with trainer.records:
+            return trainer.run_to_the_end()
 
 
 def plan_training(
@@ -106,21 +119,31 @@ def plan_training(
 
     Nothing is written but the token cache. Raises what `train` raises before its first step.
     """
-    trainer = _prepare(run, RunDirectory(output_directory), resume, overwrite, accept_changed_data)
+    trainer = _prepare(run, RunDirectory(output_directory), resume, overwrite, accept_changed_data, may_compile=False)
     return replace(make_plan(trainer), seconds=expected_seconds(trainer))
 
 
 def _prepare(
-    run: RunConfig, directory: RunDirectory, resume: bool, overwrite: bool, accept_changed_data: bool
+    run: RunConfig,
+    directory: RunDirectory,
+    resume: bool,
+    overwrite: bool,
+    accept_changed_data: bool,
+    may_compile: bool = True,
 ) -> Trainer:
     """A trainer before its first step, or where its run was stopped."""
     directory.check(resume, overwrite)
-    if not resume:
-        return Trainer(run, directory)
-    saved = directory.read_last()
-    changes = changes_to(saved, run)
-    trainer = Trainer(run, directory, saved.tokenizer, saved.state.counters.threads)
-    go_on(trainer, saved, changes, accept_changed_data)
+    compiled = None
+    if resume:
+        saved = directory.read_last()
+        changes = changes_to(saved, run)
+        compiled = saved.state.counters.compiled
+        trainer = Trainer(run, directory, saved.tokenizer, saved.state.counters.threads)
+        go_on(trainer, saved, changes, accept_changed_data)
+    else:
+        trainer = Trainer(run, directory)
+    if run.train.compile == "auto" and trainer.earlier_report is None:
+        print(choose(trainer, compiled, may_compile), file=sys.stderr)
     return trainer
 
 
@@ -150,10 +173,9 @@ class Trainer:
         self.model: Any = build_model(model_config).to(self.device)
         self.parameters: dict[str, nn.Parameter] = dict(self.model.named_parameters())
         self.loss: nn.Module = TrainingLoss(self.model)
-        if config.compile:
-            self.loss.compile()
-        carries = getattr(self.model, "carries_window", False)
-        self.carried = self.model.new_state(config.batch_size, self.device) if carries else None
+        if config.compile is True:
+            compile_loss(self.loss, run, self.device)
+        self.carried = CarriedState(self.model, config, config.batch_size, self.device)
         self.windows = self._windows(model_config.context_length)
         steps_per_epoch = max(1, self.windows.batches_per_epoch // config.accumulation)
         steps = config.steps or max(1, round(config.epochs * steps_per_epoch))
@@ -161,21 +183,33 @@ class Trainer:
 
         self.optimizer = build("optimizer", config.optimizer, list(self.parameters.items()), config.lr)
         self.schedule = build("schedule", config.schedule, config.lr, steps)
+        averaging = config.weight_average
+        self.average = None if averaging is None else WeightAverage(averaging, self.parameters)
         # The small gradients of float16 would vanish without it.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         if threads is not None and threads > available_processors():
             threads = None  # the run comes from a larger machine
         positions = config.batch_size * model_config.context_length
+        background = config.background_saves
+        self.writer = CheckpointWriter(self.device.type != "cpu" if background is None else background)
         self.counters = Counters.start(steps, use_threads(config.threads or threads, self.model, positions))
+        self.counters.compiled = config.compile is True
         self.changes: Changes = {}
         self.earlier_report: Report | None = None
+        self.on_validation: OnValidation = lambda step, steps, result: None
+        self.records = RunRecords([build("logger", each) for each in config.loggers])
+        self.parts = parts_of(self.model) if config.log_gradient_norms else None
+        self.part_norms: PartNorms | None = None
 
-    def _windows(self, context_length: int) -> RandomWindows | ConsecutiveWindows:
-        """Consecutive text for a model that carries state from window to window, random windows for any other."""
-        train, config = self.data.split("train"), self.config
-        if self.carried is None:
-            return RandomWindows(train.tokens, context_length, config.batch_size, config.seed)
-        return ConsecutiveWindows(train.tokens, train.document_starts, context_length, config.batch_size)
+    def _windows(self, context_length: int, rows: slice = slice(None)) -> TrainingWindows:
+        """The windows of the run's order; rows: those of every batch."""
+        train, config, carried = self.data.split("train"), self.config, self.carried
+        sizes = (context_length, config.batch_size)
+        if carried.contiguous:
+            whole = carried.mean_only
+            return ConsecutiveWindows(train.tokens, train.document_starts, *sizes, rows, carried.isolated, whole)
+        order = ShuffledWindows if config.order == "shuffled" else RandomWindows
+        return order(train.tokens, *sizes, config.seed, rows, train.document_starts if carried.isolated else None)
 
     @property
     def steps(self) -> int:
@@ -193,24 +227,31 @@ class Trainer:
             )
             return TrainingResult(path, counters.step, self.steps, report=self.earlier_report)
         self.directory.begin(self.run, counters.metrics_size)
+        self.records.begin(self.directory.metrics, LoggedRun(path, self.run.model_dump(mode="json"), counters.step))
         if self.changes:
-            self.directory.metrics.write(event="changes", step=counters.step, fields=self.changes)
+            self.records.write(event="changes", step=counters.step, fields=self.changes)
         if counters.best_step and counters.best_step == counters.step != self.directory.step_of_best():
             self._save_best()
-        log = RunLog(self.directory.metrics, counters, self.tokens_per_step)
+        if counters.step and (self._save_due() or self._due(self.config.validate_every)):
+            self._keep_last(counters.step)  # as it should have been when it was saved
+        log = RunLog(self.records, counters, self.tokens_per_step)
         try:
             with self.stop:
                 with log:
                     self._train(log)
+                    self.writer.wait()
                 return TrainingResult(path, counters.step, self.steps, report=self._report())
         except Stopped as stopped:
             self._save_last()
+            self.writer.wait()
             print(
                 f"Stopped by {stopped} at step {counters.step:,} of {self.steps:,} and saved. "
                 f"Go on with: wavelet train --resume {path}",
                 file=sys.stderr,
             )
             return TrainingResult(path, counters.step, self.steps, stopped_by=str(stopped))
+        finally:
+            self.writer.close()
 
     def _train(self, log: RunLog) -> None:
         config, counters = self.config, self.counters
@@ -219,88 +260,128 @@ class Trainer:
             if counters.step > counters.validated_step and self._due(config.validate_every):
                 self._validate(log)
                 log.restart_clock()
-            elif config.checkpoint_every and counters.step and self._due(config.checkpoint_every):
-                self._save_last()
+            elif counters.step and self._save_due():
+                self._save_last(keep=True)
             self.stop.check()
+            self.writer.check()
             if counters.step >= self.steps:
                 return
             lr = self.schedule(counters.step)
             loss, gradient_norm = self.take_step(lr)
             counters.step += 1
             counters.tokens += self.tokens_per_step
-            counters.loss_sum += loss
-            counters.loss_steps += 1
+            if math.isfinite(loss):
+                counters.loss_sum += loss
+                counters.loss_steps += 1
             log.stepped(self.tokens_per_step, f"loss {loss:.3f}")
             if self._due(config.log_every):
-                log.step(lr, gradient_norm)
+                log.step(lr, gradient_norm, self.part_norms)
 
-    def _due(self, every: int) -> bool:
-        return self.counters.step % every == 0 or self.counters.step == self.steps
+    def _due(self, every: int, steps_ahead: int = 0) -> bool:
+        step = self.counters.step + steps_ahead
+        return step % every == 0 or step == self.steps
+
+    def _save_due(self) -> bool:
+        every = self.config.checkpoint_every
+        return every is not None and self._due(every)
 
     def take_step(self, lr: float) -> tuple[float, float]:
-        """One optimizer step; returns the loss in nats per token and the norm of the gradient before clipping."""
+        """One optimizer step; returns the loss in nats per token and the norm of the gradient before clipping.
+
+        Where one of them is not finite, only the place in the text moves on, and the step is counted as skipped.
+        """
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        total = torch.zeros((), device=self.device)
-        for _ in range(self.config.accumulation):
-            with autocast(self.device, self.dtype):
-                loss = self._next_loss() / self.config.accumulation
-            self.scaler.scale(loss).backward()
-            total += loss.detach()
-        self._require_finite(total.item(), "loss", lr)
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.gradient_clipping or math.inf)
-        if not self.scaler.is_enabled():
-            self._require_finite(norm.item(), "norm of the gradient", lr)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+            group["lr"] = lr * group.get("lr_factor", 1.0)
+        batches = [next(self.windows) for _ in range(self.config.accumulation)]
+        random = self._random_states()
+        sum_of_losses = torch.zeros((), device=self.device)
+        for batch in batches:
+            part = self.loss_of(batch, self.loss) / self.config.accumulation
+            self.scaler.scale(part).backward()
+            sum_of_losses += part.detach()
+        self.part_norms = None
+        loss, norm = sum_of_losses.item(), math.nan
+        if math.isfinite(loss):
+            self.scaler.unscale_(self.optimizer)
+            if self.parts is not None and self._due(self.config.log_every, steps_ahead=1):
+                self.part_norms = gradient_norms(self.parts)
+            norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.gradient_clipping or math.inf).item()
+            if math.isfinite(norm) or self.scaler.is_enabled():
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return total.item(), norm.item()
+        # A loss is scaled until its gradients overflow: that is the scaler's way, until there is nothing left to lower.
+        lowered = math.isfinite(loss) and self.scaler.is_enabled() and self.scaler.get_scale() >= 1
+        if self.average is not None and math.isfinite(norm):
+            self.average.update()
+        if math.isfinite(norm) or lowered:
+            self.counters.skipped_in_row = 0
+        else:
+            self._skip(batches, random, "gradient" if math.isfinite(loss) else "loss", lr)
+        return loss, norm
 
-    def _next_loss(self) -> Tensor:
-        batch: Any = next(self.windows)
+    def loss_of(self, batch: Windows, loss: Callable[..., Tensor]) -> Tensor:
+        """The loss of a batch in the precision of the run; what is carried from batch to batch moves on."""
         inputs, targets = batch.inputs.to(self.device), batch.targets.to(self.device)
-        if self.carried is not None:
-            self.model.begin_window(self.carried)
-            self.carried.reset((~batch.continues).nonzero().flatten())
-        loss: Tensor = self.loss(inputs, targets, self.carried)
-        return loss
+        with autocast(self.device, self.dtype):
+            return loss(inputs, targets, self.carried.before(batch))
 
-    def _require_finite(self, value: float, what: str, lr: float) -> None:
-        if not math.isfinite(value):
-            last = self.directory.last
-            saved = f"The checkpoint before it is {last}" if last.exists() else "No checkpoint had been saved yet"
+    def _skip(self, batches: list[Windows], random: dict[str, Tensor], what: str, lr: float) -> None:
+        """Count a step that is skipped. Raises DivergenceError if it is one too many in a row."""
+        counters = self.counters
+        counters.skipped += 1
+        counters.skipped_in_row += 1
+        self.carried.forget()
+        if counters.skipped_in_row >= self.config.most_skipped:
+            self._set_random_states(random)
+            losses = [lambda batch=batch: self.loss_of(batch, self.loss.forward) for batch in batches]
+            first = first_not_finite(self.model, losses)
             raise DivergenceError(
-                f"the {what} became {value} after {self.counters.step:,} steps (learning rate {lr:g}): training has "
-                f"diverged. {saved}. Lower train.lr, lengthen train.schedule.warmup or lower train.gradient_clipping"
+                f"training has diverged: the {what} was not finite at step {counters.step + 1:,} (learning rate "
+                f"{lr:g}), the {counters.skipped_in_row}. step in a row that had to be skipped; the first that is not "
+                f"finite there is {first}. {self._remedy()}"
             )
 
+    def _remedy(self) -> str:
+        last = self.directory.last
+        saved = f"{last} is the checkpoint before" if last.exists() else "No checkpoint had been saved yet"
+        return f"{saved}. Lower train.lr, lengthen train.schedule.warmup or lower train.gradient_clipping"
+
     def _validate(self, log: RunLog) -> None:
-        """Evaluate, write a line of metrics, save `last/`, and `best/` if it is.
+        """Evaluate, write a line of metrics, save `last/`, and `best/` if it is; with an average of the weights, that.
 
         `last/` is first: should `best/` not come to be, it is made of it when the run is resumed.
         """
         counters, started = self.counters, time.monotonic()
-        result = evaluate(
-            self.model,
-            self.data.split("validation"),
-            self.data.tokenizer,
-            batch_size=self.config.batch_size,
-            token_limit=self.config.validation_tokens,
-            dtype=self.dtype,
-            on_batch=lambda scored: self.stop.check(),
-        )
-        self._require_finite(result.nats, "validation loss", self.optimizer.param_groups[0]["lr"])
+        with self._averaged():
+            result = evaluate(
+                self.model,
+                self.data.split("validation"),
+                self.data.tokenizer,
+                batch_size=self.config.batch_size,
+                token_limit=self.config.validation_tokens,
+                dtype=self.dtype,
+                on_batch=self._scored,
+            )
+        if not math.isfinite(result.nats):
+            raise DivergenceError(
+                f"training has diverged: the validation loss became {result.nats} after {counters.step:,} steps. "
+                f"{self._remedy()}"
+            )
         seconds = time.monotonic() - started
         counters.validated_step = counters.step
         best = counters.best_nats is None or result.nats_per_token < counters.best_nats
         if best:
             counters.best_nats, counters.best_step = result.nats_per_token, counters.step
         log.validation(result, seconds)
-        self._save_last()
+        self._save_last(keep=True)
         if best:
             self._save_best()
         log.validated(result, best)
+        self.on_validation(counters.step, self.steps, result)
+
+    def _scored(self, tokens: int) -> None:
+        self.stop.check()
 
     def _report(self) -> Report:
         """Evaluate the best checkpoint on the whole validation split."""
@@ -313,41 +394,48 @@ class Trainer:
                 self.stop.check()
 
             report = make_report(model, self.data, self.config, self.dtype, on_batch)
-        self.directory.metrics.write(event="report", step=self.counters.step, **report.as_dict())
+        self.records.write(event="report", step=self.counters.step, **report.as_dict())
         return report
 
-    def _save_best(self) -> None:
-        self.directory.save(self.directory.best, self.model, self.data.tokenizer, self.run, self.counters.step)
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Within it the model has the weights that are evaluated and kept in `best/`."""
+        return nullcontext() if self.average is None else self.average.applied()
 
-    def _save_last(self) -> None:
+    def _save_best(self) -> None:
+        with self._averaged():
+            self._save(self.directory.best)
+
+    def _save_last(self, keep: bool = False) -> None:
+        self.writer.wait()  # so that there is one snapshot at a time
         self.counters.metrics_size = self.directory.metrics.flush()
         scaler = None
         if self.scaler.is_enabled():
             scaler = LossScaler(
                 scale=self.scaler.get_scale(), growth_tracker=self.scaler.state_dict()["_growth_tracker"]
             )
-        state = TrainingState(counters=self.counters, loss_scaler=scaler, data=self.data.identity)
-        tensors = self.state_tensors()
-        self.directory.save(
-            self.directory.last,
-            self.model,
-            self.data.tokenizer,
-            self.run,
-            self.counters.step,
-            lambda fresh: write_state(fresh, state, tensors),
-        )
+        state = TrainingState(counters=self.counters.model_copy(), loss_scaler=scaler, data=self.data.identity)
+        tensors = self.writer.snapshot(self.state_tensors())
+        self._save(self.directory.last, lambda fresh: write_state(fresh, state, tensors))
+        if keep:
+            self.writer.write(partial(self._keep_last, self.counters.step))
+
+    def _save(self, checkpoint: Path, write_more: Callable[[Path], None] = lambda fresh: None) -> None:
+        step, weights = self.counters.step, self.writer.snapshot(named_tensors(self.model))
+        save, tokenizer = self.directory.save, self.data.tokenizer
+        self.writer.write(lambda: save(checkpoint, self.model, weights, tokenizer, self.run, step, write_more))
+
+    def _keep_last(self, step: int) -> None:
+        self.directory.keep_last(step, self.config.keep_checkpoints, self.config.keep_every)
 
     def state_tensors(self) -> dict[str, Tensor]:
         """All tensors besides the weights that decide how the run goes on, by name, on any device."""
         return {
             **optimizer_tensors(self.optimizer, self.parameters),
+            **({} if self.average is None else self.average.tensors()),
             **{f"windows.{name}": tensor for name, tensor in self.windows.state_dict().items()},
-            **{f"carried.{name}": tensor for name, tensor in self._carried_tensors().items()},
+            **{f"carried.{name}": tensor for name, tensor in self.carried.tensors().items()},
             **self._random_states(),
         }
-
-    def _carried_tensors(self) -> dict[str, Tensor]:
-        return {} if self.carried is None else dict(leaves(self.carried.tree))
 
     def _random_states(self) -> dict[str, Tensor]:
         states = {"random.cpu": torch.get_rng_state()}
@@ -370,24 +458,34 @@ class Trainer:
         random = self._random_states()
         saved = {name: tensor for name, tensor in saved.items() if not name.startswith("random.") or name in random}
         saved = {**{name: state for name, state in random.items() if name != "random.cpu"}, **saved}
+        # An average of the weights may have been turned off, or on, and then starts from them.
+        if self.average is None:
+            saved = {name: tensor for name, tensor in saved.items() if not name.startswith(AVERAGE)}
+        elif not any(name.startswith(AVERAGE) for name in saved):
+            self.average.start()
+            saved.update(self.average.tensors())
         try:
             check_fit(file, self.state_tensors(), saved)
         except CheckpointError as error:
             raise CheckpointError(f"{error}\nResume with the configuration that lies beside {last}") from None
         restore_optimizer(self.optimizer, self.parameters, saved)
-        for name, tensor in self._carried_tensors().items():
+        if self.average is not None:
+            self.average.restore(saved)
+        for name, tensor in self.carried.tensors().items():
             tensor.copy_(saved[f"carried.{name}"])
         try:
-            if self.carried is None or not restart_text:
+            if not (self.windows.holds_place and restart_text):
                 self.windows.load_state_dict({name: saved[f"windows.{name}"] for name in self.windows.state_dict()})
-            for name in random:
-                set_state = torch.set_rng_state if name == "random.cpu" else self._set_device_random_state
-                set_state(saved[name])
+            self._set_random_states({name: saved[name] for name in random})
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(f"{file} is damaged ({error}); put back an undamaged copy of {last}") from None
         if state.loss_scaler is not None:
             factors = {"scale": state.loss_scaler.scale, "_growth_tracker": state.loss_scaler.growth_tracker}
             self.scaler.load_state_dict({**self.scaler.state_dict(), **factors})
 
-    def _set_device_random_state(self, state: Tensor) -> None:
-        torch.get_device_module(self.device).set_rng_state(state, self.device)
+    def _set_random_states(self, states: Mapping[str, Tensor]) -> None:
+        for name, state in states.items():
+            if name == "random.cpu":
+                torch.set_rng_state(state)
+            else:
+                torch.get_device_module(self.device).set_rng_state(state, self.device)

@@ -36,7 +36,8 @@ class Counters(_Record):
     step: optimizer steps done. steps: all that the run is to do. tokens: trained on so far. validated_step: at which
     step the last validation was. best_nats, best_step: the lowest validation loss so far, in nats per token, and its
     step. loss_sum, loss_steps: of the steps since the last line of metrics. metrics_size: bytes of metrics.jsonl.
-    threads: that the run computes with on the processor; another number would round differently.
+    threads, compiled: how the run computes; another number, or steps compiled or not, would round differently.
+    skipped, skipped_in_row: steps so far, and up to the present one, whose loss or gradient was not finite.
     """
 
     step: int = Field(ge=0)
@@ -49,6 +50,9 @@ class Counters(_Record):
     loss_steps: int = Field(ge=0)
     metrics_size: int = Field(ge=0)
     threads: int = Field(ge=1, le=MOST_THREADS)
+    compiled: bool = False
+    skipped: int = Field(0, ge=0)
+    skipped_in_row: int = Field(0, ge=0)
 
     @classmethod
     def start(cls, steps: int, threads: int) -> Counters:
@@ -70,9 +74,11 @@ class Counters(_Record):
     def _check_together(self) -> Counters:
         if self.step > self.steps:
             raise ValueError(f"step={self.step} is beyond steps={self.steps}")
-        for name in ("validated_step", "best_step", "loss_steps"):
+        for name in ("validated_step", "best_step", "loss_steps", "skipped"):
             if (getattr(self, name) or 0) > self.step:
                 raise ValueError(f"{name}={getattr(self, name)} is beyond step={self.step}")
+        if self.skipped_in_row > self.skipped:
+            raise ValueError(f"skipped_in_row={self.skipped_in_row} is beyond skipped={self.skipped}")
         if (self.best_nats is None) != (self.best_step is None):
             raise ValueError(f"best_nats={self.best_nats} and best_step={self.best_step} do not belong together")
         return self

@@ -6,6 +6,7 @@ All batches are int64 tensors on the CPU.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -20,12 +21,13 @@ class Windows(NamedTuple):
     """A batch of training windows (B, T).
 
     continues: of consecutive windows, (B,) bool, True where what the model carried out of the row's previous window may
-    be used in this one: the two windows together hold text of a single document, and nothing before it.
+    be used in this one. document_positions: (B, T), how many tokens of its document stand before each input.
     """
 
     inputs: Tensor
     targets: Tensor
     continues: Tensor | None = None
+    document_positions: Tensor | None = None
 
 
 class ScoredWindows(NamedTuple):
@@ -47,38 +49,87 @@ def _require(available: int, needed: int, split: str, why: str) -> None:
         )
 
 
-def _gather(tokens: np.ndarray, starts: Tensor, length: int) -> Tensor:
-    """tokens[start : start + length] for every start, as int64 (B, length)."""
-    positions = starts.numpy()[:, None] + np.arange(length)
-    return torch.from_numpy(tokens[positions].astype(np.int64))
+class TrainingWindows(Iterator[Windows], ABC):
+    """An endless iterator over the batches of a run, in an order that only the text, the sizes and the seed decide.
 
+    tokens: one-dimensional integer array, memory-mapped or not. batch_size: windows in a whole batch. rows: those of
+    them that are given out; whatever they are, the batches are parts of the same whole ones. document_starts: sorted
+    positions in `tokens` of the first token of every document; with them each batch has `document_positions`.
 
-class RandomWindows(Iterator[Windows]):
-    """An endless iterator over batches of windows at uniformly random positions.
+    `state_dict` and `load_state_dict` make a resumed run read exactly what the uninterrupted one would have read.
 
-    tokens: one-dimensional integer array, memory-mapped or not. The positions depend on the seed alone;
-    `state_dict` and `load_state_dict` make a resumed run draw exactly what the uninterrupted one would have drawn.
+    holds_place: whether the state is a place in this very text, and not one for any text.
 
-    Raises ConfigurationError when the text is shorter than one window.
+    Raises ConfigurationError when the text is too short.
     """
 
-    def __init__(self, tokens: np.ndarray, context_length: int, batch_size: int, seed: int = 0) -> None:
-        _require(len(tokens), context_length + 1, "train", f"a window of model.context_length={context_length} tokens")
+    holds_place = True
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        context_length: int,
+        batch_size: int,
+        rows: slice = slice(None),
+        document_starts: np.ndarray | None = None,
+    ) -> None:
         self.tokens = tokens
         self.context_length = context_length
         self.batch_size = batch_size
+        self.rows = rows
+        self.document_starts = document_starts
+
+    @property
+    @abstractmethod
+    def batches_per_epoch(self) -> int:
+        """Batches that together hold about as many tokens as the text, at least 1."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Tensor]:
+        """Where the iterator is."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go where another one was. Raises RuntimeError or ValueError for a place that there is not."""
+
+    def _batch(self, starts: Tensor, continues: Tensor | None = None) -> Windows:
+        """The windows at the starts of a whole batch; the text goes on at its beginning after its end."""
+        if continues is not None:
+            continues = continues[self.rows]
+        positions = (starts.numpy()[self.rows, None] + np.arange(self.context_length + 1)) % len(self.tokens)
+        window = torch.from_numpy(self.tokens[positions].astype(np.int64))
+        inside = None
+        if self.document_starts is not None:
+            before = np.searchsorted(self.document_starts, positions[:, :-1], side="right") - 1
+            inside = torch.from_numpy(positions[:, :-1] - self.document_starts[before])
+        return Windows(window[:, :-1], window[:, 1:], continues, inside)
+
+
+class RandomWindows(TrainingWindows):
+    """Windows at uniformly random positions, each drawn anew."""
+
+    holds_place = False
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        context_length: int,
+        batch_size: int,
+        seed: int = 0,
+        rows: slice = slice(None),
+        document_starts: np.ndarray | None = None,
+    ) -> None:
+        super().__init__(tokens, context_length, batch_size, rows, document_starts)
+        _require(len(tokens), context_length + 1, "train", f"a window of model.context_length={context_length} tokens")
         self.generator = torch.Generator().manual_seed(seed)
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches that together hold as many tokens as the text, at least 1."""
         return max(1, len(self.tokens) // (self.context_length * self.batch_size))
 
     def __next__(self) -> Windows:
         positions = len(self.tokens) - self.context_length
-        starts = torch.randint(positions, (self.batch_size,), generator=self.generator)
-        window = _gather(self.tokens, starts, self.context_length + 1)
-        return Windows(window[:, :-1], window[:, 1:])
+        return self._batch(torch.randint(positions, (self.batch_size,), generator=self.generator))
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"generator": self.generator.get_state()}
@@ -87,25 +138,80 @@ class RandomWindows(Iterator[Windows]):
         self.generator.set_state(state["generator"])
 
 
-class ConsecutiveWindows(Iterator[Windows]):
-    """An endless iterator over batches whose rows continue where the batch before stopped.
+class ShuffledWindows(RandomWindows):
+    """Windows that do not overlap, in an order drawn anew for every epoch: it reads every token once.
 
-    The text is cut into batch_size streams of equal length; row b of every batch is the next window of stream b. After
-    the last whole window all streams start again. For models that carry state across windows.
-
-    document_starts: sorted positions in `tokens` of the first token of every document.
-
-    Raises ConfigurationError when a stream is shorter than one window.
+    The text is taken as a ring and cut from a random position on into whole windows. What is left over, less than a
+    window, is elsewhere in each epoch. Batches are filled across the end of an epoch.
     """
 
-    def __init__(self, tokens: np.ndarray, document_starts: np.ndarray, context_length: int, batch_size: int) -> None:
+    holds_place = True
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._begin_epoch()
+
+    @property
+    def windows_per_epoch(self) -> int:
+        return len(self.tokens) // self.context_length
+
+    def _begin_epoch(self) -> None:
+        self.window = 0
+        self.before_epoch = self.generator.get_state()
+        first = torch.randint(len(self.tokens), (), generator=self.generator)
+        order = torch.randperm(self.windows_per_epoch, generator=self.generator)
+        self.starts = order.mul_(self.context_length).add_(first)
+
+    def __next__(self) -> Windows:
+        parts, missing = [], self.batch_size
+        while missing:
+            if self.window == self.windows_per_epoch:
+                self._begin_epoch()
+            parts.append(self.starts[self.window : self.window + missing])
+            self.window += len(parts[-1])
+            missing -= len(parts[-1])
+        return self._batch(torch.cat(parts))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The generator as it was before the epoch, and how many windows of the epoch have been read."""
+        return {"generator": self.before_epoch, "window": torch.tensor(self.window)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        window = _place(state, self.windows_per_epoch, "an epoch", last=1)
+        super().load_state_dict(state)
+        self._begin_epoch()
+        self.window = window
+
+
+class ConsecutiveWindows(TrainingWindows):
+    """Windows that continue where the batch before stopped, for models that carry state from one to the next.
+
+    The text is cut into batch_size streams of equal length; row b of every batch is the next window of stream b. After
+    the last whole window all streams start again.
+
+    document_starts: as of TrainingWindows. isolated: inside a window the model resets its state at them by itself;
+    batches have `document_positions` then, and a row continues unless it begins with a document. Otherwise what was
+    carried out of a window must not mix documents, and a row continues if the one before held no other document's
+    beginning; with `whole_windows`, for what reaches all positions of a window at once, nor does its own window.
+    """
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        document_starts: np.ndarray,
+        context_length: int,
+        batch_size: int,
+        rows: slice = slice(None),
+        isolated: bool = False,
+        whole_windows: bool = False,
+    ) -> None:
+        self.borders = np.asarray(document_starts, dtype=np.int64)
+        super().__init__(tokens, context_length, batch_size, rows, self.borders if isolated else None)
         needed = batch_size * (context_length + 1)
         why = f"a batch of {batch_size} consecutive windows of model.context_length={context_length} tokens"
         _require(len(tokens), needed, "train", why)
-        self.tokens = tokens
-        self.document_starts = np.asarray(document_starts, dtype=np.int64)
-        self.context_length = context_length
-        self.batch_size = batch_size
+        self.first_unbroken = 0 if isolated else 1 - context_length
+        self.last_unbroken = context_length - 1 if whole_windows and not isolated else 0
         self.stream_length = len(tokens) // batch_size
         self.window = 0
 
@@ -116,23 +222,25 @@ class ConsecutiveWindows(Iterator[Windows]):
 
     def __next__(self) -> Windows:
         starts = torch.arange(self.batch_size) * self.stream_length + self.window * self.context_length
-        window = _gather(self.tokens, starts, self.context_length + 1)
-        # A document may begin with the previous window, but nowhere after that.
-        first = np.searchsorted(self.document_starts, starts.numpy() - self.context_length + 1)
-        last = np.searchsorted(self.document_starts, starts.numpy() + self.context_length)
+        # Documents that begin before the first of these positions, and up to the last: the same ones, or there is one.
+        first = np.searchsorted(self.borders, starts.numpy() + self.first_unbroken)
+        last = np.searchsorted(self.borders, starts.numpy() + self.last_unbroken, side="right")
         continues = torch.from_numpy(first == last) & (self.window > 0)
         self.window = (self.window + 1) % self.batches_per_epoch
-        return Windows(window[:, :-1], window[:, 1:], continues)
+        return self._batch(starts, continues)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"window": torch.tensor(self.window)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises ValueError for a place that the text does not have."""
-        window = int(state["window"])
-        if not 0 <= window < self.batches_per_epoch:
-            raise ValueError(f"window {window} is none of the {self.batches_per_epoch} in a stream")
-        self.window = window
+        self.window = _place(state, self.batches_per_epoch, "a stream")
+
+
+def _place(state: Mapping[str, Any], windows: int, whole: str, last: int = 0) -> int:
+    window = int(state["window"])
+    if not 0 <= window < windows + last:
+        raise ValueError(f"window {window} is none of the {windows} in {whole}")
+    return window
 
 
 def evaluation_windows(

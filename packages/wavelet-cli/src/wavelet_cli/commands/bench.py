@@ -14,6 +14,7 @@ import click
 from click.core import ParameterSource
 
 from wavelet_cli import completion
+from wavelet_cli.bench_train import train_command
 from wavelet_cli.numbers import Numbers
 from wavelet_cli.output import print_report, titled
 from wavelet_cli.shared_options import (
@@ -61,6 +62,9 @@ class Names(click.ParamType):
 @click.group("bench", short_help="Measure how fast models run here.")
 def command() -> None:
     """Measure how fast models run on this machine."""
+
+
+command.add_command(train_command)
 
 
 @command.command("decode", short_help="Measure what a decoded token costs.")
@@ -179,7 +183,9 @@ def decode_command(
             "--random and --set are for --preset; a CHECKPOINT has its own weights and configuration"
         )
     if plot is not None:
-        _require_plotting(plot)
+        from wavelet_train.figures import check_picture
+
+        check_picture(plot)
 
     import torch
 
@@ -418,30 +424,18 @@ def _describe(report: dict[str, Any]) -> str:
     return table(rows)
 
 
-def _require_plotting(path: Path) -> None:
-    """Refuse a plot that cannot be drawn, before anything is measured."""
-    if path.suffix.lower() not in (".svg", ".png"):
-        raise click.UsageError(f"--plot {path}: the name must end in .svg or .png")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise click.UsageError(
-            "--plot needs matplotlib: pip install 'wavelet-cli[matplotlib]', or leave --plot out"
-        ) from None
-
-
 def _plot(report: dict[str, Any], path: Path) -> None:
     """Latency against position, as a picture."""
-    from matplotlib.figure import Figure
+    from wavelet_train.figures import COLORS, figure, save_figure
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    positions = [at["position"] for at in report["latency"]]
-    axes.plot(positions, [1e3 * at["seconds"] for at in report["latency"]], marker="o", label="stream")
-    if "window_tokens" in report:
-        label = f"window of {report['window_tokens']} tokens"
-        axes.axhline(1e3 * report["window_seconds_per_token"], linestyle="--", color="tab:orange", label=label)
-    axes.set(xscale="log", xlabel="position in the text (tokens)", ylabel="time per token (ms)", title=report["model"])
-    axes.set_ylim(bottom=0)
-    axes.legend()
-    figure.savefig(path)
+    with figure() as drawn:
+        axes = drawn.subplots()
+        positions = [at["position"] for at in report["latency"]]
+        axes.plot(positions, [1e3 * at["seconds"] for at in report["latency"]], marker="o", label="stream")
+        if "window_tokens" in report:
+            label = f"window of {report['window_tokens']} tokens"
+            axes.axhline(1e3 * report["window_seconds_per_token"], linestyle="--", color=COLORS[1], label=label)
+        axes.set(xscale="log", xlabel="position in the text (tokens)", ylabel="time per token (ms)")
+        axes.set(title=report["model"], ylim=(0, None))
+        axes.legend()
+    save_figure(drawn, path)
