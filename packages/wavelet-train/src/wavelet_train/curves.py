@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from wavelet_train.figures import INK, figure, line_style
+from wavelet_train.figures import INK, figure, line_style, plain
 from wavelet_train.maps import draw_map
 from wavelet_train.page import Page
 from wavelet_train.run_history import RunHistory
@@ -104,7 +104,7 @@ def draw_curve(axes: Any, curve: Curve, logarithmic: bool = False) -> None:
         axes.fill_between(x, lowest, highest, alpha=0.2, linewidth=0, color=style.get("color"))
     elif len(y) <= MARKED:
         style = {"marker": "o", "markersize": 3, **style}
-    axes.plot(x, y, label=curve.label, **style)
+    axes.plot(x, y, label=plain(curve.label), **style)
 
 
 def _add_part_norms(page: Page, history: RunHistory) -> bool:
