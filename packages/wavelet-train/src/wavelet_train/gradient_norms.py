@@ -7,6 +7,7 @@ from itertools import count
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from wavelet_core.registry import registry
 
@@ -29,7 +30,8 @@ def parts_of(model: nn.Module) -> dict[Place, list[nn.Parameter]]:
     numbers = count()
 
     def visit(module: nn.Module, part: str, block: int | None) -> Iterator[tuple[nn.Parameter, Place]]:
-        kind, name = components.get(type(module), ("", ""))
+        # What shards a module makes a subclass of its class.
+        kind, name = next((components[each] for each in type(module).__mro__ if each in components), ("", ""))
         if kind == "block":
             block = next(numbers)
         if kind:
@@ -69,4 +71,9 @@ def gradient_norms(parts: Mapping[Place, list[nn.Parameter]]) -> PartNorms:
 
 def _norm(group: list[nn.Parameter]) -> Tensor:
     gradients = [parameter.grad for parameter in group if parameter.grad is not None]
-    return nn.utils.get_total_norm(gradients).float() if gradients else group[0].new_zeros((), dtype=torch.float32)
+    sharded = [gradient for gradient in gradients if isinstance(gradient, DTensor)]
+    whole = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
+    # Every process gets the norm of what is sharded over them.
+    norms = [nn.utils.get_total_norm(sharded).full_tensor()] if sharded else []  # type: ignore[attr-defined]
+    norms += [nn.utils.get_total_norm(whole)] if whole else []
+    return torch.stack(norms).float().norm() if norms else torch.zeros((), device=group[0].device)
