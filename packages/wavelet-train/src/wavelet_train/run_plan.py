@@ -31,8 +31,8 @@ class RunPlan:
     data: what the data set is called. sources: what a mix takes from each of its data sets. tokenizer, model: their
     kinds. optimizer: its kind, or how it splits the parameters where it does. step: steps done already, of `steps`.
     last_bytes: None where the optimizer does not tell what it will keep. disk_needed: beyond what is used now, while a
-    save has the old checkpoint and the new one. seconds: what all that is left should take, None where that was not
-    measured.
+    save has the old checkpoint and the new one, with all that the run is to keep. seconds: what all that is left should
+    take, None where that was not measured.
     """
 
     directory: str
