@@ -12,7 +12,7 @@ import yaml
 from wavelet_core import ConfigurationError, ModelConfig, MultinodalConfig, build_model
 from wavelet_train.run_config import RunConfig, TrainConfig, dump, list_presets, load_run_config
 
-PRESETS = ["b200", "demo", "mini", "pg-19", "wikitext-103"]
+PRESETS = ["b200", "demo", "mini", "openwebtext-mix", "pg-19", "tinystories", "wikitext-103", "wikitext-2"]
 
 
 def parameters(run: RunConfig) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from wavelet_train.figures import figure, line_style
+from wavelet_train.figures import INK, figure, line_style
 from wavelet_train.maps import draw_map
 from wavelet_train.page import Page
 from wavelet_train.run_history import RunHistory
@@ -28,10 +28,8 @@ def add_curves(page: Page, runs: Mapping[str, RunHistory]) -> None:
     _add(page, runs, "Validation", "bits per byte", None, across="tokens", validation="bits_per_byte")
     _add(page, runs, "Learning rate", "learning rate", "lr")
     _add(page, runs, "Speed", "tokens per second", "tokens_per_second", from_zero=True)
-    _add(page, runs, "Gradient norm, before clipping", "norm", "gradient_norm", logarithmic=True)
-    if not several:
-        [history] = runs.values()
-        _add_part_norms(page, history)
+    if several or not _add_part_norms(page, *runs.values()):
+        _add(page, runs, "Gradient norm, before clipping", "norm", "gradient_norm", logarithmic=True)
 
 
 def _add(
@@ -96,17 +94,19 @@ def draw_curve(
     axes.plot(across, values, label=label, **style)
 
 
-def _add_part_norms(page: Page, history: RunHistory) -> None:
+def _add_part_norms(page: Page, history: RunHistory) -> bool:
+    """Figures of the gradient's norms by part and block; False where none are recorded."""
     parts = history.part_norms()
     steps = history.column("step")
     whole = {name: [_root_sum(entry) for entry in entries] for name, entries in parts.items()}
     whole = {name: values for name, values in whole.items() if _shown(steps, values, True).any()}
     if not whole:
-        return
+        return False
     with figure(height=4.2) as drawn:
         axes = drawn.subplots()
         for index, (name, values) in enumerate(whole.items()):
             draw_curve(axes, steps, values, name, True, **line_style(index))
+        draw_curve(axes, steps, history.column("gradient_norm"), "all parts", True, color=INK, linestyle=":")
         axes.set(xlabel="step", ylabel="norm", yscale="log")
         drawn.legend(loc="outside lower center", ncols=3)
     page.add_figure(drawn, "Gradient norm of each part", "Before clipping; a part's blocks together.")
@@ -121,6 +121,7 @@ def _add_part_norms(page: Page, history: RunHistory) -> None:
             ticks = (list(last), [str(block) for block in range(blocks)])
             draw_map(drawn.subplots(), norms, ("part", "block"), ticks, "norm", logarithmic=True)
         page.add_figure(drawn, "Gradient norm of each part by block", "As last recorded.")
+    return True
 
 
 def _root_sum(norms: Sequence[float]) -> float:

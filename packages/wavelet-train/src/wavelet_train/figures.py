@@ -42,6 +42,7 @@ STYLE = {
     "grid.color": GRID,
     "image.cmap": COLOR_MAP,
     "legend.frameon": False,
+    "legend.handlelength": 2.8,
     "legend.fontsize": "small",
     "lines.linewidth": 1.6,
     "savefig.dpi": 150,

@@ -17,6 +17,7 @@ from wavelet_core.registry import build
 from wavelet_train.evaluation import evaluate
 from wavelet_train.quantities import byte_size, duration
 from wavelet_train.tables import table
+from wavelet_train.token_split import MixedSource
 from wavelet_train.training_state import make_optimizer_state, optimizer_tensors
 
 if TYPE_CHECKING:
@@ -27,14 +28,16 @@ if TYPE_CHECKING:
 class RunPlan:
     """Sizes are in bytes, times in seconds.
 
-    data: what the data set is called. tokenizer, model: their kinds. optimizer: its kind, or how it splits the
-    parameters where it does. step: steps done already, of `steps`. last_bytes:
-    None where the optimizer does not tell what it will keep. disk_needed: beyond what is used now, while a save has the
-    old checkpoint and the new one. seconds: what all that is left should take, None where that was not measured.
+    data: what the data set is called. sources: what a mix takes from each of its data sets. tokenizer, model: their
+    kinds. optimizer: its kind, or how it splits the parameters where it does. step: steps done already, of `steps`.
+    last_bytes: None where the optimizer does not tell what it will keep. disk_needed: beyond what is used now, while a
+    save has the old checkpoint and the new one. seconds: what all that is left should take, None where that was not
+    measured.
     """
 
     directory: str
     data: str
+    sources: tuple[MixedSource, ...]
     train_documents: int
     train_bytes: int
     train_tokens: int
@@ -76,6 +79,7 @@ class RunPlan:
             ("run", self.directory),
             ("data", self.data),
             ("", f"{self.train_tokens:,} tokens in {self.train_documents:,} documents, {self.train_bytes:,} bytes"),
+            *(("", str(source)) for source in self.sources),
             ("", f"{self.validation_tokens:,} tokens for validation"),
             ("tokenizer", f"{self.tokenizer}, vocabulary {self.vocabulary_size:,}"),
             ("model", f"{self.model}, {self.parameters:,} parameters"),
@@ -115,6 +119,7 @@ def make_plan(trainer: Trainer) -> RunPlan:
     return RunPlan(
         directory=str(directory.path),
         data=data.identity.description,
+        sources=train.sources,
         train_documents=len(train.document_starts),
         train_bytes=train.byte_count,
         train_tokens=len(train.tokens),

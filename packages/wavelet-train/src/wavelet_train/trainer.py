@@ -328,8 +328,9 @@ class Trainer:
         return step % every == 0 or step == self.steps
 
     def _save_due(self) -> bool:
+        """Not between skipped steps: the weights may be what is wrong."""
         every = self.config.checkpoint_every
-        return every is not None and self._due(every)
+        return every is not None and self._due(every) and not self.counters.skipped_in_row
 
     def take_step(self, lr: float) -> tuple[float, float]:
         """One optimizer step; returns the loss in nats per token and the norm of the gradient before clipping.
