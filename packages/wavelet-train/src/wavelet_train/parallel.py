@@ -66,8 +66,8 @@ class Sharded(Together):
     """Every process keeps a part of each parameter, its gradient and the optimizer's state (`fully_shard`, FSDP2).
 
     A block's parameters are put together when it computes, and let go afterwards. What several blocks have in common,
-    such as a shared wavelet, is a group of its own that stays together until the backward pass is done. Scalars become vectors
-    with one entry.
+    such as a shared wavelet, is a group of its own that stays together until the backward pass is done. Scalars become
+    vectors with one entry.
 
     dtype: of the parameters while they are used, and of what a block reads.
     """
@@ -87,7 +87,7 @@ class Sharded(Together):
                     setattr(module, name, nn.Parameter(parameter.detach().reshape(1), parameter.requires_grad))
         low = dtype if dtype != torch.float32 else None
         policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32)
-        blocks = _blocks(model)
+        blocks = blocks_of(model)
         uses = Counter(parameter for block in blocks for parameter in set(block.parameters()))
         shared = {parameter for parameter, count in uses.items() if count > 1}
         holders = [
@@ -153,7 +153,7 @@ def assign(target: Tensor, value: Tensor) -> None:
     target.copy_(value)
 
 
-def _blocks(model: nn.Module) -> list[nn.Module]:
+def blocks_of(model: nn.Module) -> list[nn.Module]:
     """The modules that a model applies one after the other: what its outermost lists hold."""
     found: list[nn.Module] = []
 

@@ -48,7 +48,7 @@ class Ranks:
     def device(self, name: str) -> torch.device:
         """The device of this process, where `train.device` is `name`: each on a machine has one of its own."""
         device = resolve_device(name, "train.device")
-        if self.count > 1 and device.type == "cuda" and device.index is None:
+        if self.count > 1 and device.type == "cuda" and ":" not in str(device):
             device = torch.device("cuda", self.local_rank)
             torch.cuda.set_device(device)
         return device
