@@ -50,6 +50,7 @@ class RunPlan:
     device: str
     precision: str
     threads: int
+    processes: int
     compiled: bool
     step: int
     steps: int
@@ -87,7 +88,8 @@ class RunPlan:
             (
                 "computing",
                 f"on {self.device} in {self.precision}, processor threads: {self.threads}, "
-                f"{'compiled' if self.compiled else 'not compiled'}",
+                f"{'compiled' if self.compiled else 'not compiled'}"
+                + (f", in {self.processes} processes" if self.processes > 1 else ""),
             ),
             ("disk", f"{disk}, {byte_size(self.disk_free)} free"),
         ]
@@ -130,6 +132,7 @@ def make_plan(trainer: Trainer) -> RunPlan:
         device=str(trainer.device),
         precision=str(trainer.dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
+        processes=trainer.ranks.count,
         compiled=counters.compiled,
         step=counters.step,
         steps=counters.steps,
@@ -186,7 +189,7 @@ def _total_bytes(tensors: Mapping[str, Tensor]) -> int:
 def _optimizer_bytes(config: Any, parameters: Mapping[str, nn.Parameter], lr: float) -> int | None:
     """Bytes of the state that an optimizer will keep, found without memory; None where it needs real numbers."""
     stand_ins = {
-        name: nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+        name: nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype, device="meta"), parameter.requires_grad)
         for name, parameter in parameters.items()
     }
     try:
