@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-PACKAGES := $(addprefix packages/wavelet-,core memory quant train cli)
+PACKAGES := $(addprefix packages/wavelet-,core memory quant train baselines cli)
 KERNEL := packages/wavelet-quant/hatch_build.py $(wildcard packages/wavelet-quant/src/wavelet_quant/native/*.cpp packages/wavelet-quant/src/wavelet_quant/native/*.h)
 
 WORKERS ?= 2
