@@ -31,7 +31,7 @@ PAGES += [*sorted(ROOT.glob("packages/*/README.md")), *sorted(ROOT.glob("example
 LONG = {
     r"make test|.* -m pytest .*": "runs the tests, of which this is one",
     r".*\bpre-commit\b.*": "downloads",
-    r"wavelet bench (decode --preset|kernels) .*|.*python benchmarks/.*": "measures for minutes",
+    r"wavelet bench (decode --preset|kernels|train) .*|.*python benchmarks/.*": "measures for minutes",
     r".*python tests/hostile/.*--(count|kills) .*": "tries thousands of cases",
 }
 

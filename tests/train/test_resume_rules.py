@@ -79,6 +79,10 @@ def test_started_sums_are_refused_but_not_other_options(tiny_run: TinyRun) -> No
     started = changes_between(adagrad, tiny_run("train.optimizer={kind: adagrad, initial_accumulator: 1}"))
     with pytest.raises(ConfigurationError, match=r"initial_accumulator is 1\.0, .* have long started"):
         check_changes(started)
+    muon = tiny_run("train.optimizer=muon")
+    check_changes(changes_between(muon, tiny_run("train.optimizer={kind: muon, momentum: 0.9}")))
+    with pytest.raises(ConfigurationError, match=r"adamw\.0 is '\*', but .* what moved it, Muon or AdamW"):
+        check_changes(changes_between(muon, tiny_run("train.optimizer={kind: muon, adamw: ['*']}")))
 
 
 @pytest.mark.parametrize(

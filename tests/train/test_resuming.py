@@ -73,6 +73,7 @@ def test_two_runs_are_identical(tiny_run: TinyRun, tmp_path: Path, read_metrics:
         (1, ["model.layers=2", "model.stochastic_depth=0.999", "train.precision=bfloat16"]),
         (4, ["model.cross_window_state=true", "train.checkpoint_every=1"]),
         (1, ["train.precision=float16", "train.schedule.warmup=0.5"]),
+        (2, ["train.optimizer=muon", "train.weight_average.decay=0.9", "train.schedule=warmup_stable_decay"]),
     ],
 )
 def test_resumed_run_equals_the_uninterrupted_one(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable
 from typing import Any
 
 import click
+
+from wavelet_train.json_values import json_value
 
 # For click's contexts: where standard output and error are no terminals, click leaves styles out by itself.
 COLORS = False if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else None
@@ -37,15 +38,7 @@ def titled(text: str) -> str:
 
 def print_json(value: Any) -> None:
     """Print a value as JSON on stdout. Numbers that JSON does not have (infinity, not a number) become null."""
-    click.echo(json.dumps(_finite(value), indent=2))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    click.echo(json.dumps(json_value(value), indent=2))
 
 
 def print_report(report: Any, as_json: bool, describe: Callable[[Any], str]) -> None:

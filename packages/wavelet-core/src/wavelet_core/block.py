@@ -43,6 +43,8 @@ class Residual(nn.Module):
 class MemorySum(nn.Module):
     """The sum of the memories, each with a learned scalar starting at 1; zero without any. Shapes: (B, T, C)."""
 
+    resets_at_documents = True
+
     def __init__(self, memories: Sequence[nn.Module]):
         super().__init__()
         self.memories = nn.ModuleList(memories)
@@ -71,6 +73,8 @@ class WaveletBlock(nn.Module):
     Shapes: x and embedding (B, T, C); previous_mean (B, T, C), (B, 1, C) or None. Returns the new x and the bypass
     mean, both (B, T, C); without a bypass the mean is None.
     """
+
+    resets_at_documents = True
 
     class Config(ComponentConfig):
         kind: Literal["wavelet"] = "wavelet"

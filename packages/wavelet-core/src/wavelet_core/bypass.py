@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from wavelet_core.config import ComponentConfig, ModelShape
 from wavelet_core.linear import Linear
-from wavelet_core.state import Tree, move_on
+from wavelet_core.state import Tree, document_positions, in_document, move_on
 
 
 class Bypass(nn.Module, ABC):
@@ -43,6 +43,8 @@ class Bypass(nn.Module, ABC):
 class RunningMeanBypass(Bypass):
     """m_t is the mean of x_0 .. x_t, accumulated in float32."""
 
+    resets_at_documents = True
+
     class Config(ComponentConfig):
         kind: Literal["running_mean"] = "running_mean"
 
@@ -56,13 +58,22 @@ class RunningMeanBypass(Bypass):
         }
 
     def mean(self, x: Tensor, state: Tree | None) -> Tensor:
-        sums = x.float().cumsum(1)
+        positions = document_positions(state)
+        rows = x.float()
         counts = torch.arange(1, x.shape[1] + 1, device=x.device).view(1, -1, 1)
-        if state is not None:
+        if state is None:
+            sums = rows.cumsum(1)
+        else:
             history: Any = state["sum"]
             read: Any = state["count"]
-            sums = sums + history
             counts = counts + read
+            if positions is None:
+                sums = rows.cumsum(1) + history
+            else:
+                goes_on = in_document(torch.ones_like(rows[..., :1]), 1, positions)
+                first = rows[:, :1] + goes_on[:, :1] * history
+                sums = gated_scan(goes_on, torch.cat([first, rows[:, 1:]], dim=1))
+                counts = torch.minimum(counts, positions.unsqueeze(-1) + 1)
             move_on(history, sums)
             move_on(read, counts)
         return (sums / counts).to(x.dtype)
@@ -72,7 +83,7 @@ def gated_scan(gates: Tensor, inputs: Tensor) -> Tensor:
     """m_t = gates_t * m_{t-1} + inputs_t with m_{-1} = 0, over axis 1, in log2(T) parallel steps.
 
     Each step composes every position's affine map with the one `stride` positions before it (Hillis and Steele 1986).
-    Gates lie in (0, 1), so nothing can overflow.
+    Gates lie in [0, 1], so nothing can overflow.
     """
     stride = 1
     while stride < inputs.shape[1]:
@@ -84,6 +95,8 @@ def gated_scan(gates: Tensor, inputs: Tensor) -> Tensor:
 
 class ExponentialMovingAverageBypass(Bypass):
     """m_t = a_t * m_{t-1} + (1 - a_t) * x_t with the data-dependent gate a_t = sigmoid(W x_t + b), in float32."""
+
+    resets_at_documents = True
 
     class Config(ComponentConfig):
         kind: Literal["ema"] = "ema"
@@ -102,6 +115,7 @@ class ExponentialMovingAverageBypass(Bypass):
         inputs = (1 - gates) * x.float()
         if state is None:
             return gated_scan(gates, inputs).to(x.dtype)
+        gates = in_document(gates, 1, document_positions(state))
         history: Any = state["average"]
         # Autograd keeps the history for the gates' gradient: a copy, because the state moves on before that.
         first = inputs[:, :1] + gates[:, :1] * history.clone()

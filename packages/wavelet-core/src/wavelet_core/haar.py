@@ -9,7 +9,7 @@ from torch import Tensor
 
 from wavelet_core.config import ComponentConfig, ModelShape
 from wavelet_core.lifting import SQRT_HALF, DelayWavelet, FixedDelay
-from wavelet_core.state import Tree
+from wavelet_core.state import Tree, document_positions
 
 
 class HaarWavelet(DelayWavelet):
@@ -19,6 +19,8 @@ class HaarWavelet(DelayWavelet):
     (c_{k+1} + d_k) / sqrt(2). Shapes as of DelayWavelet.
     """
 
+    resets_at_documents = True
+
     class Config(ComponentConfig):
         kind: Literal["haar"] = "haar"
 
@@ -27,8 +29,9 @@ class HaarWavelet(DelayWavelet):
 
     def decompose(self, rows: Tensor, state: Tree | None = None) -> Tensor:
         details = []
+        positions = document_positions(state)
         for level in range(self.shape.levels):
-            past = self.delay(rows, level, None if state is None else state[f"level{level}"])
+            past = self.delay(rows, level, None if state is None else state[f"level{level}"], positions)
             details.append((rows - past) * SQRT_HALF)
             rows = (rows + past) * SQRT_HALF
         return torch.stack([rows, *reversed(details)], dim=2)

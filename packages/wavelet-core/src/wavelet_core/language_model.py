@@ -26,7 +26,8 @@ class LanguageModel(Protocol):
     `wavelet_core.testing.check_model` proves all of it.
 
     A family whose training windows carry something from one to the next sets `carries_window` and has
-    `begin_window(state)`, which starts the next window of the same text.
+    `begin_window(state)`, which starts the next window of the same text. One that can keep documents apart inside a
+    window has `resets_at_documents = True` (see `wavelet_core.state`).
 
     Shapes: tokens and targets (B, T), hidden (B, T, C), logits (B, T, V).
     """

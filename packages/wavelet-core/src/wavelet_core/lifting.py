@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from wavelet_core.computed import Computed
 from wavelet_core.config import ComponentConfig, ModelShape
 from wavelet_core.linear import Linear
-from wavelet_core.state import Tree, move_on
+from wavelet_core.state import Tree, document_positions, in_document, move_on
 
 SQRT_HALF = math.sqrt(0.5)
 SQRT_TWO = math.sqrt(2.0)
@@ -39,8 +39,11 @@ class FixedDelay(nn.Module):
         """The oldest position that level k reads, counted back from the present one."""
         return 1 << level
 
-    def forward(self, rows: Tensor, level: int, history: Tensor | None = None) -> Tensor:
-        return with_history(rows, history, self.reach(level))[:, : rows.shape[1]]
+    def forward(
+        self, rows: Tensor, level: int, history: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        past = with_history(rows, history, self.reach(level))[:, : rows.shape[1]]
+        return in_document(past, self.reach(level), positions)
 
 
 class WaveletCrawl(Computed):
@@ -69,15 +72,18 @@ class WaveletCrawl(Computed):
         """The weights (L, K) of every level's look-backs, the furthest first."""
         return self.theta.softmax(-1).flip(-1)
 
-    def forward(self, rows: Tensor, level: int, history: Tensor | None = None) -> Tensor:
-        extended = with_history(rows, history, self.reach(level))
+    def forward(
+        self, rows: Tensor, level: int, history: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        reach = self.reach(level)
+        extended = with_history(rows, history, reach)
         weights = self.computed()[level].to(rows.dtype)
         length = rows.shape[1]
-        if length == 1:
+        if length == 1 and positions is None:
             return torch.bmm(weights.expand(len(rows), 1, self.size), extended[:, : self.size])
-        past = weights[0] * extended[:, :length]
+        past = weights[0] * in_document(extended[:, :length], reach, positions)
         for start in range(1, self.size):
-            past = past + weights[start] * extended[:, start : start + length]
+            past = past + weights[start] * in_document(extended[:, start : start + length], reach - start, positions)
         return past
 
 
@@ -136,6 +142,8 @@ class LiftingWavelet(DelayWavelet):
     Reconstruction runs the update steps backwards, so untouched coefficients give the input back exactly, whatever
     the networks are. Shapes as of DelayWavelet.
     """
+
+    resets_at_documents = True
 
     class Config(ComponentConfig):
         kind: Literal["lifting"] = "lifting"
@@ -209,10 +217,11 @@ class LiftingWavelet(DelayWavelet):
 
     def decompose(self, rows: Tensor, state: Tree | None = None) -> Tensor:
         approximation = rows
+        positions = document_positions(state)
         details = []
         for level, (predict, update) in enumerate(zip(self.predict, self.update, strict=True)):
             history = None if state is None else state[f"level{level}"]
-            past = self.delay(approximation, level, history)
+            past = self.delay(approximation, level, history, positions)
             detail = (past - predict(approximation)).mul_(SQRT_HALF)
             approximation = (approximation + update(detail)).mul_(SQRT_HALF)
             details.append(detail)

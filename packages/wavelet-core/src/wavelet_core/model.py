@@ -14,7 +14,7 @@ from wavelet_core.gradient_checkpointing import run_checkpointed
 from wavelet_core.language_model import cross_entropy
 from wavelet_core.linear import Linear
 from wavelet_core.registry import build
-from wavelet_core.state import State, Tree
+from wavelet_core.state import State, Tree, document_positions
 from wavelet_core.stochastic_depth import StochasticDepth
 
 
@@ -26,6 +26,7 @@ class WaveletLM(nn.Module, Pretrained):
     """
 
     Config = ModelConfig
+    resets_at_documents = True
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -134,9 +135,12 @@ class WaveletLM(nn.Module, Pretrained):
         """The normalised output (B, T, C) of every pass of the stack over its own output."""
         embedding = self.embed(tokens)
         x = self.embedding_dropout(embedding) if self.training else embedding
-        trees: Any = {} if state is None else state.tree["blocks"]
-        window: Any = None if state is None else state.tree.get("window")
+        tree: Any = {} if state is None else state.chunk_tree
+        trees, window = tree.get("blocks", {}), tree.get("window")
         mean = None if window is None else window["carried_mean"].clone()
+        if mean is not None and (positions := document_positions(window)) is not None:
+            earlier = positions > torch.arange(tokens.shape[1], device=tokens.device)
+            mean = mean * earlier.unsqueeze(-1)  # a document that begins in this window has none
         kept = self.draw_depth()
         for index in range(self.config.loop_iterations * self.config.layers):
             x, mean = self.apply_block(index, x, embedding, mean, trees.get(str(index)), kept)

@@ -23,6 +23,8 @@ class MultiBasisWavelet(nn.Module):
     round.
     """
 
+    resets_at_documents = True
+
     class Config(ComponentConfig):
         kind: Literal["multi_basis"] = "multi_basis"
         bases: list[LiftingWavelet.Config] = Field(

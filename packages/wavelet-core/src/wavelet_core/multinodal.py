@@ -89,6 +89,7 @@ class MultinodalLM(nn.Module, Pretrained):
     """
 
     Config = MultinodalConfig
+    resets_at_documents = True
 
     def __init__(self, config: MultinodalConfig):
         super().__init__()
@@ -126,7 +127,10 @@ class MultinodalLM(nn.Module, Pretrained):
         """Every cell's part of the state."""
         if state is None:
             return [None] * len(self.cells)
-        return [State(tree, state.batch_size) for tree in state.tree.values()]  # type: ignore[arg-type]
+        parts = [State(tree, state.batch_size) for tree in state.tree.values()]  # type: ignore[arg-type]
+        for part in parts:
+            part.document_positions = state.document_positions
+        return parts
 
     @property
     def carries_window(self) -> bool:
@@ -175,7 +179,7 @@ class MultinodalLM(nn.Module, Pretrained):
 
     def _gated(self, cells: list[Any], tokens: Tensor, states: list[Any]) -> Iterator[tuple[Tensor, ...]]:
         assert self.gates is not None
-        trees = [{} if state is None else state.tree["blocks"] for state in states]
+        trees = [{} if state is None else state.chunk_tree["blocks"] for state in states]
         hidden = [cell.embedding_dropout(cell.embed(tokens)) for cell in cells]
         means: list[Tensor | None] = [None] * len(hidden)
         kept = [cell.draw_depth() for cell in cells]

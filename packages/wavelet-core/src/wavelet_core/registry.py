@@ -25,6 +25,7 @@ KINDS = (
     "dataset",
     "optimizer",
     "schedule",
+    "logger",
     "format",
     "quantizer",
     "kernel",

@@ -4,6 +4,9 @@ Every stateful module has `new_state(batch_size, device, dtype)`, which returns 
 (or of such dictionaries), all zeros, and takes that dictionary in `forward(..., state)`, where it reads its history
 and overwrites it in place, by `move_on` where it can: then the state can also go back. Per-position modules have no
 `new_state` and take no state. `State` holds the tree of a whole model.
+
+A chunk may hold the beginnings of documents, before which nothing may be read (`document_positions` of a state). A
+stateful module that can do this has `resets_at_documents = True` and asks `document_positions(state)`.
 """
 
 from __future__ import annotations
@@ -63,6 +66,44 @@ def move_on(history: Tensor, rows: Tensor) -> None:
         recording.rows[id(history)] = history, rows
 
 
+DOCUMENT_POSITIONS = "document_positions"
+
+
+def document_positions(state: Tree | None) -> Tensor | None:
+    """(B, T), how many tokens of its document stand before each position of the chunk; None where nothing is reset.
+
+    Whatever a position reads has to lie at most so far back: what stood before, in the chunk or in the history, is
+    another document's.
+    """
+    positions: Any = None if state is None else state.get(DOCUMENT_POSITIONS)
+    return positions
+
+
+def in_document(past: Tensor, distance: int, positions: Tensor | None) -> Tensor:
+    """Rows (B, T, ...) from `distance` positions back, zero where another document was read then."""
+    if positions is None:
+        return past
+    outside = positions < distance
+    return past.masked_fill(outside.view(*outside.shape, *[1] * (past.dim() - 2)), 0)
+
+
+def _with_positions(tree: Tree, positions: Tensor) -> Tree:
+    """The same tensors, and the positions in every dictionary that holds something."""
+    filled: Tree = {
+        key: _with_positions(node, positions) if isinstance(node, dict) else node for key, node in tree.items()
+    }
+    return {**filled, DOCUMENT_POSITIONS: positions} if filled else filled
+
+
+def without_reset(model: nn.Module) -> dict[str, nn.Module]:
+    """The stateful modules of a model, itself included, that do not say that they can reset at documents, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if is_stateful(module) and not getattr(module, "resets_at_documents", False)
+    }
+
+
 class Recording:
     """What `move_on` wrote while a state read a chunk."""
 
@@ -99,11 +140,22 @@ class State:
 
     Rows are independent of each other: they may have read different numbers of tokens, and can be selected,
     repeated, joined and reset alone. All memory is allocated when the state is made; going on never grows it.
+
+    document_positions: (B, T) int64, of the chunk that is read next, how many tokens of its document stand before each
+    position. Set it to let nothing cross the beginning of a document, as if each were read from silence. Only for
+    models without a part `without_reset`, and kept up for all that the state reads until it is reset.
     """
+
+    document_positions: Tensor | None = None
 
     def __init__(self, tree: Tree, batch_size: int):
         self.tree = tree
         self.batch_size = batch_size
+
+    @property
+    def chunk_tree(self) -> Tree:
+        """The tree as parts take it for the next chunk."""
+        return self.tree if self.document_positions is None else _with_positions(self.tree, self.document_positions)
 
     def _map(self, function: Callable[[Tensor], Tensor], batch_size: int | None = None) -> State:
         return State(map_tree(function, self.tree), self.batch_size if batch_size is None else batch_size)

@@ -31,6 +31,8 @@ class FastWeightProductKeyMemory(ProductKeyTable):
     position with R values read at each.
     """
 
+    resets_at_documents = True
+
     class Config(ProductKeyConfig):
         kind: Literal["fast_weight_product_key"] = "fast_weight_product_key"
         inference_updates: bool = Field(False, description="update the value deltas while a text is read with a state")

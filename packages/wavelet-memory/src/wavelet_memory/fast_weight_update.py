@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from wavelet_core.state import Tree
+from wavelet_core.state import Tree, document_positions
 
 
 def update_deltas(
@@ -28,14 +28,15 @@ def update_deltas(
 def read_and_update(q: Tensor, read: Tensor, row: Tensor, weight: Tensor, state: Tree, learning_rate: float) -> Tensor:
     """What the deltas add to each position's read (B, T, C), moving the state of a fast-weight memory on.
 
-    Shapes: q and read (B, T, C), the read from the slow values; row and weight (B, T, R).
+    A document that begins in the chunk begins without deltas. Shapes: q and read (B, T, C), the read from the slow
+    values; row and weight (B, T, R).
     """
     pending = state["pending"]
     assert isinstance(pending, dict)
     arguments = [tensor.detach() for tensor in (q, read, row, weight)]
     buffers = [pending[name] for name in ("query", "read", "row", "weight")]
     return torch.ops.wavelet_memory.read_and_update(
-        *arguments, state["deltas"], *buffers, state["count"], learning_rate
+        *arguments, state["deltas"], *buffers, state["count"], learning_rate, document_positions(state)
     )
 
 
@@ -51,6 +52,7 @@ def _walk(
     pending_weight: Tensor,
     count: Tensor,
     learning_rate: float,
+    document_positions: Tensor | None = None,
 ) -> Tensor:
     """The body of `read_and_update`: part by part, each up to the next end of a chunk in any row."""
     batch, length, _ = q.shape
@@ -61,10 +63,15 @@ def _walk(
     table_row = row + batch_rows.unsqueeze(-1) * deltas.shape[1]
     weight = weight.to(deltas.dtype)
     learned = torch.empty(q.shape, dtype=deltas.dtype, device=q.device)
+    begins = None if document_positions is None else document_positions == 0
+    borders = [] if begins is None else begins.any(0).nonzero().flatten().tolist()
     start = 0
     while start < length:
+        if begins is not None:
+            deltas[begins[:, start]] = 0
+            count[begins[:, start]] = 0
         # Until the first row ends its chunk nobody's deltas change, so that all these positions are read at once.
-        stop = min(length, start + chunk - int(count.max()))
+        stop = min(length, start + chunk - int(count.max()), *(border for border in borders if border > start))
         part = slice(start, stop)
         learned[:, part] = F.embedding_bag(
             table_row[:, part].flatten(0, 1), table, per_sample_weights=weight[:, part].flatten(0, 1), mode="sum"
@@ -85,7 +92,7 @@ def _walk(
 
 
 def _shape_of_walk(
-    q: Tensor, read: Tensor, row: Tensor, weight: Tensor, deltas: Tensor, *rest: Tensor | float
+    q: Tensor, read: Tensor, row: Tensor, weight: Tensor, deltas: Tensor, *rest: Tensor | float | None
 ) -> Tensor:
     """What `torch.compile` needs to know of the result: float32 or wider, like the deltas."""
     return torch.empty(q.shape, dtype=deltas.dtype, device=q.device)

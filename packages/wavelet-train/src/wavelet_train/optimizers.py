@@ -1,43 +1,21 @@
 """Optimizers: components of kind `optimizer`.
 
 Each is a `torch.optim.Optimizer` built as `(config, named_parameters, lr)`; plugins add their own in the same way.
-The learning rate is the schedule's: the trainer writes it into every parameter group before each step.
+The learning rate is the schedule's: before each step the trainer writes it into every parameter group, times the
+group's `lr_factor` where it has one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
 
-from wavelet_core.config import ComponentConfig
-
-NamedParameters = Iterable[tuple[str, nn.Parameter]]
-
-DECAYED = "all: every parameter decays; matrices: those with two or more dimensions (not biases, norms, scalars)"
+from wavelet_train.parameter_groups import DECAYED, GroupedConfig, NamedParameters, parameter_groups
 
 
-class DecayConfig(ComponentConfig):
-    """What every optimizer of ours has: weight decay and a choice of what decays."""
-
-    weight_decay: float = Field(0.0, ge=0, description="weight decay; how it enters is the optimizer's")
-    decayed: Literal["all", "matrices"] = Field("all", description=DECAYED)
-
-
-def parameter_groups(config: DecayConfig, named_parameters: NamedParameters) -> list[dict[str, Any]]:
-    """At most two groups: what decays and what does not, in the order given."""
-    trained = [parameter for _, parameter in named_parameters if parameter.requires_grad]
-    least_dimensions = 0 if config.decayed == "all" else 2
-    decays = [parameter for parameter in trained if parameter.dim() >= least_dimensions]
-    others = [parameter for parameter in trained if parameter.dim() < least_dimensions]
-    groups = [{"params": decays, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
-
-
-def _all_on(groups: list[dict[str, Any]], device_types: tuple[str, ...]) -> bool:
+def all_on(groups: list[dict[str, Any]], device_types: tuple[str, ...]) -> bool:
     return all(parameter.device.type in device_types for group in groups for parameter in group["params"])
 
 
@@ -47,7 +25,7 @@ class AdamW(torch.optim.AdamW):
     One fused update per step on processors and CUDA devices, torch's own choice elsewhere.
     """
 
-    class Config(DecayConfig):
+    class Config(GroupedConfig):
         kind: Literal["adamw"] = "adamw"
         beta1: float = Field(0.9, ge=0, lt=1, description="decay of the running mean of gradients, per step")
         beta2: float = Field(0.99, ge=0, lt=1, description="decay of the running mean of squared gradients, per step")
@@ -59,7 +37,7 @@ class AdamW(torch.optim.AdamW):
 
     def __init__(self, config: Config, named_parameters: NamedParameters, lr: float):
         groups = parameter_groups(config, named_parameters)
-        fused = True if _all_on(groups, ("cpu", "cuda")) else None
+        fused = True if all_on(groups, ("cpu", "cuda")) else None
         super().__init__(groups, lr=lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=fused)
 
 
@@ -70,7 +48,7 @@ class Adagrad(torch.optim.Adagrad):
     per step on processors, one per operation for all parameters (`foreach`) on CUDA devices.
     """
 
-    class Config(DecayConfig):
+    class Config(GroupedConfig):
         kind: Literal["adagrad"] = "adagrad"
         eps: float = Field(1e-10, gt=0, description="added to the root of the sum of squared gradients")
         lr_decay: float = Field(0.0, ge=0, description="step n uses lr / (1 + lr_decay * n), on top of the schedule")
@@ -85,5 +63,5 @@ class Adagrad(torch.optim.Adagrad):
             eps=config.eps,
             lr_decay=config.lr_decay,
             initial_accumulator_value=config.initial_accumulator,
-            fused=True if _all_on(groups, ("cpu",)) else None,
+            fused=True if all_on(groups, ("cpu",)) else None,
         )

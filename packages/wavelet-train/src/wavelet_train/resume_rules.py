@@ -33,7 +33,10 @@ MAY_CHANGE = (
     "train.optimizer",
     "train.schedule",
     "train.gradient_clipping",
+    "train.weight_average",
     "train.log_every",
+    "train.log_gradient_norms",
+    "train.loggers",
     "train.validate_every",
     "train.validation_tokens",
     "train.checkpoint_every",
@@ -48,6 +51,8 @@ FIXED = {
     "train.seed": "it decided the initial weights; the random generators go on from where they are",
     "train.optimizer.kind": "the state kept of every parameter is the other optimizer's",
     "train.optimizer.initial_accumulator": "the sums have long started",
+    "train.optimizer.matrices": "the state kept of a parameter is that of what moved it, Muon or AdamW",
+    "train.optimizer.adamw": "the state kept of a parameter is that of what moved it, Muon or AdamW",
 }
 
 # The path under which a changed text stands among the changes.

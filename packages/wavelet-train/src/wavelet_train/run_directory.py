@@ -9,7 +9,6 @@ last/            the newest one, with `trainer/`, from which the run resumes exa
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from wavelet_core.checkpoint import CONFIG_FILE as CHECKPOINT_CONFIG_FILE
 from wavelet_core.checkpoint import read_config, save_checkpoint, verify_checkpoint
 from wavelet_core.tensor_files import CheckpointError
 from wavelet_core.tokenizers import Tokenizer, checkpoint_tokenizer
+from wavelet_train.json_values import json_value
 from wavelet_train.run_config import RunConfig, dump, run_config
 from wavelet_train.training_state import DIRECTORY, STATE_FILE, TrainingState, read_state
 
@@ -49,11 +49,7 @@ class MetricsFile:
 
     def write(self, **values: Any) -> None:
         """Append one line, or nothing. Numbers that JSON does not have (infinity, not a number) become null."""
-        finite = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in values.items()
-        }
-        append_whole(self.path, f"{json.dumps(finite)}\n".encode())
+        append_whole(self.path, f"{json.dumps(json_value(values))}\n".encode())
 
 
 @dataclass(frozen=True)

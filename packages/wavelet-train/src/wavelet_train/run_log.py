@@ -1,13 +1,14 @@
-"""What a run says while it is trained: on stderr to people, in metrics.jsonl to programs."""
+"""What a run says while it is trained: on stderr to people, in records to programs."""
 
 from __future__ import annotations
 
 import time
 
 from wavelet_train.evaluation import Evaluation
+from wavelet_train.gradient_norms import PartNorms
 from wavelet_train.progress import Progress
 from wavelet_train.quantities import duration
-from wavelet_train.run_directory import MetricsFile
+from wavelet_train.run_records import RunRecords
 from wavelet_train.training_state import Counters
 
 # What the time that a run will take is told from.
@@ -15,12 +16,12 @@ FIRST_STEPS, FIRST_SECONDS = 3, 2.0
 
 
 class RunLog(Progress):
-    """Progress of a run in tokens, and its lines of metrics."""
+    """Progress of a run in tokens, and its records."""
 
-    def __init__(self, metrics: MetricsFile, counters: Counters, tokens_per_step: int):
+    def __init__(self, records: RunRecords, counters: Counters, tokens_per_step: int):
         left = (counters.steps - counters.step) * tokens_per_step
         super().__init__("training", counters.tokens + left, " tokens", counters.tokens)
-        self.metrics, self.counters = metrics, counters
+        self.records, self.counters = records, counters
         self._first_step: tuple[int, float] | None = None
         self._told_time = False
         self.restart_clock()
@@ -46,10 +47,10 @@ class RunLog(Progress):
             time_left = duration(left * seconds / steps)
             self.message(f"The {left:,} steps that are left will take about {time_left}, validations not counted")
 
-    def step(self, lr: float, gradient_norm: float) -> None:
-        """A line of metrics about the steps since the last one."""
+    def step(self, lr: float, gradient_norm: float, part_norms: PartNorms | None) -> None:
+        """A record of the steps since the last one; part_norms: None leaves them out."""
         counters = self.counters
-        self.metrics.write(
+        self.records.write(
             event="train",
             step=counters.step,
             tokens=counters.tokens,
@@ -57,14 +58,15 @@ class RunLog(Progress):
             lr=lr,
             gradient_norm=gradient_norm,
             tokens_per_second=(counters.tokens - self._since_tokens) / (time.monotonic() - self._since),
+            **({} if part_norms is None else {"gradient_norms": part_norms}),
         )
         counters.loss_sum, counters.loss_steps = 0.0, 0
         self.restart_clock()
 
     def validation(self, result: Evaluation, seconds: float) -> None:
-        """A line of metrics about a validation."""
+        """A record of a validation."""
         self._first_step = None
-        self.metrics.write(event="validation", step=self.counters.step, **result.as_dict(), seconds=seconds)
+        self.records.write(event="validation", step=self.counters.step, **result.as_dict(), seconds=seconds)
 
     def validated(self, result: Evaluation, best: bool) -> None:
         """A line for people, once its checkpoints are there."""

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 class RunPlan:
     """Sizes are in bytes, times in seconds.
 
-    data: what the data set is called. tokenizer, model: their kinds. step: steps done already, of `steps`. last_bytes:
+    data: what the data set is called. tokenizer, model: their kinds. optimizer: its kind, or how it splits the
+    parameters where it does. step: steps done already, of `steps`. last_bytes:
     None where the optimizer does not tell what it will keep. disk_needed: beyond what is used now, while a save has the
     old checkpoint and the new one. seconds: what all that is left should take, None where that was not measured.
     """
@@ -42,6 +43,7 @@ class RunPlan:
     vocabulary_size: int
     model: str
     parameters: int
+    optimizer: str
     device: str
     precision: str
     threads: int
@@ -75,6 +77,7 @@ class RunPlan:
             ("", f"{self.validation_tokens:,} tokens for validation"),
             ("tokenizer", f"{self.tokenizer}, vocabulary {self.vocabulary_size:,}"),
             ("model", f"{self.model}, {self.parameters:,} parameters"),
+            ("optimizer", self.optimizer),
             ("training", training),
             ("computing", f"on {self.device} in {self.precision}, processor threads: {self.threads}"),
             ("disk", f"{disk}, {byte_size(self.disk_free)} free"),
@@ -112,6 +115,7 @@ def make_plan(trainer: Trainer) -> RunPlan:
         vocabulary_size=data.tokenizer.vocabulary_size,
         model=run.model.kind,
         parameters=sum(parameter.numel() for parameter in trainer.parameters.values()),
+        optimizer=trainer.optimizer.describe() if hasattr(trainer.optimizer, "describe") else run.train.optimizer.kind,
         device=str(trainer.device),
         precision=str(trainer.dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from wavelet_core.config import ComponentConfig
 
@@ -70,3 +70,37 @@ class Cosine(Linear):
     def after_warmup(self, progress: float) -> float:
         final = self.config.final_lr
         return final + (self.peak - final) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+
+
+class WarmupStableDecay(Constant):
+    """Linear warm-up, the peak, and in the last steps a fall to `final_lr` (Hu et al. 2024, "MiniCPM").
+
+    Between warm-up and fall the number of steps makes no difference: a run that is resumed there with more of them has
+    lost nothing.
+    """
+
+    class Config(DecayConfig):
+        kind: Literal["warmup_stable_decay"] = "warmup_stable_decay"
+        decay: float = Field(0.2, gt=0, le=1, description="fraction of all optimizer steps in which the rate falls")
+        shape: Literal["linear", "square_root"] = Field(
+            "linear",
+            description="what is left of the peak above final_lr after a share x of the fall: 1 - x, or 1 - sqrt(x)",
+        )
+
+        @model_validator(mode="after")
+        def _check_fractions(self) -> WarmupStableDecay.Config:
+            if self.warmup + self.decay > 1:
+                raise ValueError(
+                    f"warmup={self.warmup:g} and decay={self.decay:g} are more than the whole run together; lower one"
+                )
+            return self
+
+    config: Config
+
+    def after_warmup(self, progress: float) -> float:
+        stable = 1 - self.config.decay / (1 - self.config.warmup)
+        if progress <= stable:
+            return self.peak
+        fall = min(1.0, (progress - stable) / (1 - stable))
+        left = 1 - (fall if self.config.shape == "linear" else math.sqrt(fall))
+        return self.config.final_lr + (self.peak - self.config.final_lr) * left

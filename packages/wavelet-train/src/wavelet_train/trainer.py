@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ from wavelet_core.tokenizers import Tokenizer
 from wavelet_train.allocator import keep_freed_memory
 from wavelet_train.data import PreparedData
 from wavelet_train.evaluation import Evaluation, evaluate
+from wavelet_train.gradient_norms import PartNorms, gradient_norms, parts_of
 from wavelet_train.interruption import StopOnSignal, Stopped
+from wavelet_train.logger import LoggedRun
 from wavelet_train.precision import autocast, resolve_precision
 from wavelet_train.progress import Progress
 from wavelet_train.report import Report, make_report
@@ -34,6 +37,7 @@ from wavelet_train.run_directory import RunDirectory
 from wavelet_train.run_lock import run_lock
 from wavelet_train.run_log import RunLog
 from wavelet_train.run_plan import RunPlan, expected_seconds, make_plan
+from wavelet_train.run_records import RunRecords
 from wavelet_train.training_loss import TrainingLoss
 from wavelet_train.training_state import (
     DIRECTORY,
@@ -47,6 +51,8 @@ from wavelet_train.training_state import (
     restore_optimizer,
     write_state,
 )
+from wavelet_train.weight_average import PREFIX as AVERAGE
+from wavelet_train.weight_average import WeightAverage
 from wavelet_train.windows import ConsecutiveWindows, RandomWindows
 
 OnValidation = Callable[[int, int, Evaluation], None]
@@ -98,7 +104,8 @@ def train(
         if not resume:
             directory.clear()
         trainer.on_validation = on_validation
-        return trainer.run_to_the_end()
+        with trainer.records:
+            return trainer.run_to_the_end()
 
 
 def plan_training(
@@ -167,6 +174,8 @@ class Trainer:
 
         self.optimizer = build("optimizer", config.optimizer, list(self.parameters.items()), config.lr)
         self.schedule = build("schedule", config.schedule, config.lr, steps)
+        averaging = config.weight_average
+        self.average = None if averaging is None else WeightAverage(averaging, self.parameters)
         # The small gradients of float16 would vanish without it.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         if threads is not None and threads > available_processors():
@@ -176,6 +185,9 @@ class Trainer:
         self.changes: Changes = {}
         self.earlier_report: Report | None = None
         self.on_validation: OnValidation = lambda step, steps, result: None
+        self.records = RunRecords([build("logger", each) for each in config.loggers])
+        self.parts = parts_of(self.model) if config.log_gradient_norms else None
+        self.part_norms: PartNorms | None = None
 
     def _windows(self, context_length: int) -> RandomWindows | ConsecutiveWindows:
         """Consecutive text for a model that carries state from window to window, random windows for any other."""
@@ -200,11 +212,12 @@ class Trainer:
             )
             return TrainingResult(path, counters.step, self.steps, report=self.earlier_report)
         self.directory.begin(self.run, counters.metrics_size)
+        self.records.begin(self.directory.metrics, LoggedRun(path, self.run.model_dump(mode="json"), counters.step))
         if self.changes:
-            self.directory.metrics.write(event="changes", step=counters.step, fields=self.changes)
+            self.records.write(event="changes", step=counters.step, fields=self.changes)
         if counters.best_step and counters.best_step == counters.step != self.directory.step_of_best():
             self._save_best()
-        log = RunLog(self.directory.metrics, counters, self.tokens_per_step)
+        log = RunLog(self.records, counters, self.tokens_per_step)
         try:
             with self.stop:
                 with log:
@@ -239,15 +252,16 @@ class Trainer:
             counters.loss_steps += 1
             log.stepped(self.tokens_per_step, f"loss {loss:.3f}")
             if self._due(config.log_every):
-                log.step(lr, gradient_norm)
+                log.step(lr, gradient_norm, self.part_norms)
 
-    def _due(self, every: int) -> bool:
-        return self.counters.step % every == 0 or self.counters.step == self.steps
+    def _due(self, every: int, steps_ahead: int = 0) -> bool:
+        step = self.counters.step + steps_ahead
+        return step % every == 0 or step == self.steps
 
     def take_step(self, lr: float) -> tuple[float, float]:
         """One optimizer step; returns the loss in nats per token and the norm of the gradient before clipping."""
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_factor", 1.0)
         total = torch.zeros((), device=self.device)
         for _ in range(self.config.accumulation):
             with autocast(self.device, self.dtype):
@@ -256,12 +270,16 @@ class Trainer:
             total += loss.detach()
         self._require_finite(total.item(), "loss", lr)
         self.scaler.unscale_(self.optimizer)
+        if self.parts is not None and self._due(self.config.log_every, steps_ahead=1):
+            self.part_norms = gradient_norms(self.parts)
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.gradient_clipping or math.inf)
         if not self.scaler.is_enabled():
             self._require_finite(norm.item(), "norm of the gradient", lr)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update()
         return total.item(), norm.item()
 
     def _next_loss(self) -> Tensor:
@@ -283,20 +301,21 @@ class Trainer:
             )
 
     def _validate(self, log: RunLog) -> None:
-        """Evaluate, write a line of metrics, save `last/`, and `best/` if it is.
+        """Evaluate, write a line of metrics, save `last/`, and `best/` if it is; with an average of the weights, that.
 
         `last/` is first: should `best/` not come to be, it is made of it when the run is resumed.
         """
         counters, started = self.counters, time.monotonic()
-        result = evaluate(
-            self.model,
-            self.data.split("validation"),
-            self.data.tokenizer,
-            batch_size=self.config.batch_size,
-            token_limit=self.config.validation_tokens,
-            dtype=self.dtype,
-            on_batch=lambda scored: self.stop.check(),
-        )
+        with self._averaged():
+            result = evaluate(
+                self.model,
+                self.data.split("validation"),
+                self.data.tokenizer,
+                batch_size=self.config.batch_size,
+                token_limit=self.config.validation_tokens,
+                dtype=self.dtype,
+                on_batch=lambda scored: self.stop.check(),
+            )
         self._require_finite(result.nats, "validation loss", self.optimizer.param_groups[0]["lr"])
         seconds = time.monotonic() - started
         counters.validated_step = counters.step
@@ -321,11 +340,16 @@ class Trainer:
                 self.stop.check()
 
             report = make_report(model, self.data, self.config, self.dtype, on_batch)
-        self.directory.metrics.write(event="report", step=self.counters.step, **report.as_dict())
+        self.records.write(event="report", step=self.counters.step, **report.as_dict())
         return report
 
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Within it the model has the weights that are evaluated and kept in `best/`."""
+        return nullcontext() if self.average is None else self.average.applied()
+
     def _save_best(self) -> None:
-        self.directory.save(self.directory.best, self.model, self.data.tokenizer, self.run, self.counters.step)
+        with self._averaged():
+            self.directory.save(self.directory.best, self.model, self.data.tokenizer, self.run, self.counters.step)
 
     def _save_last(self) -> None:
         self.counters.metrics_size = self.directory.metrics.flush()
@@ -349,6 +373,7 @@ class Trainer:
         """All tensors besides the weights that decide how the run goes on, by name, on any device."""
         return {
             **optimizer_tensors(self.optimizer, self.parameters),
+            **({} if self.average is None else self.average.tensors()),
             **{f"windows.{name}": tensor for name, tensor in self.windows.state_dict().items()},
             **{f"carried.{name}": tensor for name, tensor in self._carried_tensors().items()},
             **self._random_states(),
@@ -378,11 +403,19 @@ class Trainer:
         random = self._random_states()
         saved = {name: tensor for name, tensor in saved.items() if not name.startswith("random.") or name in random}
         saved = {**{name: state for name, state in random.items() if name != "random.cpu"}, **saved}
+        # An average of the weights may have been turned off, or on, and then starts from them.
+        if self.average is None:
+            saved = {name: tensor for name, tensor in saved.items() if not name.startswith(AVERAGE)}
+        elif not any(name.startswith(AVERAGE) for name in saved):
+            self.average.start()
+            saved.update(self.average.tensors())
         try:
             check_fit(file, self.state_tensors(), saved)
         except CheckpointError as error:
             raise CheckpointError(f"{error}\nResume with the configuration that lies beside {last}") from None
         restore_optimizer(self.optimizer, self.parameters, saved)
+        if self.average is not None:
+            self.average.restore(saved)
         for name, tensor in self._carried_tensors().items():
             tensor.copy_(saved[f"carried.{name}"])
         try:

@@ -14,6 +14,7 @@ import click
 from click.core import ParameterSource
 
 from wavelet_cli import completion
+from wavelet_cli.bench_train import train_command
 from wavelet_cli.numbers import Numbers
 from wavelet_cli.output import print_report, titled
 from wavelet_cli.shared_options import (
@@ -61,6 +62,9 @@ class Names(click.ParamType):
 @click.group("bench", short_help="Measure how fast models run here.")
 def command() -> None:
     """Measure how fast models run on this machine."""
+
+
+command.add_command(train_command)
 
 
 @command.command("decode", short_help="Measure what a decoded token costs.")

@@ -21,7 +21,8 @@ def check_component(
     also with selected and joined batch rows, gives what one pass over all of it gives; a state that is zero at the
     start and keeps its size), pass gradients to its input and to every parameter, survive a state dict and
     construction on the `meta` device, work in float32 and bfloat16, and compile without graph breaks. Its parameters
-    are moved away from their initial values for this.
+    are moved away from their initial values for this. One with `resets_at_documents` must read a document behind
+    another one as it reads it alone.
 
     A sampler must leave a token, revive none, and treat a text alike in every batch, whatever rows of its memory were
     selected, joined or copied. A tokenizer must read every text back, in any pieces, also after saving and loading.

@@ -73,7 +73,8 @@ def check_model(family: type, config: Any = None, *, unused: Sequence[str] = ())
 
     Its configuration survives a file. It is `head(hidden(tokens))`, causal, treats the rows of a batch as independent
     texts, and streams: any chunking of a text gives what one pass over all of it gives, whatever rows of states were
-    selected, joined, repeated, reset or written; a state is zero at the start and is overwritten in place. Its loss is
+    selected, joined, repeated, reset or written; a state is zero at the start and is overwritten in place. With
+    `resets_at_documents` it reads a document behind another one as it reads it alone. Its loss is
     finite and gives gradients to every parameter. It works in float32 and bfloat16, can be made on the `meta` device,
     saved and loaded as a checkpoint bit for bit, and compiles step by step without graph breaks. Generated text is that
     of whole forward passes, and generating changes nothing on the model.

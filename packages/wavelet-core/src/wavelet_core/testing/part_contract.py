@@ -95,7 +95,7 @@ class PartSubject(ModuleSubject):
         return State(new_state_of(module, batch, CPU, dtype), batch)
 
     def outputs(self, module: Any, x: Tensor, state: State | None = None) -> list[Tensor]:
-        return self.contract.run(module, x, state.tree if state is not None and is_stateful(module) else None)
+        return self.contract.run(module, x, state.chunk_tree if state is not None and is_stateful(module) else None)
 
     def backward(self, module: Any) -> None:
         x = self.input().requires_grad_()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from fnmatch import fnmatch
 from typing import Any
@@ -140,6 +141,29 @@ def _check_rows(subject: ModuleSubject, module: Any, x: Tensor, parallel: Tensor
             )
 
 
+def _check_documents(subject: ModuleSubject) -> None:
+    module, x = subject.build(), subject.input()
+    if not (is_stateful(module) and getattr(module, "resets_at_documents", False)):
+        return
+    rows = [[0, 1, 2, 17], [0, 18, 33], [0], [0, 20], [0, 5, 30, LENGTH - 1]]
+    documents = [[*starts, LENGTH] for starts in rows]
+    positions = torch.tensor([[i for a, b in itertools.pairwise(ends) for i in range(b - a)] for ends in documents])
+    remedy = "ask document_positions(state), and let a position read nothing from further back than its own"
+    with torch.no_grad(), subject.expecting("reading several documents in a window", remedy):
+        state, parts = subject.state(module), []
+        for part, places in zip(x.split([20, LENGTH - 20], 1), positions.split([20, LENGTH - 20], 1), strict=True):
+            state.document_positions = places
+            parts.append(subject.run(module, part, state))
+        for row, (found, ends) in enumerate(zip(torch.cat(parts, 1), documents, strict=True)):
+            for start, stop in itertools.pairwise(ends):
+                alone = subject.run(module, x[row : row + 1, start:stop], subject.state(module, batch=1))
+                if difference(found[start:stop], alone[0]) > TOLERANCE:
+                    subject.fail(
+                        "has resets_at_documents, but a document gives other outputs behind another one than alone",
+                        remedy,
+                    )
+
+
 def _check_gradients(subject: ModuleSubject) -> None:
     module = subject.build().train()
     remedy = "use differentiable operations, none in place on what a gradient needs: clone() a history before using it"
@@ -220,6 +244,7 @@ SHARED_CHECKS = (
     _check_causality,
     _check_state,
     _check_streaming,
+    _check_documents,
     _check_gradients,
     _check_state_dict,
     _check_meta_device,
