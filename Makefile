@@ -1,4 +1,4 @@
-# The first target that is made creates .venv and installs the five packages in it; later ones find it ready.
+# The first target that is made creates .venv and installs the packages in it; later ones find it ready.
 # Another interpreter: make PYTHON=python3.12 ...    Some tests only: make test ARGS="tests/core -k lifting"
 
 PYTHON ?= python3
