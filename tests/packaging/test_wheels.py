@@ -1,4 +1,4 @@
-"""What the five packages look like once built, and that wavelet-core works with nothing else of ours installed."""
+"""What the packages look like once built, and that wavelet-core works with nothing else of ours installed."""
 
 import email
 import email.message

@@ -57,7 +57,8 @@ class WaveletGroup(click.Group):
             return
         self._asked_plugins = True
         installed = entry_points(group="wavelet")
-        if all(entry_point.dist is not None and entry_point.dist.name in PACKAGES + PLUGINS for entry_point in installed):
+        ours = PACKAGES + PLUGINS
+        if all(entry_point.dist is not None and entry_point.dist.name in ours for entry_point in installed):
             return
         from wavelet_core.registry import registry
 
