@@ -29,9 +29,9 @@ class TrainingMemory:
     """Bytes that one of `processes` needs at the peak of a training step.
 
     gathered: parameters of the largest groups that shards are put together to (FSDP). activations: what the forward
-    pass keeps for the backward pass. flops_per_token: of the matrix products of a step, two for a multiplication and its
-    addition. Not counted: what operations and gradient checkpointing need while they run, and what an allocator holds
-    back.
+    pass keeps for the backward pass. flops_per_token: of the matrix products of a step, two for a multiplication and
+    its addition. Not counted: what operations and gradient checkpointing need while they run, and what an allocator
+    holds back.
     """
 
     parameters: int
