@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -17,6 +18,10 @@ import torch
 
 from wavelet_core import load_checkpoint
 from wavelet_core.checkpoint import named_tensors
+from wavelet_core.tensor_files import CheckpointError
+from wavelet_train import ranks, trainer
+from wavelet_train.ranks import Ranks
+from wavelet_train.run_directory import RunDirectory
 from wavelet_train.trainer import train
 
 WORKER = Path(__file__).with_name("rank_worker.py")
@@ -174,6 +179,29 @@ def test_what_cannot_be_shared_is_refused_before_a_step(train_together, tmp_path
     assert not (tmp_path / "run" / "last").exists()
 
 
+def test_a_run_of_fewer_processes_does_not_say_how_many_threads_each_takes(tiny_run, tmp_path, monkeypatch):
+    used: list[int | None] = []
+    monkeypatch.setattr(trainer, "available_processors", lambda: 4)
+    monkeypatch.setattr(trainer, "use_threads", lambda threads, *_: used.append(threads) or 1)
+    for local_count in (1, 2):
+        trainer.Trainer(tiny_run(), RunDirectory(tmp_path / "run"), threads=3, ranks=Ranks(local_count=local_count))
+    assert used == [3, None]
+
+
+def test_what_is_wrong_with_a_checkpoint_is_not_taken_for_a_lost_process(monkeypatch):
+    for name, value in environment(0, 2, 0).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(ranks.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(ranks.distributed, "new_group", lambda **_: None)
+    monkeypatch.setattr(ranks.distributed, "get_rank", lambda: 0)
+    for error, raised in (
+        (CheckpointError("runs/gloo/last is damaged"), CheckpointError),
+        (RuntimeError("[gloo] Connection closed by peer"), ranks.RankLostError),
+    ):
+        with pytest.raises(raised), ranks.joined_ranks("cpu"):
+            raise error
+
+
 def start(tmp_path: Path, *arguments: object) -> list[subprocess.Popen[str]]:
     """Two processes as torchrun starts them."""
     port = free_port()
@@ -215,6 +243,41 @@ def test_a_killed_process_ends_all_and_a_stopped_one_stops_all(tiny_run, tmp_pat
         for process in processes:
             process.kill()
             process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_kills_of_one_process_or_of_all_lose_nothing(tiny_run, tmp_path, read_metrics, parallel):
+    """The run ends bit for bit as one that nobody killed."""
+    tiny_run()
+    kills, run = int(os.environ.get("WAVELET_TEST_KILLS", "20")), tmp_path / "run"
+    fields = {"parallel": parallel, "steps": 20 * kills + 20, "checkpoint_every": 5, "validate_every": 50}
+    overrides = [f"--set=train.{name}={value}" for name, value in fields.items()]
+    configured = ["tiny.yaml", "--set=model.embedding_dropout=0.2", *overrides]
+    chance = random.Random(parallel)
+    for number in range(kills):
+        saved = _saved_step(run)
+        processes = start(tmp_path, *(("--resume", run) if saved else (*configured, "--out", run)))
+        try:
+            _wait_for_a_save(run, processes, saved + chance.choice([0, 5, 10]))
+            time.sleep(chance.uniform(0, 0.1))
+            killed = processes if number % 2 else [chance.choice(processes)]
+            for process in killed:
+                process.kill()
+            for process in processes:
+                _, errors = process.communicate(timeout=120)
+                assert "Traceback" not in errors
+                assert process.returncode == (-signal.SIGKILL if process in killed else 1), errors
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+    for arguments in (("--resume", run), (*configured, "--out", "through")):
+        processes = start(tmp_path, *arguments)
+        assert [(process.communicate()[1], process.returncode)[1] for process in processes] == [0, 0]
+    assert read_metrics(run) == read_metrics(tmp_path / "through")
+    for file in ("model.safetensors", "trainer/state.safetensors"):
+        assert (run / "last" / file).read_bytes() == (tmp_path / "through" / "last" / file).read_bytes()
 
 
 def _saved_step(run: Path) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor, distributed
 
 from wavelet_core.config import ConfigurationError
 from wavelet_core.devices import resolve_device
+from wavelet_core.tensor_files import CheckpointError
 
 Result = TypeVar("Result")
 
@@ -32,13 +33,14 @@ class RankLostError(ConnectionError):
 class Ranks:
     """This process among those that train together. Without arguments: the only one.
 
-    rank: its number, of `count`; the first is 0, and only that one writes files and speaks. local_rank: its number on
-    its machine. control: the group through which they agree, whatever device they compute on.
+    rank: its number, of `count`; the first is 0, and only that one writes files and speaks. local_rank, local_count:
+    the same on its machine. control: the group through which they agree, whatever device they compute on.
     """
 
     rank: int = 0
     count: int = 1
     local_rank: int = 0
+    local_count: int = 1
     control: Any = None
 
     @property
@@ -136,9 +138,10 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
     control = distributed.new_group(backend="gloo", timeout=PATIENCE)
     rank = distributed.get_rank()
     try:
-        yield Ranks(rank, count, int(os.environ.get("LOCAL_RANK", rank)), control)
+        local = (int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", count)))
+        yield Ranks(rank, count, *local, control)
     except RuntimeError as error:
-        if not LOST.search(str(error)):
+        if isinstance(error, CheckpointError) or not LOST.search(str(error)):
             raise
         raise RankLostError(
             f"process {rank} of {count} ends: another process has ended or does not answer. Nothing that was saved is "

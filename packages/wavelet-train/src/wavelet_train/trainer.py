@@ -214,8 +214,8 @@ class Trainer:
         self.average = None if averaging is None else WeightAverage(averaging, self.parameters)
         # The small gradients of float16 would vanish without it.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        if threads is not None and threads > available_processors():
-            threads = None  # the run comes from a larger machine
+        if threads is not None and threads * ranks.local_count > available_processors():
+            threads = None  # the run comes from a larger machine, or from fewer processes
         positions = local_batch_size * model_config.context_length
         background = config.background_saves
         self.writer = CheckpointWriter(self.device.type != "cpu" if background is None else background)
