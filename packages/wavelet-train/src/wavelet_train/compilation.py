@@ -136,7 +136,7 @@ def _try(trainer: Trainer, eager: float, file: Path) -> str:
 
 
 def _expected(eager: float) -> StepTimes:
-    """What to expect of a model that was never compiled here: a little less than docs/benchmarks.md has."""
+    """What to assume of a model that was never compiled here, until that is measured."""
     return StepTimes(eager, eager / 1.3, 90.0)
 
 
