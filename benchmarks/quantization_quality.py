@@ -29,7 +29,7 @@ from wavelet_quant.calibration import collect_hessians, draw_windows
 from wavelet_train.data import DataConfig, PreparedData
 from wavelet_train.evaluation import evaluate
 from wavelet_train.tables import table
-from wavelet_train.token_cache import TokenSplit
+from wavelet_train.token_split import TokenSplit
 
 BATCH = 8
 HALF = {"rules": [{"modules": "*", "format": {"kind": "dense", "dtype": "bfloat16"}}]}

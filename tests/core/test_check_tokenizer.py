@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from array import array
 from typing import Literal
 
 import pytest
@@ -115,10 +116,9 @@ class Stateful(Plain):
         return [*super().encode(text), *([32] if self.calls % 2 == 0 else [])]
 
 
-class PadsBatches(Plain):
-    def encode_batch(self, texts):
-        longest = max(map(len, texts))
-        return [self.encode(text.ljust(longest)) for text in texts]
+class OtherBuffer(Plain):
+    def encode_buffer(self, text):
+        return array("I", self.encode(text.strip()))
 
 
 class Lowers(Plain):
@@ -200,7 +200,7 @@ class SavesTheTime(Plain):
         (TooManyIds, "but has 200 ids", "count special tokens"),
         (ReadsSpecialTokens, "to its end-of-text token", "ordinary text"),
         (Stateful, "otherwise the second time", "keep nothing between calls"),
-        (PadsBatches, "gives other ids in encode_batch", "on that text alone"),
+        (OtherBuffer, "gives other ids in encode_buffer than in encode", "do the same"),
         (Lowers, "reads 'The owl found nothing.' back as 'the owl found nothing.'", "normalize nothing"),
         (SpacesBetween, "gives other bytes for the ids of", "on that token alone"),
         (ReplacesInStream, "streams '' otherwise than it decodes it", "keep the default"),

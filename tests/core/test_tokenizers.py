@@ -26,6 +26,7 @@ from wavelet_core.tokenizers import (
     load_tokenizer,
     read_description,
 )
+from wavelet_core.tokenizers import _EncodingTokenizer as EncodingTokenizer
 
 MERGES = [b" t", b"he", b" the", b"  ", b"    ", b"\xc3\xa9", b"in", b"ing", b"wavelet"]
 
@@ -132,11 +133,61 @@ def test_end_of_text_is_the_last_token_and_its_name_is_ordinary_text() -> None:
     assert tokenizer.decode([tokenizer.end_of_text]) == "<|endoftext|>"
 
 
-@given(any_tokenizer, st.text(st.sampled_from(" \n\tab.'é\u3000\x85"), max_size=60), st.integers(1, 10))
+# What split patterns tell apart: letters with and without case, digits, white space, signs, apostrophes, marks.
+TRICKY_LETTERS = " \n\r\tasSlLtvreé09½.,/'_-\"\u3000\x85\x1c\u0301漢のア。\uff01\u200b"
+TRICKY = st.text(st.sampled_from(TRICKY_LETTERS), min_size=10, max_size=60)
+
+
+@given(any_tokenizer, TRICKY, st.integers(1, 10))
 def test_pieces_encode_like_the_whole_text(tokenizer: Tokenizer, text: str, size: int) -> None:
     pieces = list(tokenizer.pieces(text, size))
     assert "".join(pieces) == text
-    assert [token for ids in tokenizer.encode_batch(pieces) for token in ids] == tokenizer.encode(text)
+    assert [token for piece in pieces for token in tokenizer.encode_buffer(piece)] == tokenizer.encode(text)
+
+
+CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+SPLIT_PATTERNS = {
+    "byte_pair": GPT2_PATTERN,
+    "gpt2": r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s""",
+    "cl100k_base": r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|"""
+    r"""\s++$|\s*[\r\n]|\s+(?!\S)|\s""",
+    "o200k_base": "|".join(
+        [
+            rf"[^\r\n\p{{L}}\p{{N}}]?[\p{{Lu}}\p{{Lt}}\p{{Lm}}\p{{Lo}}\p{{M}}]*[\p{{Ll}}\p{{Lm}}\p{{Lo}}\p{{M}}]+{CONTRACTIONS}",
+            rf"[^\r\n\p{{L}}\p{{N}}]?[\p{{Lu}}\p{{Lt}}\p{{Lm}}\p{{Lo}}\p{{M}}]+[\p{{Ll}}\p{{Lm}}\p{{Lo}}\p{{M}}]*{CONTRACTIONS}",
+            r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        ]
+    ),
+}
+
+
+@pytest.mark.parametrize("pattern", SPLIT_PATTERNS)
+def test_no_split_pattern_goes_on_over_a_cut(pattern: str) -> None:
+    """With a token for every two neighbours, whatever the pattern does not part is merged."""
+    letters = [letter.encode() for letter in TRICKY_LETTERS]
+    parts = [letter[:size] for letter in letters for size in range(2, len(letter) + 1)]
+    tokens = dict.fromkeys(
+        [bytes([byte]) for byte in range(256)] + parts + [first + second for first in letters for second in letters]
+    )
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    tokenizer = EncodingTokenizer(BytePairTokenizer.Config(), pattern, SPLIT_PATTERNS[pattern], ranks, {})
+    cuts = 0
+
+    @given(TRICKY, st.integers(1, 10))
+    @settings(max_examples=300)
+    def check(text: str, size: int) -> None:
+        nonlocal cuts
+        pieces = list(tokenizer.pieces(text, size))
+        cuts += len(pieces) - 1
+        assert [token for piece in pieces for token in tokenizer.encode(piece)] == tokenizer.encode(text)
+
+    check()
+    assert cuts > 50
+
+
+def test_text_without_spaces_is_cut_at_signs_and_lines() -> None:
+    for text in ("名前、場所。" * 50, "1,2.5\n" * 50, "x=f(y)[0];" * 50):
+        assert max(map(len, byte_pair().pieces(text, size=16))) < 24
 
 
 def test_a_long_text_is_cut_into_pieces() -> None:
@@ -165,7 +216,7 @@ def test_gpt2_tokens(gpt2: TiktokenTokenizer, tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path).encode("Hello world") == [15496, 995]
 
 
-@given(st.text(st.sampled_from(" \n\tab.'é\u3000\x85"), max_size=60), st.integers(1, 10))
+@given(TRICKY, st.integers(1, 10))
 def test_gpt2_pieces_encode_like_the_whole_text(gpt2: TiktokenTokenizer, text: str, size: int) -> None:
     assert [token for piece in gpt2.pieces(text, size) for token in gpt2.encode(piece)] == gpt2.encode(text)
 

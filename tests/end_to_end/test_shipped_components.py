@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -56,9 +57,24 @@ def joined_rows(folder: Path) -> dict[str, Any]:
     return {**saved_rows(folder), "join": "\n"}
 
 
+def streamed_rows(folder: Path) -> dict[str, Any]:
+    return {**row_file(folder), "streaming": True, "text_column": "text", "max_documents": {"test": 2}}
+
+
+def row_file(folder: Path) -> dict[str, Any]:
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps({"text": f"stone {number} of many"}) + "\n" for number in range(200)))
+    return {"path": str(file), "text_column": "text"}
+
+
+def two_sources(folder: Path) -> dict[str, Any]:
+    return {"sources": [{"dataset": {"kind": "text", **read(folder)}} for read in (text_lines, row_file)]}
+
+
 OPTIONS: dict[tuple[str, str], list[Callable[[Path], dict[str, Any]]]] = {
-    ("dataset", "text"): [text_folder, text_lines, text_splits],
-    ("dataset", "hugging_face"): [saved_rows, joined_rows],
+    ("dataset", "text"): [text_folder, text_lines, text_splits, row_file],
+    ("dataset", "hugging_face"): [saved_rows, joined_rows, streamed_rows],
+    ("dataset", "mix"): [two_sources],
     ("logger", "wandb"): [lambda folder: {"mode": "offline"}],
     ("optimizer", "adagrad"): [
         lambda folder: {},

@@ -22,7 +22,7 @@ from wavelet_core.registry import RegistryError
 from wavelet_core.tensor_files import load_tensors, save_tensors
 from wavelet_core.tokenizers import BytePairTokenizer, TokenizerError, load_tokenizer
 from wavelet_train.run_config import apply_override, load_run_config
-from wavelet_train.token_cache import read_seal, write_seal
+from wavelet_train.seals import read_seal, write_seal
 from wavelet_train.training_state import Counters, DataIdentity, TrainingState, read_state, write_state
 
 # What the command line shows as a message and not as a fault of the program.

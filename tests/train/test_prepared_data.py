@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 
 from wavelet_core import ComponentConfig, ConfigurationError, hookimpl
+from wavelet_core.atomic_files import write_atomically
 from wavelet_core.cache_directory import default_cache_directory
 from wavelet_core.config import parse
 from wavelet_core.registry import RegistryError, registry
 from wavelet_core.tokenizers import BytesTokenizer, Tokenizer, TokenizerError
-from wavelet_train import token_cache
+from wavelet_train import text_pieces, token_cache, tokenizing
 from wavelet_train.data import DataConfig, PreparedData
-from wavelet_train.token_cache import token_byte_lengths
+from wavelet_train.token_split import token_byte_lengths
 
 TEXTS = {
     "train": ["the first document, of some length\n" * 20, "a second one: é 漢\n" * 30],
@@ -98,8 +99,9 @@ def test_pieces_and_batches_leave_no_trace(
 ) -> None:
     config["tokenizer"] = tokenizer
     whole = prepared(config).split("train")
-    monkeypatch.setattr(token_cache, "PIECE_SIZE", 16)
-    monkeypatch.setattr(token_cache, "BATCH_SIZE", 50)
+    monkeypatch.setattr(text_pieces, "PIECE_SIZE", 16)
+    monkeypatch.setattr(tokenizing, "TASK_SIZE", 50)
+    monkeypatch.setattr(tokenizing, "SHARD_SIZE", 200)
     pieces = prepared(config, cache_directory=config["cache_directory"] + "2").split("train")
     assert np.array_equal(whole.tokens, pieces.tokens)
     assert np.array_equal(whole.document_starts, pieces.document_starts)
@@ -215,10 +217,10 @@ def test_a_cache_that_cannot_be_written_is_read_if_it_is_whole(
         path.unlink()
         path.write_bytes(flipped(content, 5, 1))
 
-    def refuse(path: Path, write: Callable[[Path], object]) -> None:
+    def refuse(path: Path, data: bytes) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(token_cache, "write_atomically", refuse)
+    monkeypatch.setattr(tokenizing, "append_whole", refuse)
     if whole:
         assert prepared(config).split("validation").tokens.tolist() == expected
         return
@@ -232,13 +234,13 @@ def test_an_interrupted_run_leaves_no_tokens_that_count(
 ) -> None:
     data = prepared(config)
 
-    def stop(texts: list[str]) -> list[list[int]]:
+    def stop(text: str) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(data.tokenizer, "encode_batch", stop)
+    monkeypatch.setattr(data.tokenizer, "encode_buffer", stop)
     with pytest.raises(KeyboardInterrupt):
         data.split("train")
-    assert not list((tmp_path / "cache" / "tokens").rglob("*.*"))
+    assert not list((tmp_path / "cache" / "tokens").rglob("*.json"))
     assert len(prepared(config).split("train").tokens) > 0
 
 
@@ -324,7 +326,7 @@ class LetterTokenizer(Tokenizer):
         return "".join(self.letters[token] for token in ids).encode()
 
     def save(self, directory: str | Path) -> None:
-        token_cache.write_atomically(
+        write_atomically(
             Path(directory) / "tokenizer.json",
             lambda file: file.write_text(json.dumps({"kind": "letters", "letters": self.letters})),
         )

@@ -39,7 +39,7 @@ def test_learnt_pieces_shorten_text() -> None:
     assert LEARNT.vocabulary_size == 500
     assert LEARNT.end_of_text is not None
     assert len(LEARNT.encode(TEXT)) < 0.7 * len(TEXT)
-    assert LEARNT.encode_batch(["def x", TEXT]) == [LEARNT.encode("def x"), LEARNT.encode(TEXT)]
+    assert list(LEARNT.encode_buffer(TEXT)) == LEARNT.encode(TEXT)
 
 
 @pytest.mark.parametrize("algorithm", ["bpe", "unigram"])

@@ -10,7 +10,7 @@ from wavelet_core.config import parse
 from wavelet_core.tensor_files import CheckpointError
 from wavelet_core.tokenizers import Tokenizer
 from wavelet_train.data import DataConfig, PreparedData
-from wavelet_train.token_cache import TokenSplit
+from wavelet_train.token_split import TokenSplit
 
 
 def checkpoint_text(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from typing import IO, Any
 
 
@@ -22,3 +24,11 @@ def try_lock(file: IO[Any]) -> bool | None:
     except OSError:
         return None
     return True
+
+
+def is_open_file(path: Path, file: IO[Any]) -> bool:
+    """Whether the open file still lies there. Who had its lock may have removed it before it was locked here."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False

@@ -9,8 +9,9 @@ from __future__ import annotations
 import base64
 import codecs
 import json
-import os
+import re
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +33,16 @@ END_OF_TEXT = "<|endoftext|>"
 # How GPT-2 splits text before it merges bytes: contractions, words, numbers, other signs, white space.
 WHITE_SPACE_BEFORE_LAST = r"\s+(?!\S)"
 GPT2_PATTERN = rf"""'(?:[sdmt]|ll|ve|re)| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|{WHITE_SPACE_BEFORE_LAST}|\s+"""
+
+# Places in a text. Before a space after something else than white space no split pattern lets a word go on.
+BEFORE_SPACE = re.compile(r"(?<=\S)(?= )")
+# Nor does one, GPT-2's and those after it, between a letter or digit and a line end or one of these signs, which no
+# contraction begins with. Letters are those that every version of Unicode calls so, of scripts that have few spaces.
+BEFORE_SPACE_OR_SIGN = re.compile(
+    BEFORE_SPACE.pattern
+    + r"|(?<=[0-9A-Za-z\u3041-\u3094\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3])"
+    + r"(?=[\t\n\r!\"#$%&()*+,\-./:;<=>?@\[\\\]^_`{|}~\u3000-\u3002\uff01\uff0c\uff1a\uff1b\uff1f])"
+)
 
 
 class TokenizerError(ValueError):
@@ -88,14 +99,19 @@ class Tokenizer(ABC):
         """The text of some ids; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of several texts."""
-        return [self.encode(text) for text in texts]
+    def encode_buffer(self, text: str) -> Any:
+        """The ids of a text as a buffer of unsigned 32-bit integers.
+
+        Several threads call it at once for large texts; what lets other threads run meanwhile uses all processors.
+        """
+        return array("I", self.checked(self.encode(text)))
 
     def pieces(self, text: str, size: int) -> Iterator[str]:
-        """Cut a long text before spaces where that changes no token: the pieces' ids in a row are the text's ids.
+        """Cut a long text at places where that changes no token: the pieces' ids in a row are the text's ids.
 
-        size: characters that a piece should have. Tokenizers that know no such places give the text back whole.
+        size: characters that a piece should have at least; the last may have fewer. Whether a place is one to cut at
+        depends on the characters beside it alone, so that it is one whatever follows the text. Tokenizers that know no
+        such places give the text back whole.
         """
         yield text
 
@@ -137,15 +153,18 @@ def cut_before_spaces(text: str, size: int) -> Iterator[str]:
 
     A text without spaces stays whole.
     """
+    return cut_at(BEFORE_SPACE, text, size)
+
+
+def cut_at(place: re.Pattern[str], text: str, size: int) -> Iterator[str]:
+    """Parts of a text that end at the first match of `place` after `size` characters; the last one where the text does.
+
+    place: matches the empty string at a border and looks no further than one character to each side.
+    """
     start = 0
-    while len(text) - start > size:
-        cut = text.find(" ", start + size)
-        while cut != -1 and text[cut - 1].isspace():
-            cut = text.find(" ", cut + 1)
-        if cut == -1:
-            break
-        yield text[start:cut]
-        start = cut
+    while len(text) - start > size and (cut := place.search(text, start + size)) and cut.start() < len(text):
+        yield text[start : cut.start()]
+        start = cut.start()
     yield text[start:]
 
 
@@ -170,7 +189,7 @@ class BytesTokenizer(Tokenizer):
             raise TokenizerError("bytes have ids from 0 to 255; the model's vocabulary is larger than that") from None
 
     def pieces(self, text: str, size: int) -> Iterator[str]:
-        return cut_before_spaces(text, size)
+        return (text[start : start + size] for start in range(0, len(text), size))
 
 
 class TokenIds(Tokenizer):
@@ -220,9 +239,11 @@ class _EncodingTokenizer(Tokenizer):
         ids: list[int] = self.encoding.encode_ordinary(text)
         return ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        batch: list[list[int]] = self.encoding.encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
-        return batch
+    def encode_buffer(self, text: str) -> Any:
+        try:
+            return self.encoding.encode_to_numpy(text, disallowed_special=())
+        except UnicodeEncodeError:  # half a character, which `encode` replaces
+            return super().encode_buffer(text)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         ids = list(ids)
@@ -242,8 +263,8 @@ class _EncodingTokenizer(Tokenizer):
         return True
 
     def pieces(self, text: str, size: int) -> Iterator[str]:
-        # All split patterns part a sign from the space after it before any merge is looked for.
-        return cut_before_spaces(text, size)
+        # The split pattern parts them before any merge is looked for.
+        return cut_at(BEFORE_SPACE_OR_SIGN, text, size)
 
 
 class BytePairTokenizer(_EncodingTokenizer):

@@ -9,11 +9,12 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from wavelet_core.cache_directory import default_cache_directory
-from wavelet_core.config import ComponentConfig, ComponentOf, Section
+from wavelet_core.config import ComponentOf, Section
 from wavelet_core.registry import build
 from wavelet_core.tokenizers import Tokenizer
-from wavelet_train.datasets import Dataset, Split
-from wavelet_train.token_cache import TokenCache, TokenSplit
+from wavelet_train.datasets import Dataset, Split, describe
+from wavelet_train.token_cache import TokenCache
+from wavelet_train.token_split import TokenSplit
 from wavelet_train.training_state import DataIdentity
 
 
@@ -30,6 +31,9 @@ class DataConfig(Section):
     cache_directory: str | None = Field(
         None,
         description="directory for trained tokenizers and token files; null: $WAVELET_CACHE, or else ~/.cache/wavelet",
+    )
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="processor threads that tokenize; null: all processors that may be used"
     )
     canonical_words: dict[Split, Annotated[int, Field(ge=1)]] = Field(
         {},
@@ -51,7 +55,7 @@ class PreparedData:
         directory = Path(config.cache_directory or default_cache_directory()).expanduser()
         self.dataset: Dataset = build("dataset", config.dataset)
         self._description = describe(self.dataset, config.dataset)
-        self._cache = TokenCache(self.dataset, directory)
+        self._cache = TokenCache(self.dataset, directory, config.threads)
         self.tokenizer = tokenizer or self._cache.tokenizer(config.tokenizer)
         self._canonical_words = config.canonical_words
         self._splits: dict[Split, TokenSplit] = {}
@@ -68,12 +72,3 @@ class PreparedData:
             words = self._canonical_words.get(name, split.word_count)
             self._splits[name] = replace(split, word_count=words)
         return self._splits[name]
-
-
-def describe(dataset: Dataset, config: ComponentConfig) -> str:
-    """What the data set calls itself, or else its kind and the fields that are set."""
-    own = getattr(dataset, "describe", None)
-    if own is not None:
-        return str(own())
-    fields = config.model_dump(mode="json", exclude_defaults=True, exclude={"kind"})
-    return ", ".join([config.kind, *(f"{name}={value}" for name, value in fields.items())])

@@ -7,6 +7,7 @@ from typing import Any
 
 from wavelet_core import hookimpl
 from wavelet_train.hugging_face import HuggingFace
+from wavelet_train.mix import Mix
 from wavelet_train.muon import Muon
 from wavelet_train.optimizers import Adagrad, AdamW
 from wavelet_train.python_stdlib import PythonStandardLibrary
@@ -22,6 +23,7 @@ def register_components(register: Callable[[str, type], None]) -> None:
     register("dataset", PythonStandardLibrary)
     register("dataset", TextFiles)
     register("dataset", HuggingFace)
+    register("dataset", Mix)
     register("tokenizer", SentencePieceTokenizer)
     for optimizer in (AdamW, Adagrad, Muon):
         register("optimizer", optimizer)

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from wavelet_core.file_lock import try_lock
+from wavelet_core.file_lock import is_open_file, try_lock
 
 LOCK_FILE = "run.lock"
 
@@ -64,17 +64,9 @@ def _open_locked(path: Path) -> BinaryIO:
             raise RunInUseError(
                 f"{path.parent} is in use: {holder} trains into it; wait for it, stop it, or name another directory"
             )
-        if locked is None or _is_open_file(path, file):
+        if locked is None or is_open_file(path, file):
             return file
         file.close()
-
-
-def _is_open_file(path: Path, file: BinaryIO) -> bool:
-    """False when the one who held the lock removed the file before it was locked here."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
 
 
 def _describe(content: bytes) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -13,13 +14,15 @@ from pydantic import Field
 from wavelet_core.atomic_files import write_atomically
 from wavelet_core.config import ComponentConfig, ConfigurationError
 from wavelet_core.tensor_files import CheckpointError
-from wavelet_core.tokenizers import Tokenizer, TokenizerError, save_description
+from wavelet_core.tokenizers import Tokenizer, TokenizerError, cut_before_spaces, save_description
 
 MODEL_FILE = "sentencepiece.model"
 WORD_START = "\u2581"
 # Bytes: SentencePiece learns nothing from a longer line. Such a line is cut into parts of PART_LENGTH characters.
 LONGEST_LINE = 4192
 PART_LENGTH = 1024
+# Texts whose halves show whether a model treats the beginning of a text otherwise.
+PARTED = [("a", " b"), ("a", "  b"), (".", " -1"), ("a", " \n"), ("a", " ")]
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -61,9 +64,16 @@ class SentencePieceTokenizer(Tokenizer):
         ids: list[int] = self._processor.encode(text)
         return ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        batch: list[list[int]] = self._processor.encode(list(texts))
-        return batch
+    def pieces(self, text: str, size: int) -> Iterator[str]:
+        return cut_before_spaces(text, size) if self._parts_words else iter([text])
+
+    @cached_property
+    def _parts_words(self) -> bool:
+        """Whether no piece goes on over a space, and text after one is encoded as it is at the beginning."""
+        names = (self._processor.id_to_piece(piece) for piece in range(self.vocabulary_size))
+        return not any(WORD_START in name.lstrip(WORD_START) for name in names) and all(
+            self.encode(before + after) == self.encode(before) + self.encode(after) for before, after in PARTED
+        )
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         return b"".join([self._bytes[piece] for piece in self._known(ids)])

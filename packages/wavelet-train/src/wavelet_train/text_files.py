@@ -1,9 +1,10 @@
-"""The data set `text`: plain text files and folders of them."""
+"""The data set `text`: files of text or of rows with a text, and folders of them."""
 
 from __future__ import annotations
 
 import hashlib
 import sys
+from collections import deque
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -12,15 +13,20 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from wavelet_core.config import ComponentConfig, ConfigurationError
-from wavelet_train.datasets import SPLITS, Split, part_of, split_of
+from wavelet_train.datasets import SPLITS, Part, Split, one_document, part_of, split_of, whole_documents
+from wavelet_train.text_reading import BLOCK, COMPRESSED, UndecodableError, read_rows, read_text, row_format
+
+# How many times larger than its file a text is, roughly.
+COMPRESSION = 3
 
 
 class TextFiles:
-    """UTF-8 files, each one document; folders are searched to any depth, without hidden files and folders.
+    """UTF-8 files, each one document, or with `text_column` also files of rows, each row one document.
 
-    Either `path` names one folder, whose files go to train, validation and test (90/5/5) by a hash of their path below
-    it, or one file, whose lines are cut into three documents of 90%, 5% and 5%. Or `train`, `validation` and `test`
-    each name files and folders of their own.
+    Files whose names end in .gz or .xz are decompressed. Folders are searched to any depth, without hidden files and
+    folders. Either `path` names one folder, whose files go to train, validation and test (90/5/5) by a hash of their
+    path below it, or one file, whose lines are cut into three documents of 90%, 5% and 5%, and whose rows are dealt by
+    a hash of their text. Or `train`, `validation` and `test` each name files and folders of their own.
     """
 
     class Config(ComponentConfig):
@@ -31,6 +37,12 @@ class TextFiles:
         train: str | list[str] = Field([], description="files and folders to train on, instead of path")
         validation: str | list[str] = Field([], description="files and folders to validate on, instead of path")
         test: str | list[str] = Field([], description="files and folders to test on, instead of path")
+        text_column: str | None = Field(
+            None,
+            min_length=1,
+            description="read .jsonl and .parquet files, also .jsonl.gz and .jsonl.xz, as rows with this column; null: "
+            "every file is one text",
+        )
         pattern: str = Field("*", min_length=1, description="names of the files to read in folders, such as *.txt")
         skip_undecodable: bool = Field(
             False,
@@ -66,7 +78,7 @@ class TextFiles:
         files = files_in(field, name, self.config.pattern)
         if not self.config.skip_undecodable or files == [Path(name).expanduser()]:
             return files
-        decodable = [file for file in files if is_utf8(file)]
+        decodable = [file for file in files if self._is_utf8(file)]
         if not decodable:
             raise ConfigurationError(f"data.dataset.{field}: none of the {len(files)} files in {name} is UTF-8 text")
         if skipped := sorted({*files} - {*decodable}):
@@ -78,24 +90,45 @@ class TextFiles:
         return decodable
 
     def documents(self, split: Split) -> Iterator[str]:
+        return whole_documents(self.parts(split))
+
+    def parts(self, split: Split) -> Iterator[Part]:
         found = False
         for file in self._files[split]:
-            whole = read_utf8(file)
-            text = part_of(whole, split) if self._cut else whole
-            if text:
+            for part in self._parts_of(file, split):
                 found = True
-                yield text
+                yield part
         if not found:
             raise ConfigurationError(self._no_documents(split))
 
+    def _parts_of(self, file: Path, split: Split) -> Iterator[Part]:
+        column = self._column(file)
+        if column is None:
+            return one_document(part_of(lambda: read_text(file), split) if self._cut else read_text(file))
+        texts = read_rows(file, column)
+        return (Part(text, True) for text in texts if not self._cut or split_of(text) == split)
+
+    def _column(self, file: Path) -> str | None:
+        return self.config.text_column if row_format(file) else None
+
+    def _is_utf8(self, file: Path) -> bool:
+        column = self._column(file)
+        try:
+            deque(read_text(file) if column is None else read_rows(file, column), maxlen=0)
+        except UndecodableError:
+            return False
+        return True
+
     def _no_documents(self, split: Split) -> str:
         place = f"data.dataset.{'path' if self.config.path is not None else split}"
-        if self._cut:
+        if self._cut and self._column(self._files[split][0]) is None:
             return f"{place}: {self.config.path} is too short to cut a {split} split from it; use a longer text"
         if self._files[split]:
             return f"{place}: the {split} split has no text: all of its files are empty ({self._files[split][0]}, ...)"
         if self.config.path is None:
             return f"{place}: names no text, but the {split} split is needed; name files or folders"
+        if self._cut:
+            return f"{place}: none of the rows of {self.config.path} goes to the {split} split (90/5/5); use more rows"
         return (
             f"{place}: none of the {sum(map(len, self._files.values()))} files in {self.config.path} goes to the "
             f"{split} split (90/5/5, by a hash of their paths); add files, or use data.dataset.train, "
@@ -106,11 +139,28 @@ class TextFiles:
         digest = hashlib.sha256(b"text, cut" if self._cut else b"text")
         for split, files in self._files.items():
             for file in files:
-                digest.update(f"\n{split} {hashlib.sha256(file.read_bytes()).hexdigest()}".encode())
+                digest.update(f"\n{split} {file_hash(file)}{self._reading(file)}".encode())
         return digest.hexdigest()
 
+    def _reading(self, file: Path) -> str:
+        """How the content of a file becomes text, where its name decides that."""
+        column = self._column(file)
+        compressed = file.suffix if file.suffix in COMPRESSED else ""
+        return compressed if column is None else f"{compressed} {row_format(file)} {column!r}"
+
     def size(self, split: Split) -> int:
-        return sum(file.stat().st_size for file in self._files[split])
+        sizes = [file.stat().st_size * (COMPRESSION if file.suffix in COMPRESSED else 1) for file in self._files[split]]
+        share = {"train": 0.9, "validation": 0.05, "test": 0.05}[split] if self._cut else 1
+        return int(sum(sizes) * share)
+
+
+def file_hash(file: Path) -> str:
+    """The SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while block := opened.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def files_in(field: str, name: str, pattern: str) -> list[Path]:
@@ -126,24 +176,3 @@ def files_in(field: str, name: str, pattern: str) -> list[Path]:
         hint = "" if pattern == "*" else f" that match data.dataset.pattern={pattern!r}"
         raise ConfigurationError(f"data.dataset.{field}: the folder {path} holds no files{hint}; put text files there")
     return files
-
-
-def is_utf8(file: Path) -> bool:
-    """Whether a file is UTF-8 text."""
-    try:
-        file.read_bytes().decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def read_utf8(file: Path) -> str:
-    """A file's text without its byte-order mark. Raises ConfigurationError when it is not UTF-8."""
-    try:
-        return file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(
-            f"data.dataset: {file} is not UTF-8 text (byte {error.start} is 0x{error.object[error.start]:02x}); "
-            "convert it to UTF-8, choose other files with data.dataset.pattern, or leave what is not UTF-8 in a folder "
-            "out with data.dataset.skip_undecodable=true"
-        ) from None

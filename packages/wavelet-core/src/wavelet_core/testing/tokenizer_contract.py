@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -88,10 +89,10 @@ def _check_encoding(subject: Subject) -> None:
             )
         if tokenizer.encode(text) != ids:
             subject.fail(f"encodes {text[:40]!r} otherwise the second time", "keep nothing between calls")
-    with subject.expecting("in encode_batch", "take a list of texts and return a list of ids for each"):
-        batch = tokenizer.encode_batch(list(TEXTS))
-    if batch != [tokenizer.encode(text) for text in TEXTS]:
-        subject.fail("gives other ids in encode_batch than in encode", "let a text's ids depend on that text alone")
+        with subject.expecting("in encode_buffer", "return a buffer of unsigned 32-bit integers, or keep the default"):
+            buffer = array("I", bytes(tokenizer.encode_buffer(text)))
+        if buffer.tolist() != ids:
+            subject.fail("gives other ids in encode_buffer than in encode", "let both do the same")
 
 
 def _check_decoding(subject: Subject) -> None:
@@ -136,6 +137,13 @@ def _check_pieces(subject: Subject) -> None:
                 subject.fail(
                     f"gives other ids for the pieces of {text[:40]!r} than for the whole",
                     "cut only where no token can reach across; the default, one piece, is always right",
+                )
+            *cut, rest = list(tokenizer.pieces(text[: len(text) // 2], size)) or [""]
+            cut.append(rest + text[len(text) // 2 :])
+            if [token for piece in cut for token in tokenizer.encode(piece)] != tokenizer.encode(text):
+                subject.fail(
+                    f"cuts the beginning of {text[:40]!r} where more text gives other ids",
+                    "decide by the characters beside a place alone whether to cut there",
                 )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from wavelet_core.config import ConfigurationError
 from wavelet_core.testing.subject import Subject
-from wavelet_train.datasets import SPLITS, Split
+from wavelet_train.datasets import SPLITS, Split, whole_documents
 
 # How far `size` may be off: it is there for the time that is left.
 ROUGHLY = 4
@@ -86,11 +86,27 @@ def _check_size(subject: Subject, dataset: Any, size: int) -> None:
         return
     with subject.expecting("in size('train')", "return roughly the bytes of text of a split, without reading it"):
         said = dataset.size("train")
-    if not isinstance(said, int) or not size / ROUGHLY <= said <= size * ROUGHLY:
+    if said is not None and not (isinstance(said, int) and size / ROUGHLY <= said <= size * ROUGHLY):
         subject.fail(
             f"says that the train split has {said!r} bytes, and gives {size}",
-            "return roughly the bytes of text as an int, or leave `size` out: the time that is left is told by it",
+            "return roughly the bytes of text as an int, or None: the time that is left is told by it",
         )
+
+
+def _check_parts(subject: Subject) -> None:
+    dataset = _make(subject)
+    if not hasattr(dataset, "parts"):
+        return
+    for split in SPLITS:
+        documents = [document for document in _documents(subject, dataset, split) if document]
+        with subject.expecting("in parts", "yield Part(text, begins), a document's first part with begins=True"):
+            parts = list(dataset.parts(split)) if documents else []
+            found = list(whole_documents(parts))
+        if found != documents or not all(text for text, _ in parts):
+            subject.fail(
+                f"gives other documents of the {split} split in parts than in documents",
+                "give the same text, begins=True where a document begins, and no empty part",
+            )
 
 
 def _check_fingerprint(subject: Subject) -> None:
@@ -117,4 +133,4 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-DATASET_CHECKS = (_check_documents, _check_fingerprint)
+DATASET_CHECKS = (_check_documents, _check_parts, _check_fingerprint)
