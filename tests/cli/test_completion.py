@@ -38,7 +38,7 @@ def test_presets_and_configuration_files_are_offered():
     assert (
         offered("train", "")
         == offered("config", "show", "")
-        == ["b200", "demo", "mini", "my.yaml", "pg-19", "wikitext-103"]
+        == ["b200", "demo", "mini", "my.yaml", "openwebtext-mix", "pg-19", "tinystories", "wikitext-103", "wikitext-2"]
     )
     assert offered("train", "m") == ["mini", "my.yaml"] == offered("bench", "decode", "--preset", "m")
 

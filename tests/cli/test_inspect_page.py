@@ -15,13 +15,23 @@ train: {device: cpu, precision: float32, steps: 2, batch_size: 2, log_every: 1}
 """
 
 
+@pytest.fixture(scope="module")
+def trained(wavelet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name in ("train.txt", "validation.txt"):
+            Path(name).write_text("the fox sees a stone.\n" * 8)
+        Path("tiny.yaml").write_text(TINY)
+        assert wavelet("train", "tiny.yaml", "--out", "run").exit_code == 0
+    return folder
+
+
 @pytest.fixture
-def run(wavelet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run beside its data, which is where a command is started."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    for name in ("train.txt", "validation.txt"):
-        Path(name).write_text("the fox sees a stone.\n" * 8)
-    Path("tiny.yaml").write_text(TINY)
-    assert wavelet("train", "tiny.yaml", "--out", "run").exit_code == 0
     return tmp_path / "run"
 
 

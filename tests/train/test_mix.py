@@ -14,8 +14,10 @@ from wavelet_core import ConfigurationError
 from wavelet_core.config import parse
 from wavelet_train import token_mix, tokenizing
 from wavelet_train.data import DataConfig, PreparedData
+from wavelet_train.run_config import RunConfig
 from wavelet_train.token_mix import turns
 from wavelet_train.token_split import TokenSplit
+from wavelet_train.trainer import plan_training
 
 
 def source(folder: Path, letter: str, count: int, weight: float) -> dict[str, Any]:
@@ -165,3 +167,22 @@ def test_a_mix_is_described_by_its_shares(tmp_path: Path) -> None:
     description = prepared(tmp_path, [source(tmp_path, "a", 10, 3), source(tmp_path, "b", 10, 1)]).identity.description
     assert description.startswith("mix of 75.0% text, ")
     assert "; 25.0% text, " in description
+
+
+def test_the_plan_says_how_often_a_source_is_given(tmp_path: Path) -> None:
+    sources = [source(tmp_path, "a", 300, 3), source(tmp_path, "b", 500, 1)]
+    dataset = {"kind": "mix", "sources": sources}
+    model = {"width": 8, "layers": 1, "levels": 1, "context_length": 8}
+    run = parse(
+        RunConfig,
+        {
+            "model": model,
+            "data": {"dataset": dataset, "tokenizer": "bytes", "cache_directory": str(tmp_path / "cache")},
+            "train": {"steps": 1, "device": "cpu", "threads": 1, "precision": "float32"},
+        },
+    )
+    plan = plan_training(run, tmp_path / "run")
+    train = prepared(tmp_path, sources).split("train")
+    assert plan.as_dict()["sources"][1]["epochs"] == 1
+    assert f"{train.sources[0].tokens:,} tokens of text, train=" in str(plan)
+    assert "(1.00 epochs)" in str(plan)

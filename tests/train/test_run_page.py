@@ -21,7 +21,6 @@ CURVES = [
     "Validation",
     "Learning rate",
     "Speed",
-    "Gradient norm, before clipping",
     "Gradient norm of each part",
     "Gradient norm of each part by block",
 ]
@@ -48,7 +47,9 @@ def run(tiny_run, tmp_path) -> Path:
     return tmp_path / "run"
 
 
-def with_metrics(run: Path, *records: dict[str, object]) -> Path:
+def recorded(run: Path, *records: dict[str, object]) -> Path:
+    """A run's directory of which there is nothing but records."""
+    run.mkdir()
     (run / "metrics.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
     return run
 
@@ -65,10 +66,12 @@ def test_a_run_shows_its_history_and_its_model(run, tmp_path):
 
 
 def test_a_given_text_stands_below_what_depends_on_positions(run):
-    page = run_page(None, run / "best", text="a fox <b>")
+    page = run_page(None, run / "best", text="$a fox <b>$\x07 狐")
     assert titles(page) == OF_THE_MODEL
     scalogram = re.search("<h3>Scalogram.*?</figure>", page.html(), re.DOTALL)
-    assert scalogram is not None and {"f", "o", "x", "&lt;"} <= set(re.findall(">([^<>]+)</text>", scalogram[0]))
+    assert scalogram is not None and {"f", "o", "x", "&lt;", "$", "·"} <= set(
+        re.findall(">([^<>]+)</text>", scalogram[0])
+    )
     with pytest.raises(ConfigurationError, match="--text has no tokens"):
         run_page(None, run / "best", text="")
 
@@ -78,10 +81,6 @@ def test_without_its_data_the_rest_is_shown(run):
     shutil.rmtree("cache")
     page = run_page(run, run / "best")
     assert "There is no text for the model to read" in text_of(page) and "Loss" in titles(page)
-
-
-def test_a_run_that_has_no_checkpoint_yet_shows_its_history(run):
-    assert titles(run_page(run, None)) == CURVES
 
 
 @pytest.mark.parametrize(
@@ -99,16 +98,16 @@ def test_a_run_that_has_no_checkpoint_yet_shows_its_history(run):
     ],
     ids=["nothing", "one step", "no numbers", "zero", "a validation alone", "other events"],
 )
-def test_whatever_is_recorded_is_shown(run, records, curves):
-    page = run_page(with_metrics(run, *records), None)
+def test_whatever_is_recorded_is_shown(tmp_path, records, curves):
+    page = run_page(recorded(tmp_path / "run", *records), None)
     assert titles(page) == [title for title in curves if title != "Validation"]
     assert ("No step is recorded yet" in text_of(page)) == (not any(r["event"] == "train" for r in records))
     assert all(str(record.get("reason", "")) in text_of(page) for record in records)
 
 
-def test_long_runs_are_thinned_and_damaged_lines_counted(run):
+def test_long_runs_are_thinned_and_damaged_lines_counted(tmp_path):
     records = [{"event": "train", "step": n, "tokens": n, "loss": 2 + (n % 7) / 7, "lr": 1 / n} for n in range(1, 5001)]
-    with_metrics(run, *records)
+    run = recorded(tmp_path / "run", *records)
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"event": "tra')
     page = run_page(run, None)
@@ -126,16 +125,20 @@ def test_runs_are_laid_over_each_other_with_what_differs(run, tiny_run, tmp_path
     assert "train.lr 0.01 0.005" in shown and "train.steps 4 2" in shown and "train.seed" not in shown
 
 
-def test_runs_of_one_name_and_configuration_and_damaged_ones_are_compared(run, tmp_path):
-    other = tmp_path / "copies" / "run"
-    shutil.copytree(with_metrics(run, {"event": "train", "step": 1, "tokens": 9, "loss": 2.0}), other)
+def test_runs_of_one_name_and_configuration_and_damaged_ones_are_compared(tmp_path):
+    run, other = (
+        recorded(tmp_path / "run", {"event": "train", "step": 1, "tokens": 9, "loss": 2.0}),
+        tmp_path / "b" / "run",
+    )
+    (run / "config.yaml").write_text("description: a run\n")
+    shutil.copytree(run, other)
     page = run_page(run, None, others=[other])
-    assert "The configurations are the same." in text_of(page) and "copies/run" in page.html()
+    assert "The configurations are the same." in text_of(page) and "b/run" in page.html()
     (other / "config.yaml").write_text("[")
-    assert "that of copies/run cannot be read" in text_of(run_page(run, None, others=[other]))
+    assert "that of b/run cannot be read" in text_of(run_page(run, None, others=[other]))
     with pytest.raises(ConfigurationError, match="is not the directory of a run"):
-        run_page(run, None, others=[run / "best"])
+        run_page(run, None, others=[tmp_path])
 
 
-def test_what_a_run_is_is_told_by_its_metrics(run):
-    assert is_run(run) and not is_run(run / "best") and not is_run(run / "nowhere")
+def test_what_a_run_is_is_told_by_its_metrics(tmp_path):
+    assert is_run(recorded(tmp_path / "run")) and not is_run(tmp_path) and not is_run(tmp_path / "nowhere")

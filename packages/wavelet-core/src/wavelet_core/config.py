@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
 from pydantic import ValidationError as PydanticValidationError
@@ -66,6 +66,8 @@ class ComponentOf:
     component configuration.
     """
 
+    _described: ClassVar[set[str]] = set()
+
     def __init__(self, kind: str, default: str | None = None):
         self.kind = kind
         self.default = default
@@ -95,8 +97,14 @@ class ComponentOf:
         return core_schema.no_info_plain_validator_function(self.resolve, serialization=dump)
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        if self.kind in self._described:  # a component that holds others of its kind
+            return {"type": ["object", "string"]}
         classes = [registry.get(self.kind, name).Config for name in registry.names(self.kind)]  # type: ignore[attr-defined]
-        return {"anyOf": [handler(config.__pydantic_core_schema__) for config in classes] + [{"type": "string"}]}
+        self._described.add(self.kind)
+        try:
+            return {"anyOf": [handler(config.__pydantic_core_schema__) for config in classes] + [{"type": "string"}]}
+        finally:
+            self._described.remove(self.kind)
 
 
 @dataclass(frozen=True)

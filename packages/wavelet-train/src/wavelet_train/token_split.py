@@ -21,6 +21,9 @@ class MixedSource:
     tokens: int
     epochs: float
 
+    def __str__(self) -> str:
+        return f"{self.tokens:,} tokens of {self.name} ({self.epochs:.2f} epochs)"
+
 
 @dataclass(frozen=True)
 class TokenSplit:

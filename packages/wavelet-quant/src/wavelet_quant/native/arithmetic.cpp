@@ -527,20 +527,26 @@ struct PairSums {
     Words sum;
 
     void start(uint32_t offset) { sum = Words{} + offset; }
-    void add_pairs(Words weights, uint32_t x) {
-#if defined(__AVX512VNNI__)
-        sum = (Words)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)weights, _mm512_set1_epi32(int(x)));
-#elif defined(__AVX2__)
-        sum += (Words)_mm256_madd_epi16((__m256i)weights, _mm256_set1_epi32(int(x)));
+#if !defined(__AVX512VNNI__)
+    static Words pairs(Words weights, uint32_t x) {
+#if defined(__AVX2__)
+        return (Words)_mm256_madd_epi16((__m256i)weights, _mm256_set1_epi32(int(x)));
 #elif defined(__SSE2__)
-        sum += (Words)_mm_madd_epi16((__m128i)weights, _mm_set1_epi32(int(x)));
+        return (Words)_mm_madd_epi16((__m128i)weights, _mm_set1_epi32(int(x)));
 #else
-        sum += (weights & 0xffffu) * uint32_t(int16_t(x)) + (weights >> 16) * uint32_t(int16_t(x >> 16));
+        return (weights & 0xffffu) * uint32_t(int16_t(x)) + (weights >> 16) * uint32_t(int16_t(x >> 16));
 #endif
     }
+#endif
     void add(Words word, int bits, int j, uint32_t first, uint32_t second) {
-        add_pairs((Words)codes((Shorts)word, bits, bits * j, 0x00010001u), first);
-        add_pairs((Words)codes((Shorts)word, bits, bits * j + 8, 0x00010001u), second);
+        const Words even = (Words)codes((Shorts)word, bits, bits * j, 0x00010001u);
+        const Words odd = (Words)codes((Shorts)word, bits, bits * j + 8, 0x00010001u);
+#if defined(__AVX512VNNI__)
+        const __m512i half = _mm512_dpwssd_epi32((__m512i)sum, (__m512i)even, _mm512_set1_epi32(int(first)));
+        sum = (Words)_mm512_dpwssd_epi32(half, (__m512i)odd, _mm512_set1_epi32(int(second)));
+#else
+        sum += pairs(even, first) + pairs(odd, second);
+#endif
     }
     Floats total() const { return __builtin_convertvector((Integers)sum, Floats); }
 
@@ -693,14 +699,13 @@ void multiply_blocks(const PackedPiece &piece, int first, float *kept) {
                 for (int b = 0; b < blocks; b++) {
                     __builtin_prefetch(values[b] + piece.ahead, 0, second_level);
 #pragma GCC unroll 16
-                    for (int h = 0; h < parts_of_line; h++) {
-                        const Words word = load<Words>(values[b] + h * sizeof(Words));
+                    for (int j = 0; j < planes; j++)
 #pragma GCC unroll 16
-                        for (int j = 0; j < planes; j++)
+                        for (int t = 0; t < count; t++)
 #pragma GCC unroll 16
-                            for (int t = 0; t < count; t++)
-                                sums[b][h][t].add(word, bits, j, x[t * chunk_words + 2 * j], x[t * chunk_words + 2 * j + 1]);
-                    }
+                            for (int h = 0; h < parts_of_line; h++)
+                                sums[b][h][t].add(load<Words>(values[b] + h * sizeof(Words)), bits, j,
+                                                  x[t * chunk_words + 2 * j], x[t * chunk_words + 2 * j + 1]);
                     values[b] += line_bytes;
                 }
             }
