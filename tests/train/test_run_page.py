@@ -66,10 +66,12 @@ def test_a_run_shows_its_history_and_its_model(run, tmp_path):
 
 
 def test_a_given_text_stands_below_what_depends_on_positions(run):
-    page = run_page(None, run / "best", text="a fox <b>")
+    page = run_page(None, run / "best", text="$a fox <b>$\x07 狐")
     assert titles(page) == OF_THE_MODEL
     scalogram = re.search("<h3>Scalogram.*?</figure>", page.html(), re.DOTALL)
-    assert scalogram is not None and {"f", "o", "x", "&lt;"} <= set(re.findall(">([^<>]+)</text>", scalogram[0]))
+    assert scalogram is not None and {"f", "o", "x", "&lt;", "$", "·"} <= set(
+        re.findall(">([^<>]+)</text>", scalogram[0])
+    )
     with pytest.raises(ConfigurationError, match="--text has no tokens"):
         run_page(None, run / "best", text="")
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from wavelet_train.figures import INK, figure, line_style
+from wavelet_train.figures import INK, figure, line_style, plain
 from wavelet_train.maps import draw_map
 from wavelet_train.page import Page
 from wavelet_train.run_history import RunHistory
@@ -19,53 +20,65 @@ MOST_POINTS = 600
 MARKED = 40
 
 
+@dataclass(frozen=True)
+class Curve:
+    """Numbers against numbers, what they are called, and how matplotlib draws them."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    style: Mapping[str, Any]
+
+
 def add_curves(page: Page, runs: Mapping[str, RunHistory]) -> None:
     """Loss, validation, learning rate, speed and gradient norms of runs by their names."""
     several = len(runs) > 1
-    _add(page, runs, "Loss", "nats per token", "loss", across="tokens", validation="nats_per_token")
-    if several:
-        _add(page, runs, "Loss by time", "nats per token", "loss", across="seconds", validation="nats_per_token")
-    _add(page, runs, "Validation", "bits per byte", None, across="tokens", validation="bits_per_byte")
-    _add(page, runs, "Learning rate", "learning rate", "lr")
-    _add(page, runs, "Speed", "tokens per second", "tokens_per_second", from_zero=True)
+    for across, title in (("tokens", "Loss"), *([("seconds", "Loss by time")] if several else [])):
+        loss = [*_training(runs, "loss", across), *_validations(runs, "nats_per_token", across)]
+        _add(page, title, across, "nats per token", loss)
+    scores = [replace(curve, label=name) for name, curve in zip(runs, _validations(runs, "bits_per_byte"), strict=True)]
+    _add(page, "Validation", "tokens", "bits per byte", scores)
+    _add(page, "Learning rate", "step", "learning rate", _training(runs, "lr"))
+    _add(page, "Speed", "step", "tokens per second", _training(runs, "tokens_per_second"), ylim=(0, None))
     if several or not _add_part_norms(page, *runs.values()):
-        _add(page, runs, "Gradient norm, before clipping", "norm", "gradient_norm", logarithmic=True)
+        _add(page, "Gradient norm, before clipping", "step", "norm", _training(runs, "gradient_norm"), yscale="log")
 
 
-def _add(
-    page: Page,
-    runs: Mapping[str, RunHistory],
-    title: str,
-    unit: str,
-    column: str | None,
-    across: str = "step",
-    validation: str | None = None,
-    from_zero: bool = False,
-    logarithmic: bool = False,
-) -> None:
-    """A figure of a column against steps, tokens or seconds, unless no run has a number for it."""
-    curves: list[tuple[str, list[float], list[float], dict[str, Any]]] = []
-    for index, (name, history) in enumerate(runs.items()):
-        x = history.seconds() if across == "seconds" else history.column(across)
-        own = line_style(index)
-        if column is not None:
-            curves.append((name if len(runs) > 1 else "training", x, history.column(column), own))
-        if validation is not None:
-            label = f"{name}, validation" if len(runs) > 1 and column else "validation" if column else name
-            style = own if len(runs) > 1 or column is None else line_style(1)
-            style = {**style, "marker": "o", "markersize": 4, "linestyle": "--" if column else "-"}
-            curves.append((label, history.at_steps(x), history.column(validation, "validation"), style))
-    if not any(_shown(x, y, logarithmic).any() for _, x, y, _ in curves):
+def _training(runs: Mapping[str, RunHistory], column: str, across: str = "step") -> list[Curve]:
+    return [
+        Curve(name if len(runs) > 1 else "training", _places(run, across), run.column(column), line_style(index))
+        for index, (name, run) in enumerate(runs.items())
+    ]
+
+
+def _validations(runs: Mapping[str, RunHistory], column: str, across: str = "tokens") -> list[Curve]:
+    points = {"marker": "o", "markersize": 4, "linestyle": "--"}
+    return [
+        Curve(
+            f"{name}, validation" if len(runs) > 1 else "validation",
+            run.at_steps(_places(run, across)),
+            run.column(column, "validation"),
+            {**line_style(index if len(runs) > 1 else 1), **points},
+        )
+        for index, (name, run) in enumerate(runs.items())
+    ]
+
+
+def _places(run: RunHistory, across: str) -> list[float]:
+    return run.seconds() if across == "seconds" else run.column(across)
+
+
+def _add(page: Page, title: str, across: str, unit: str, curves: Sequence[Curve], **axis: Any) -> None:
+    """A figure of the curves that have a number to show, if there are any. axis: what `Axes.set` takes."""
+    logarithmic = axis.get("yscale") == "log"
+    curves = [curve for curve in curves if _shown(curve.x, curve.y, logarithmic).any()]
+    if not curves:
         return
     with figure() as drawn:
         axes = drawn.subplots()
-        for label, x, y, style in curves:
-            draw_curve(axes, x, y, label, logarithmic, **style)
-        axes.set(xlabel=across, ylabel=unit)
-        if logarithmic:
-            axes.set_yscale("log")
-        if from_zero:
-            axes.set_ylim(bottom=0)
+        for curve in curves:
+            draw_curve(axes, curve, logarithmic)
+        axes.set(xlabel=across, ylabel=unit, **axis)
         axes.ticklabel_format(axis="x", scilimits=(-3, 5))
         if len(curves) > 1:
             axes.legend()
@@ -78,20 +91,20 @@ def _shown(x: Sequence[float], y: Sequence[float], logarithmic: bool) -> np.ndar
     return shown & (values > 0) if logarithmic else shown
 
 
-def draw_curve(
-    axes: Any, x: Sequence[float], y: Sequence[float], label: str, logarithmic: bool = False, **style: Any
-) -> None:
+def draw_curve(axes: Any, curve: Curve, logarithmic: bool = False) -> None:
     """A curve without the points that are no numbers, and thinned where there are too many for a figure."""
-    shown = _shown(x, y, logarithmic)
-    across, values = np.asarray(x, float)[shown], np.asarray(y, float)[shown]
-    if len(values) > MOST_POINTS:
-        groups = [np.array_split(each, MOST_POINTS) for each in (across, values)]
-        lowest, highest = ([extreme(group) for group in groups[1]] for extreme in (np.min, np.max))
-        across, values = ([group.mean() for group in each] for each in groups)
-        axes.fill_between(across, lowest, highest, alpha=0.2, linewidth=0, color=style.get("color"))
-    elif len(values) <= MARKED:
+    shown = _shown(curve.x, curve.y, logarithmic)
+    x, y = np.asarray(curve.x, float)[shown], np.asarray(curve.y, float)[shown]
+    style = dict(curve.style)
+    if len(y) > MOST_POINTS:
+        groups = np.array_split(y, MOST_POINTS)
+        x = np.array([group.mean() for group in np.array_split(x, MOST_POINTS)])
+        y = np.array([group.mean() for group in groups])
+        lowest, highest = ([extreme(group) for group in groups] for extreme in (np.min, np.max))
+        axes.fill_between(x, lowest, highest, alpha=0.2, linewidth=0, color=style.get("color"))
+    elif len(y) <= MARKED:
         style = {"marker": "o", "markersize": 3, **style}
-    axes.plot(across, values, label=label, **style)
+    axes.plot(x, y, label=plain(curve.label), **style)
 
 
 def _add_part_norms(page: Page, history: RunHistory) -> bool:
@@ -105,8 +118,9 @@ def _add_part_norms(page: Page, history: RunHistory) -> bool:
     with figure(height=4.2) as drawn:
         axes = drawn.subplots()
         for index, (name, values) in enumerate(whole.items()):
-            draw_curve(axes, steps, values, name, True, **line_style(index))
-        draw_curve(axes, steps, history.column("gradient_norm"), "all parts", True, color=INK, linestyle=":")
+            draw_curve(axes, Curve(name, steps, values, line_style(index)), logarithmic=True)
+        total = Curve("all parts", steps, history.column("gradient_norm"), {"color": INK, "linestyle": ":"})
+        draw_curve(axes, total, logarithmic=True)
         axes.set(xlabel="step", ylabel="norm", yscale="log")
         drawn.legend(loc="outside lower center", ncols=3)
     page.add_figure(drawn, "Gradient norm of each part", "Before clipping; a part's blocks together.")

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from wavelet_core.diagnostics import Diagnostic
-from wavelet_train.figures import HEIGHT, WIDTH, figure, line_style
+from wavelet_train.figures import HEIGHT, WIDTH, figure, line_style, plain
 from wavelet_train.maps import draw_map
 from wavelet_train.page import Page
 
 # Maps of more blocks than this are shown of some, from the first to the last.
 MOST_MAPS = 6
 # A map with more columns than this is drawn as wide as the page.
-WIDE_FROM = 40
+WIDE_FROM = 20
 
 
 def add_diagnostics(page: Page, found: Sequence[tuple[str, Diagnostic]]) -> None:
@@ -54,7 +54,7 @@ def _add_lines(page: Page, group: Sequence[tuple[str, Diagnostic]]) -> None:
         for index, (place, shown) in enumerate(_some(group)):
             values = _values(shown)
             values = np.where(values > 0, values, np.nan) if shown.logarithmic else values
-            axes.plot(range(1, len(values) + 1), values, label=place, **line_style(index))
+            axes.plot(range(1, len(values) + 1), values, label=plain(place), **line_style(index))
         scale = "log" if first.logarithmic else "linear"
         axes.set(xlabel=first.axes[0], ylabel=first.unit, xscale=scale, yscale=scale)
         axes.legend()
@@ -79,7 +79,7 @@ def _add_maps(page: Page, group: Sequence[tuple[str, Diagnostic]]) -> None:
             ticks = (*shown.ticks, None, None)[:2]
             draw_map(axes, _values(shown), shown.axes, ticks, shown.unit, shown.logarithmic, limits)
             if len(chosen) > 1:
-                axes.set_title(place)
+                axes.set_title(plain(place))
             axes.label_outer()
         for axes in panels.flat[len(chosen) :]:
             axes.axis("off")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,6 +89,11 @@ def line_style(index: int) -> dict[str, Any]:
     return {"color": COLORS[index % len(COLORS)], "linestyle": ("-", "--", ":")[index // len(COLORS) % 3]}
 
 
+def plain(text: str) -> str:
+    """A text that matplotlib shows as it is, whatever dollar signs it has."""
+    return text.replace("$", r"\$")
+
+
 def save_figure(drawn: Figure, path: Path) -> None:
     """Save as PNG or SVG, by the name's ending, whole or not at all. Raises WriteError."""
 
@@ -116,5 +122,7 @@ def inline_svg(drawn: Figure, name: str) -> str:
 def _saving() -> Iterator[None]:
     from matplotlib import rc_context
 
-    with rc_context(STYLE):
+    with rc_context(STYLE), warnings.catch_warnings():
+        # A browser has other fonts for what DejaVu lacks.
+        warnings.filterwarnings("ignore", "Glyph .* missing")
         yield

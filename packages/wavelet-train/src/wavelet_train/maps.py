@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from wavelet_train.figures import plain
+
 # The numbers themselves are written into maps of at most so many rows and columns.
 MOST_ROWS, MOST_COLUMNS = 16, 12
 
@@ -38,7 +40,7 @@ def draw_map(
     for axis, entries in zip((axes.yaxis, axes.xaxis), ticks, strict=True):
         if entries is not None:
             turned = {"rotation": 45, "ha": "right"} if axis is axes.xaxis and max(map(len, entries)) > 3 else {}
-            axis.set_ticks(range(len(entries)), labels=entries, **turned)
+            axis.set_ticks(range(len(entries)), labels=[plain(entry) for entry in entries], **turned)
     axes.tick_params(length=0)
     if shown.shape[0] <= MOST_ROWS and shown.shape[1] <= MOST_COLUMNS:
         for (row, column), value in np.ndenumerate(shown):

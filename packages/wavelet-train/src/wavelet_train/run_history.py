@@ -73,7 +73,12 @@ class RunHistory:
 
 def number(value: object) -> float:
     """A number as a float; not-a-number for anything else."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
 
 
 def _record(line: bytes) -> Record | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -101,9 +102,8 @@ def _differences(runs: Sequence[RunConfig]) -> list[tuple[str, ...]]:
     rows = []
     for path in dict.fromkeys(path for each in changes for path in each):
         before = next(each[path][0] for each in changes if path in each)
-        rows.append(
-            (path, *(_shown(value) for value in (before, *(each.get(path, (0, before))[1] for each in changes))))
-        )
+        values = [before, *(each[path][1] if path in each else before for each in changes)]
+        rows.append((path, *map(_shown, values)))
     return rows
 
 
@@ -121,9 +121,8 @@ def _add_history(page: Page, run: Path) -> None:
     if config is not None:
         rows += [("description", config.description)] if config.description else []
         rows += [("steps", config.train.steps)] if config.train.steps else []
-    best = min((x for x in history.column("bits_per_byte", "validation") if x == x), default=None)
-    if best is not None:
-        rows.append(("best validation", f"{best:.4f} bits per byte"))
+    scores = [score for score in history.column("bits_per_byte", "validation") if math.isfinite(score)]
+    rows += [("best validation", f"{min(scores):.4f} bits per byte")] if scores else []
     page.add_table([(name, str(value)) for name, value in rows])
     if history.unreadable:
         page.add_text(f"{history.unreadable} lines of {METRICS_FILE} cannot be read and are left out.")
@@ -139,11 +138,11 @@ def _add_history(page: Page, run: Path) -> None:
             (record["step"], record["event"], _shown({k: v for k, v in record.items() if k not in ("event", "step")}))
             for record in history.other[-MOST_EVENTS:]
         ]
-        page.add_table(events, ("step", "event", "what"), caption=f"Other events, the last {len(events)}")
+        page.add_table(events, ("step", "event", "what"), caption="Other events")
 
 
 def _add_records(page: Page, records: Sequence[Mapping[str, Any]], columns: Sequence[str], caption: str) -> None:
-    kept = records if len(records) <= MOST_EVENTS else records[-MOST_EVENTS:]
+    kept = records[-MOST_EVENTS:]
     header = [name for name in columns if any(record.get(name) is not None for record in kept)]
     rows = [[_cell(record.get(name)) for name in header] for record in kept]
     page.add_table(rows, [name.replace("_", " ") for name in header], caption=caption)
@@ -190,9 +189,13 @@ def _add_model(page: Page, checkpoint: Path, text: str | None) -> None:
     page.add_text(f"What its parts show while the model reads {len(tokens):,} tokens: {source}.")
     page.add_text(f"“{shortened(tokenizer.decode(tokens.tolist()), 300)}”")
     if len(tokens) <= LEGIBLE_TOKENS:
-        names = [tokenizer.decode([token]).replace("\n", "⏎") for token in tokens.tolist()]
+        names = [_visible(tokenizer.decode([token])) for token in tokens.tolist()]
         found = [(place, _named(shown, names)) for place, shown in found]
     add_diagnostics(page, found)
+
+
+def _visible(text: str) -> str:
+    return "".join({"\n": "⏎", "\t": "⇥"}.get(each, each if each.isprintable() else "·") for each in text)
 
 
 def _named(shown: Diagnostic, tokens: Sequence[str]) -> Diagnostic:
