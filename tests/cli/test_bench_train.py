@@ -16,6 +16,7 @@ SMALL = ["--set", "model.width=16", "--set", "model.vocabulary_size=300", "--set
 QUICK = ["--rounds", 1, "--threads", 1, "--device", "cpu", "--precision", "float32"]
 
 FAMILY = """
+from __future__ import annotations
 from typing import Literal
 from torch import nn
 from wavelet_core import LanguageModelConfig, hookimpl

@@ -89,6 +89,13 @@ def test_a_second_derivative_is_refused():
         gradient.sum().backward()
 
 
+def test_a_graph_that_is_walked_twice_is_refused():
+    loss = linear_cross_entropy(*draw(3, 2, 4, False))
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 class LargestTensor(TorchDispatchMode):
     entries = 0
 

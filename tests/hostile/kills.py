@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -43,19 +43,20 @@ class Lost(Exception):
     """A run that did not survive what was done to it."""
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, changes: Mapping[str, Any]) -> None:
     """Texts and the configuration of a run that draws random numbers and saves after every step."""
     folder.mkdir(parents=True, exist_ok=True)
     write_inputs(folder)
     configuration: dict[str, Any] = copy.deepcopy(CONFIGURATION)
     configuration["model"] |= {"embedding_dropout": 0.1}
-    configuration["train"] |= {"steps": STEPS, "checkpoint_every": 1, "validate_every": 5}
+    configuration["train"] |= {"steps": STEPS, "checkpoint_every": 1, "validate_every": 5, **changes}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(configuration), encoding="utf-8")
 
 
 def end_of(run: Path) -> dict[str, Any]:
     """Everything that decides what a run is, but for times and sizes of what tells the time."""
-    files = ("last/model.safetensors", "last/trainer/state.safetensors", "best/model.safetensors", "config.yaml")
+    files = ["last/model.safetensors", "last/trainer/state.safetensors", "best/model.safetensors", "config.yaml"]
+    files += sorted(str(path.relative_to(run)) for path in (run / "steps").rglob("*.safetensors"))
     end: dict[str, Any] = {name: (run / name).read_bytes() for name in files}
     state = json.loads((run / "last/trainer/state.json").read_text())
     state["counters"].pop("metrics_size")
@@ -70,9 +71,9 @@ def end_of(run: Path) -> dict[str, Any]:
 def compare(run: Path, whole: dict[str, Any]) -> None:
     """Raise Lost unless a finished run is the uninterrupted one, and left nothing temporary."""
     end = end_of(run)
-    if differing := [name for name in whole if end[name] != whole[name]]:
+    if differing := [name for name in {**whole, **end} if end.get(name) != whole.get(name)]:
         raise Lost(f"the end differs from that of an uninterrupted run in {', '.join(differing)}")
-    if left := [path.name for name in ("new", "old") for path in run.glob(f".*/{name}")]:
+    if left := [path.name for name in ("new", "old") for path in run.rglob(f".*/{name}")]:
         raise Lost(f"temporary files are left: {', '.join(left)}")
 
 
@@ -176,6 +177,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=300, help="how many SIGKILLs there have to be (300)")
     parser.add_argument("--fills", type=int, default=50, help="how many runs have to run out of disk (50)")
     parser.add_argument("--seed", type=int, default=0, help="decides when (0)")
+    parser.add_argument("--train", default="{}", help="fields of train that differ, as YAML: {order: shuffled}")
     parser.add_argument(
         "--exec", dest="new_interpreter", action="store_true", help="a new interpreter for each process"
     )
@@ -185,7 +187,7 @@ def main() -> int:
 
     import_everything()
     scratch = Path(tempfile.mkdtemp(prefix="kills-")).resolve()
-    prepare(scratch / "whole")
+    prepare(scratch / "whole", yaml.safe_load(options.train))
     started = time.monotonic()
     outcome = Process(scratch / "whole", TRAIN, options.new_interpreter).wait()
     seconds = time.monotonic() - started

@@ -19,7 +19,7 @@ COMMANDS = {
     "train": ("train", "tiny.yaml", "--set", "train.steps=1", "--set", "train.schedule=constant"),
     "generate": ("generate", "run", "--num-tokens", "3", "--temperature", "0"),
     "evaluate": ("evaluate", "run", "--split", "validation"),
-    "inspect": ("inspect", "run"),
+    "inspect": ("inspect", "run", "--html", "page.html"),
     "import": ("import", "exported/best_model.pt", "imported"),
     "export": ("export", "run", "exported-again", "--format", "seed"),
     "config show": ("config", "show", "tiny.yaml"),

@@ -25,9 +25,21 @@ def test_bad_input_is_refused_or_taken_well(count: int) -> None:
     assert f"{count} cases" in run("run.py", "--count", str(count))
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(300, marks=pytest.mark.slow)])
-def test_killed_runs_end_as_if_nothing_had_happened(kills: int) -> None:
-    assert f"{kills} kills" in run("kills.py", "--kills", str(kills), "--fills", "0")
+KEPT = "keep_checkpoints: 2, keep_every: 7"
+ORDERS = (
+    "{}",
+    f"{{order: shuffled, accumulation: 2, background_saves: true, {KEPT}}}",
+    f"{{order: contiguous, reset_at_documents: true, background_saves: true, {KEPT}}}",
+    f"{{order: contiguous, {KEPT}}}",
+)
+
+
+@pytest.mark.parametrize(
+    ("kills", "train"),
+    [(3, ORDERS[0]), (2, ORDERS[1]), *(pytest.param(300, train, marks=pytest.mark.slow) for train in ORDERS)],
+)
+def test_killed_runs_end_as_if_nothing_had_happened(kills: int, train: str) -> None:
+    assert f"{kills} kills" in run("kills.py", "--kills", str(kills), "--fills", "0", "--train", train)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file systems are mounted")

@@ -86,8 +86,8 @@ static bool right(int set, int type) {
 
 static bool packed_right(int set, int type) {
     const int bits = 2 << draw(0, 2), scale_type = int(draw(0, 2));
-    const long group = draw(0, 1) ? 32 << draw(0, 2) : 0, width = group ? group * draw(1, 5) : draw(1, draw(0, 9) ? 150 : 1500);
-    const long matrices = draw(1, 2), vectors = draw(1, 20), height = draw(1, 150), channels = 32 / bits;
+    const long group = draw(0, 1) ? 32 << draw(0, 2) : 0, width = group ? group * draw(1, draw(0, 9) ? 5 : 40) : draw(1, draw(0, 9) ? 150 : 5000);
+    const long matrices = draw(1, 2), vectors = draw(1, draw(0, 9) ? 20 : 70), height = draw(1, 150), channels = 32 / bits;
     const long blocks = (height + 15) / 16, words = (width + channels - 1) / channels, groups = group ? width / group : 1;
     const long value_bytes = matrices * blocks * words * 64;
     std::unique_ptr<unsigned char[]> values(new unsigned char[value_bytes]);

@@ -70,7 +70,7 @@ def test_no_entry_is_off_by_more_than_half_a_step(bits, group):
     formats,
     st.sampled_from(list(ROUNDING)),
     st.sampled_from(list(ROUNDING)),
-    st.integers(1, 20),
+    st.integers(1, 40),
     st.integers(1, 5),
     st.integers(1, 70),
     st.sampled_from(["", "bias", "gelu", "stack"]),
@@ -105,6 +105,17 @@ def test_the_library_multiplies_like_torch(name, format, dtype, scale_type, rows
     step = x.double().abs().amax(-1, keepdim=True) / 32512
     most = 1.13 * step / 2 * matrix.abs().sum(-1)[..., None, :] + ROUNDING[dtype] * (expected.abs() + 1)
     assert ((results[0].double() - expected).abs() <= most).all()
+
+
+@needs_library
+@pytest.mark.parametrize("name", instruction_sets())
+@pytest.mark.parametrize(("bits", "group"), [(8, None), (4, 64), (2, 128)])
+def test_a_long_prompt_has_the_bits_of_its_rows_alone(use, name, bits, group):
+    """Rows are prepared up to 128 at a time, and multiplied with pieces of the matrix of 2048 channels."""
+    use(name)
+    packed = PackedMatrix.quantized(numbers(33, 4224), bits, group)
+    x = numbers(150, 4224, seed=1)
+    assert torch.equal(packed(x), torch.cat([packed(row) for row in x.split(1)]))
 
 
 @needs_library

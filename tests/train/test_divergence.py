@@ -74,7 +74,7 @@ def test_too_many_in_a_row_stop_the_run_with_its_last_checkpoint(
 ) -> None:
     spoil(monkeypatch, {2, 4, 5, 6})
     with pytest.raises(DivergenceError) as raised:
-        train(tiny_run("train.most_skipped=3"), tmp_path / "run")
+        train(tiny_run("train.most_skipped=3", "train.checkpoint_every=1"), tmp_path / "run")
     message = str(raised.value)
     assert "the loss was not finite at step 6 (learning rate" in message and "the 3. step in a row" in message
     assert "is the loss itself" in message

@@ -24,7 +24,7 @@ def squares(norms) -> float:
     return sum(value**2 for value in values if value is not None)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     layers=st.integers(1, 3),
     shared_block=st.booleans(),

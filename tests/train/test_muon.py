@@ -114,6 +114,14 @@ def test_options_change_steps(option: dict[str, Any]) -> None:
     assert not after(Muon.Config(**option)).equal(after(Muon.Config()))
 
 
+def test_matrices_have_a_rate_of_their_own() -> None:
+    named = [(name, nn.Parameter(torch.ones(3, 3))) for name in ("a.weight", "b.weight", "embedding.weight")]
+    rules = [{"match": "a.*", "lr_factor": 0.5}]
+    optimizer = Muon(Muon.Config(matrix_lr_factor=0.2, groups=rules), named, 0.1)
+    factors = [(group["lr_factor"], group["muon"], len(group["params"])) for group in optimizer.param_groups]
+    assert factors == [(0.1, True, 1), (0.2, True, 1), (1.0, False, 1)]
+
+
 def test_plan_tells_the_split(new_trainer: Callable[..., Trainer]) -> None:
     trainer = new_trainer("train.optimizer=muon")
     plan = make_plan(trainer)

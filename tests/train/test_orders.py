@@ -6,6 +6,7 @@ import copy
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,6 +80,23 @@ def test_documents_of_a_window_are_read_from_silence(
                 if begin or batch.document_positions[row, 0] == 0:
                     alone = trainer.model(batch.inputs[row : row + 1, begin:end])
                     assert torch.allclose(found[row, begin:end], alone[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("overrides", [["train.order=contiguous"], ["train.reset_at_documents=true"]])
+def test_a_compiled_loss_with_a_state_is_one_graph(overrides: list[str], new_trainer: NewTrainer) -> None:
+    """With a backend that takes no time."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    with torch.compiler.set_stance("default", force_backend=backend):
+        plain, compiled = new_trainer(*overrides), new_trainer("train.compile=true", *overrides)
+        for _ in range(3):
+            assert compiled.take_step(0.01) == pytest.approx(plain.take_step(0.01), rel=1e-5)
+    assert len(graphs) == 1
 
 
 def test_off_needs_no_state(new_trainer: NewTrainer) -> None:

@@ -73,6 +73,9 @@ def test_two_runs_are_identical(tiny_run: TinyRun, tmp_path: Path, read_metrics:
         (1, ["model.layers=2", "model.stochastic_depth=0.999", "train.precision=bfloat16"]),
         (4, ["model.cross_window_state=true", "train.checkpoint_every=1"]),
         (1, ["train.precision=float16", "train.schedule.warmup=0.5"]),
+        (2, ["train.order=shuffled", "train.batch_size=39", "train.background_saves=true", "train.checkpoint_every=1"]),
+        (3, ["train.order=contiguous", "train.batch_size=20", "train.accumulation=2", "train.background_saves=true"]),
+        (4, ["train.order=contiguous", "train.reset_at_documents=true", "train.keep_checkpoints=2"]),
         (2, ["train.optimizer=muon", "train.weight_average.decay=0.9", "train.schedule=warmup_stable_decay"]),
     ],
 )
@@ -91,6 +94,39 @@ def test_resumed_run_equals_the_uninterrupted_one(
         result = train(run, tmp_path / "parts")
     assert (result.step, result.stopped_by, result.report) == (step + 1, "SIGINT", None)
     assert train(run, tmp_path / "parts", resume=True).step == 6
+    assert_same_run(tmp_path / "whole", tmp_path / "parts", read_metrics)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_signal_at_any_moment_changes_nothing(
+    seed: int, tiny_run: TinyRun, tmp_path: Path, read_metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of accumulation, of an epoch, and of a validation; and again after each resume."""
+    chance = random.Random(seed)
+    order = chance.choice(["random", "shuffled", "contiguous"])
+    background = f"train.background_saves={chance.choice(['true', 'false'])}"
+    run = tiny_run(f"train.order={order}", background, "train.accumulation=3", "model.embedding_dropout=0.1")
+    train(run, tmp_path / "whole")
+    left = 0
+
+    def signal_now_and_then(original: Callable[..., Any]) -> Callable[..., Any]:
+        def signalling(*arguments: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), chance.choice([signal.SIGINT, signal.SIGTERM]))
+            return original(*arguments)
+
+        return signalling
+
+    with monkeypatch.context() as patch:
+        for name in ("loss_of", "_scored"):
+            patch.setattr(Trainer, name, signal_now_and_then(getattr(Trainer, name)))
+        for stops in range(3):
+            left = chance.randrange(1, 9)
+            train(run, tmp_path / "parts", resume=stops > 0)
+        left = 0
+        assert train(run, tmp_path / "parts", resume=True).stopped_by is None
     assert_same_run(tmp_path / "whole", tmp_path / "parts", read_metrics)
 
 

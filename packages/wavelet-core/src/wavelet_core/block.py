@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wavelet_core.config import ComponentConfig, ModelConfig, ModelShape
+from wavelet_core.diagnostics import Diagnostic, scale_names
 from wavelet_core.linear import Linear
-from wavelet_core.norms import ScaleNorm
+from wavelet_core.norms import LayerNorm, ScaleNorm
 from wavelet_core.state import Tree, call, new_state_of
 
 STATEFUL_PARTS = ("wavelet", "mixer", "bypass", "memories")
@@ -113,7 +114,7 @@ class WaveletBlock(nn.Module):
         self.mixer = mixer
         self.bypass = bypass
         self.embedding_residual = EmbeddingResidual(width) if config.embedding_residual else None
-        self.norm_in = nn.LayerNorm(width)
+        self.norm_in = LayerNorm(width)
         self.decomposition_norm = ScaleNorm(scales, padded_width) if config.decomposition_norm else nn.Identity()
         self.reconstruction_norm = ScaleNorm(scales, padded_width) if config.reconstruction_norm else nn.Identity()
         self.mixer_dropout = nn.Dropout(config.mixer_dropout)
@@ -121,7 +122,7 @@ class WaveletBlock(nn.Module):
         self.project = self._projection(config, shape) if config.projection else nn.Identity()
         self.projection_dropout = nn.Dropout(config.projection_dropout)
         self.spectral_residual = Residual(config.learned_residual)
-        self.norm_memory = nn.LayerNorm(width)
+        self.norm_memory = LayerNorm(width)
         self.memories = MemorySum(memories)
         self.memory_residual = Residual(config.learned_residual)
 
@@ -137,6 +138,32 @@ class WaveletBlock(nn.Module):
 
     def new_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Tree:
         return {part: new_state_of(getattr(self, part), batch_size, device, dtype) for part in STATEFUL_PARTS}
+
+    def diagnose(self, *inputs: Any) -> Iterator[Diagnostic]:
+        yield Diagnostic(
+            "Scale gains",
+            self.scale_gains.squeeze(1),
+            ("scale",),
+            "gain",
+            (scale_names(len(self.scale_gains)),),
+            explanation="What each scale is multiplied by before it is reconstructed; they start at 1.",
+        )
+        scalars = {
+            "after mixing": self.spectral_residual.alpha,
+            "after memories": self.memory_residual.alpha,
+            **{f"memory {index}": alpha for index, alpha in enumerate(self.memories.alphas)},
+        }
+        learned = {name: value for name, value in scalars.items() if value is not None}
+        if learned:
+            yield Diagnostic(
+                "Residual scalars",
+                torch.stack([value.detach() for value in learned.values()]),
+                ("connection",),
+                "scalar",
+                (list(learned),),
+                explanation="What the stream is multiplied by where a block's update is added, and each memory's read; "
+                "they start at 1.",
+            )
 
     def _padded(self, x: Tensor) -> Tensor:
         return F.pad(x, (0, self.padding)) if self.padding else x
@@ -158,7 +185,7 @@ class WaveletBlock(nn.Module):
         mixed = call(self.mixer, self.transform(coefficients), state=history["mixer"])
         mixed = self.reconstruction_norm(self.transform.inverse(mixed))
         mixed = self.mixer_dropout(mixed) if self.training else mixed
-        update = self.project(self.wavelet.reconstruct(self.scale_gains * mixed))
+        update = self.project(self.wavelet.reconstruct(self.scale_gains.to(mixed.dtype) * mixed))
         update = self.projection_dropout(update) if self.training else update
 
         x = self.spectral_residual(x, update)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from wavelet_core.config import ComponentConfig, ModelShape
+from wavelet_core.diagnostics import Diagnostic, scale_names
 from wavelet_core.linear import Linear
+from wavelet_core.norms import product_type
 from wavelet_core.state import Tree, document_positions, in_document, move_on
 
 
@@ -28,6 +31,16 @@ class Bypass(nn.Module, ABC):
         with torch.no_grad():
             self.cross_layer.weight.copy_(0.5 * torch.eye(shape.width))
 
+    def diagnose(self, *inputs: Any) -> Iterator[Diagnostic]:
+        yield Diagnostic(
+            "Bypass: what each scale takes of it",
+            self.gains.float().square().mean(-1).sqrt(),
+            ("scale",),
+            "root mean square of the gains",
+            (scale_names(len(self.gains)),),
+            explanation="The gain of the long-range mean, over the channels; it starts at 0.",
+        )
+
     @abstractmethod
     def mean(self, x: Tensor, state: Tree | None) -> Tensor:
         """The causal mean (B, T, C) of x (B, T, C), going on from the state."""
@@ -35,9 +48,10 @@ class Bypass(nn.Module, ABC):
     def forward(
         self, x: Tensor, previous_mean: Tensor | None = None, state: Tree | None = None
     ) -> tuple[Tensor, Tensor]:
-        mean = self.mean(x, state)
+        mean = self.mean(x, state).to(product_type(x))
         bias = mean if previous_mean is None else mean + self.cross_layer(previous_mean)
-        return bias.unsqueeze(2) * self.gains, mean
+        by_scale = self.gains.to(bias.dtype)[:, None, None] * bias  # one scale after the other in memory
+        return by_scale.permute(1, 2, 0, 3), mean
 
 
 class RunningMeanBypass(Bypass):

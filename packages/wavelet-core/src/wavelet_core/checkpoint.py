@@ -144,12 +144,13 @@ def save_checkpoint(
     tokenizer: Any = None,
     extra: Mapping[str, Any] | None = None,
     write_more: Callable[[Path], None] = lambda directory: None,
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a model of any family as a checkpoint directory, atomically; an existing one is replaced whole.
 
     A quantized model carries the configuration of the `quantizer` that made it as `quantization`.
     tokenizer: saved under `tokenizer/`. extra: further sections of config.json (`data`, `train`). write_more: puts what
-    else belongs to the checkpoint into the new directory.
+    else belongs to the checkpoint into the new directory. tensors: the weights by name, instead of the model's own.
     Raises CheckpointError for a directory that holds files but no checkpoint, and for weights that are not finite.
     """
     path = Path(directory)
@@ -157,14 +158,14 @@ def save_checkpoint(
         raise CheckpointError(
             f"{path} holds files that are no checkpoint, and saving replaces the directory whole; name another one"
         )
-    tensors = named_tensors(model)
-    check_finite(f"{path} is not saved", tensors)
+    weights = named_tensors(model) if tensors is None else tensors
+    check_finite(f"{path} is not saved", weights)
 
     def write(fresh: Path) -> None:
         fresh.mkdir()
         config = json.dumps(_config_content(model, extra or {}), indent=2) + "\n"
         (fresh / CONFIG_FILE).write_text(config, "utf-8")
-        save_tensors(tensors, fresh / WEIGHTS_FILE, metadata={"format": "pt"})
+        save_tensors(weights, fresh / WEIGHTS_FILE, metadata={"format": "pt"})
         if tokenizer is not None:
             tokenizer.save(fresh / TOKENIZER_DIRECTORY)
         write_more(fresh)

@@ -10,13 +10,14 @@ from torch.nn import functional as F
 
 from wavelet_core.kernels import active_kernels
 
-# Entries of a matrix; below, starting a kernel takes longer than it saves. torch starts slowly in 16 bits.
-SMALLEST_MATRIX = {torch.float32: 1 << 18, torch.bfloat16: 1 << 13, torch.float16: 1 << 13}
+# Entries of a matrix; below, starting a kernel takes longer than it saves. torch starts slowly in 16 bits and GELU.
+SMALLEST_MATRIX = {torch.float32: 1 << 16, torch.bfloat16: 1 << 13, torch.float16: 1 << 13}
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
     """x W^T + b, then GELU where asked. Shapes: x (..., K), weight (M, K), bias (M) or None -> (..., M)."""
-    if weight.numel() >= SMALLEST_MATRIX.get(weight.dtype, 0) and not torch.is_grad_enabled() and weight.dim() == 2:
+    worth_it = gelu or weight.numel() >= SMALLEST_MATRIX.get(weight.dtype, 0)
+    if worth_it and not torch.is_grad_enabled() and weight.dim() == 2:
         for kernel in active_kernels():
             if kernel.accepts(x, weight, bias):
                 return kernel.linear(x, weight, bias, gelu)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 IGNORED = -100
 # Entries of a chunk of logits, its most rows (sums over more could leave the range of float16), and entries that become
 # probabilities at once on a processor, so that they stay in its cache.
-CHUNK, CHUNK_ROWS, CACHED = 1 << 24, 1 << 12, 1 << 18
+CHUNK, CHUNK_ROWS, CACHED = 1 << 23, 1 << 12, 1 << 18
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -50,7 +50,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         count, *gradients = ctx.saved_tensors
         factor = scale / count
-        return (*(None if gradient is None else gradient * factor for gradient in gradients), None, None)
+        # In place, which autograd notices should the graph be walked again.
+        return (*(None if gradient is None else gradient.mul_(factor) for gradient in gradients), None, None)
 
 
 def _loss_and_gradients(

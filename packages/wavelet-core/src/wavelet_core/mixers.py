@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wavelet_core.config import ComponentConfig, ModelConfig, ModelShape
+from wavelet_core.diagnostics import Diagnostic, scale_names
 from wavelet_core.linear import Linear, StackedLinear
 from wavelet_core.norms import ScaleNorm
 from wavelet_core.parametrizations import PARAMETRIZATIONS, Parametrization
@@ -73,6 +75,12 @@ class MixerBank(nn.Module):
         for stack in self.children():
             stack.scales = tuple(scales)  # type: ignore[assignment]
 
+    def openness(self, gate_input: Tensor) -> Tensor:
+        """How far the gates are open, (n, w): the mean of sigmoid(G_n gate_input_n) over the positions."""
+        inner = gate_input if self.narrow is None else self.narrow(gate_input)
+        opened: Tensor = self.gate(inner)  # type: ignore[misc]
+        return opened.float().sigmoid().mean(1)
+
     def forward(self, z: Tensor, gate_input: Tensor) -> Tensor:
         narrow, widen, gate, down, up = self.narrow, self.widen, self.gate, self.down, self.up
         if narrow is not None:
@@ -90,13 +98,13 @@ class MixerBank(nn.Module):
 
 
 def scales_first(z: Tensor) -> Tensor:
-    """(B, T, S, P) -> (S, B T, P), without a copy."""
-    return z.flatten(0, 1).transpose(0, 1)
+    """(B, T, S, P) -> (S, B T, P), without a copy where the scales come first in memory."""
+    return z.permute(2, 0, 1, 3).flatten(1, 2)
 
 
 def scales_last(z: Tensor, like: Tensor) -> Tensor:
-    """(S, B T, P) -> the shape of `like`, (B, T, S, P)."""
-    return z.transpose(0, 1).reshape(like.shape)
+    """(S, B T, P) -> the shape of `like`, (B, T, S, P), without a copy."""
+    return z.unflatten(1, like.shape[:2]).permute(1, 2, 0, 3)
 
 
 class ScaleRouting(nn.Module):
@@ -161,6 +169,25 @@ class GatedSpectralMixer(nn.Module):
         order = [scale for scales in self.members for scale in scales]
         self.restore = [order.index(scale) for scale in range(shape.scales)]
 
+    def diagnose(self, z: Tensor) -> Iterator[Diagnostic]:
+        gates = scales_first(z)
+        if self.routing is not None:
+            gates = self.routing(gates)
+            names = scale_names(len(gates))
+            yield Diagnostic(
+                "Routing between scales",
+                self.routing.mix.matrix(),
+                ("scale that is gated", "scale that its gate reads"),
+                "weight",
+                (names, names),
+                explanation="Row by row, of what the gate of a scale is made; it starts as the identity.",
+            )
+        if self.banks[0].gate is not None:
+            banks = zip(self.members, self.banks, strict=True)
+            openness = [bank.openness(select_scales(gates, members)) for members, bank in banks]  # type: ignore[operator]
+            order = [scale for members in self.members for scale in members]
+            yield gate_diagnostic([row for rows in openness for row in rows], order)
+
     def forward(self, z: Tensor) -> Tensor:
         scales = scales_first(z)
         gates = scales if self.routing is None else self.routing(scales)
@@ -171,6 +198,22 @@ class GatedSpectralMixer(nn.Module):
             own = select_scales(scales, members)
             mixed.append(bank(own, own if gates is scales else select_scales(gates, members)))
         return scales_last(select_scales(torch.cat(mixed), self.restore), z)
+
+
+def gate_diagnostic(openness: Sequence[Tensor], order: Sequence[int]) -> Diagnostic:
+    """How far the gates of every scale are open; `openness` has one row (w) for each scale, in the order of `order`."""
+    values = torch.full((len(order), max(len(row) for row in openness)), math.nan)
+    for scale, row in zip(order, openness, strict=True):
+        values[scale, : len(row)] = row
+    return Diagnostic(
+        "Gates: how far they are open",
+        values,
+        ("scale", "channel of the mixer"),
+        "mean sigmoid",
+        (scale_names(len(order)), None),
+        explanation="The sigmoid of what opens a gate, averaged over the text: at 0 it is closed, at 1 open. Without a "
+        "narrower mixer, channels are those of the transform.",
+    )
 
 
 def select_scales(scales: Tensor, members: list[int]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from wavelet_core.config import ComponentConfig, ModelConfig, ModelShape
+from wavelet_core.diagnostics import Diagnostic
 from wavelet_core.linear import Linear, StackedLinear
 
 
@@ -149,6 +151,29 @@ class ProductKeyTable(nn.Module):
         sums = best_a.index_select(-1, rank_a) + best_b.index_select(-1, rank_b)
         best = sums.topk(self.head_reads, sorted=False).indices
         return order_a.gather(-1, rank_a[best]), order_b.gather(-1, rank_b[best])
+
+    def diagnose(self, q: Tensor, *state: Any) -> Iterator[Diagnostic]:
+        row, _ = self.address(q)
+        reads = row.flatten().bincount(minlength=self.heads * self.num_keys).double()
+        name = type(self).Config.model_fields["kind"].default  # type: ignore[attr-defined]
+        share = reads / reads.sum()
+        effective = torch.special.entr(share).sum().exp()
+        yield Diagnostic(
+            f"Slots of {name}: how they are used",
+            torch.stack([(reads > 0).double().mean(), share.max(), effective / len(reads)]),
+            ("measure",),
+            "share",
+            (["slots read", "reads of the top slot", "slots, evenly used"],),
+            explanation="The share of the values that the text reads at all, the share of all reads that the most read "
+            "value has, and the share of values that would be as diverse if all were read alike (by the entropy).",
+        )
+        yield Diagnostic(
+            f"Slots of {name}: reads by rank",
+            reads.sort(descending=True).values,
+            ("slot, most read first",),
+            "reads",
+            logarithmic=True,
+        )
 
     def read(self, row: Tensor, weight: Tensor) -> Tensor:
         """The weighted sums (B, T, C) of rows of the value table; row and weight (B, T, R)."""

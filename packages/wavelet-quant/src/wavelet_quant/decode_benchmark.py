@@ -26,6 +26,7 @@ from wavelet_core.kernels import active_kernels
 from wavelet_core.language_model import build_model
 from wavelet_core.state import State
 from wavelet_quant import native_library
+from wavelet_quant.native_kernel import UNOBSERVED
 
 READ_BUFFER = 1 << 28
 PREFILL_CHUNK = 256
@@ -118,7 +119,8 @@ class _MatrixProducts(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func.overloadpacket.__name__ in MATRIX_PRODUCTS:
-            self.calls.append(lambda: func(*args, **kwargs))
+            product = UNOBSERVED.get(func, func)
+            self.calls.append(lambda: product(*args, **kwargs))
         return func(*args, **kwargs)
 
     def run(self) -> None:

@@ -17,7 +17,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from wavelet_core.linear import Linear, StackedLinear
 from wavelet_quant.weight_format import StoredMatrix
 
-GATHERED = 1 << 22  # numbers that a bag turns into floating point at a time
+GATHERED = 1 << 20  # numbers that a bag turns into floating point at a time
 
 
 class DropIn(nn.Module):

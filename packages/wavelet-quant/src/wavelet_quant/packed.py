@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wavelet_core.kernels import active_kernels
-from wavelet_quant.native_kernel import TYPES, observed
+from wavelet_quant.native_kernel import TYPES, UNOBSERVED, observed
 from wavelet_quant.packed_kernel import PackedKernel
 from wavelet_quant.weight_format import StoredMatrix
 
@@ -221,6 +221,7 @@ _operators.define(
     "packed_linear(Tensor x, Tensor values, Tensor scales, Tensor? bias, int bits, int height, bool gelu) -> Tensor"
 )
 _packed_linear = torch.ops.wavelet_quant.packed_linear.default
+UNOBSERVED[_packed_linear] = _multiply
 _operators.impl(_packed_linear, _multiply, "CompositeExplicitAutograd")
 _operators.impl(_packed_linear, functools.partial(_autocast, "cpu"), "AutocastCPU")
 _operators.impl(_packed_linear, functools.partial(_autocast, "cuda"), "AutocastCUDA")

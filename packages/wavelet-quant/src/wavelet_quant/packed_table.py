@@ -38,13 +38,14 @@ class PackedTable(StoredMatrix):
         return self._dense(self.values, self.scales, dtype or self.dtype)
 
     def rows(self, index: Tensor) -> Tensor:
-        return self._dense(self.values[index], self.scales[index], self.dtype)
+        # Not by indexing, which copies number by number.
+        return self._dense(F.embedding(index, self.values), F.embedding(index, self.scales), self.dtype)
 
     def _dense(self, values: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
         if self.bits < 8:
             mask = (1 << self.bits) - 1
             values = torch.cat([(values >> (self.bits * j)) & mask for j in range(8 // self.bits)], -1)
-        numbers = (values[..., : self.width].float() - OFFSETS[self.bits]).unflatten(-1, (scales.shape[-1], -1))
+        numbers = values[..., : self.width].float().sub_(OFFSETS[self.bits]).unflatten(-1, (scales.shape[-1], -1))
         return numbers.mul_(scales.float()[..., None]).flatten(-2).to(dtype)
 
     def extra_repr(self) -> str:

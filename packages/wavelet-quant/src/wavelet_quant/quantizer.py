@@ -75,9 +75,9 @@ class RecipeQuantizer:
         replaced: list[tuple[nn.Module, str, nn.Module]] = []
 
         def put(assignment: _Assignment, hessian: Tensor | None) -> nn.Module:
-            weight, outcome = assignment.store(stored, hessian)
-            if progress is not None and outcome is not None:
-                progress(outcome, total)
+            weight, is_new = assignment.store(stored, hessian)
+            if progress is not None and is_new:
+                progress(assignment.outcome(weight, hessian), total)
             drop_in: nn.Module = assignment.drop_in(assignment.module, weight)
             for parent, name in assignment.homes:
                 replaced.append((parent, name, assignment.module))
@@ -146,19 +146,35 @@ class _Assignment:
     is_table: bool
 
     @torch.no_grad()
-    def store(
-        self, stored: dict[Any, StoredMatrix], hessian: Tensor | None
-    ) -> tuple[StoredMatrix, QuantizedMatrix | None]:
-        """Its stored matrix and what became of it, or the one that its weight has already: such modules share it."""
+    def store(self, stored: dict[Any, StoredMatrix], hessian: Tensor | None) -> tuple[StoredMatrix, bool]:
+        """Its stored matrix, and whether it is new: modules that share a weight share what is stored."""
         matrix = _matrix(self.module)
         shared = self.module.weight if matrix is self.module.weight else self.module
         if shared in stored:
-            return stored[shared], None
+            return stored[shared], False
         try:
             weight = stored[shared] = _store(matrix.detach(), self.formats, hessian, self.is_table)
         except ValueError as error:
             raise ValueError(f"{self.name}.weight {error}".lstrip(".")) from None
-        return weight, _outcome(self.name, self.formats, matrix.detach(), weight, hessian)
+        return weight, True
+
+    @torch.no_grad()
+    def outcome(self, stored: StoredMatrix, hessian: Tensor | None) -> QuantizedMatrix:
+        matrix = _matrix(self.module)
+        squared_error = squared_norm = 0.0
+        if not matrix.is_meta:
+            squared_error = _squared_norm(stored.matrix(torch.float32) - matrix.float(), hessian)
+            squared_norm = _squared_norm(matrix.float(), hessian)
+        return QuantizedMatrix(
+            name=self.name,
+            formats=tuple(dict.fromkeys(map(label, self.formats))),
+            weights=matrix.numel(),
+            bytes_before=matrix.nbytes,
+            bytes_after=weight_bytes(stored),
+            squared_error=squared_error,
+            squared_norm=squared_norm,
+            calibrated=hessian is not None,
+        )
 
 
 def _matrix(module: Any) -> Tensor:
@@ -269,25 +285,6 @@ def _store(
     return ScaleStack(
         [_format(formats[own[0]]).store(matrix[own], None if hessian is None else hessian[own]) for own in members],
         members,
-    )
-
-
-def _outcome(
-    name: str, formats: list[ComponentConfig | None], matrix: Tensor, stored: StoredMatrix, hessian: Tensor | None
-) -> QuantizedMatrix:
-    squared_error = squared_norm = 0.0
-    if not matrix.is_meta:
-        squared_error = _squared_norm(stored.matrix(torch.float32) - matrix.float(), hessian)
-        squared_norm = _squared_norm(matrix.float(), hessian)
-    return QuantizedMatrix(
-        name=name,
-        formats=tuple(dict.fromkeys(map(label, formats))),
-        weights=matrix.numel(),
-        bytes_before=matrix.nbytes,
-        bytes_after=weight_bytes(stored),
-        squared_error=squared_error,
-        squared_norm=squared_norm,
-        calibrated=hessian is not None,
     )
 
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wavelet_core.atomic_files import write_atomically
 from wavelet_core.config import ConfigurationError
@@ -42,6 +43,7 @@ STYLE = {
     "grid.color": GRID,
     "image.cmap": COLOR_MAP,
     "legend.frameon": False,
+    "legend.handlelength": 2.8,
     "legend.fontsize": "small",
     "lines.linewidth": 1.6,
     "savefig.dpi": 150,
@@ -82,6 +84,16 @@ def figure(width: float = WIDTH, height: float = HEIGHT) -> Iterator[Figure]:
         yield Figure(figsize=(width, height))
 
 
+def line_style(index: int) -> dict[str, Any]:
+    """The colour and dashes of the index-th curve of a figure, for as many as can be told apart."""
+    return {"color": COLORS[index % len(COLORS)], "linestyle": ("-", "--", ":")[index // len(COLORS) % 3]}
+
+
+def plain(text: str) -> str:
+    """A text that matplotlib shows as it is, whatever dollar signs it has."""
+    return text.replace("$", r"\$")
+
+
 def save_figure(drawn: Figure, path: Path) -> None:
     """Save as PNG or SVG, by the name's ending, whole or not at all. Raises WriteError."""
 
@@ -110,5 +122,7 @@ def inline_svg(drawn: Figure, name: str) -> str:
 def _saving() -> Iterator[None]:
     from matplotlib import rc_context
 
-    with rc_context(STYLE):
+    with rc_context(STYLE), warnings.catch_warnings():
+        # A browser has other fonts for what DejaVu lacks.
+        warnings.filterwarnings("ignore", "Glyph .* missing")
         yield

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wavelet_core.registry import registry
+from wavelet_train.parallel import whole
 
 KINDS = ("model", "block", "transform", "wavelet", "mixer", "bypass", "memory")
 REST = "rest"
@@ -29,7 +30,8 @@ def parts_of(model: nn.Module) -> dict[Place, list[nn.Parameter]]:
     numbers = count()
 
     def visit(module: nn.Module, part: str, block: int | None) -> Iterator[tuple[nn.Parameter, Place]]:
-        kind, name = components.get(type(module), ("", ""))
+        # What is sharded has a class of its own, made of the component's.
+        kind, name = next((components[each] for each in type(module).__mro__ if each in components), ("", ""))
         if kind == "block":
             block = next(numbers)
         if kind:
@@ -69,4 +71,4 @@ def gradient_norms(parts: Mapping[Place, list[nn.Parameter]]) -> PartNorms:
 
 def _norm(group: list[nn.Parameter]) -> Tensor:
     gradients = [parameter.grad for parameter in group if parameter.grad is not None]
-    return nn.utils.get_total_norm(gradients).float() if gradients else group[0].new_zeros((), dtype=torch.float32)
+    return whole(nn.utils.get_total_norm(gradients)).float() if gradients else torch.zeros((), device=group[0].device)

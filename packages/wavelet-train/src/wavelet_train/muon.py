@@ -37,6 +37,9 @@ class Muon(torch.optim.Optimizer):
             ["*embed*", "*head*", "*norm*", "*routing*", "*keys*", "*values*"],
             description="names of those that AdamW takes all the same: embedding, head, tables",
         )
+        matrix_lr_factor: float = Field(
+            1.0, ge=0, allow_inf_nan=False, description="hidden matrices: the learning rate times this"
+        )
         momentum: float = Field(0.95, ge=0, lt=1, description="decay of a matrix's running mean of gradients, per step")
         nesterov: bool = Field(True, description="step along what the mean would be after the same gradient once more")
         iterations: int = Field(5, ge=1, le=50, description="Newton-Schulz iterations that orthogonalise a matrix")
@@ -59,10 +62,11 @@ class Muon(torch.optim.Optimizer):
         matrices = {parameter for name, parameter in named if config.is_hidden_matrix(name, parameter)}
         groups = []
         for group in parameter_groups(config, named):
-            for is_muon in (True, False):
+            for is_muon, factor in ((True, config.matrix_lr_factor), (False, 1.0)):
                 members = [parameter for parameter in group["params"] if (parameter in matrices) == is_muon]
                 if members:
-                    groups.append({**group, "params": members, "muon": is_muon})
+                    factor *= group["lr_factor"]
+                    groups.append({**group, "params": members, "lr_factor": factor, "muon": is_muon})
         super().__init__(groups, {"lr": lr})
         self.config = config
         self.fused = all_on(groups, ("cpu", "cuda"))

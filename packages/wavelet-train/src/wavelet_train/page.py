@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wavelet_core.atomic_files import write_atomically
-from wavelet_train.figures import inline_svg
+from wavelet_train.figures import inline_svg, save_figure
 from wavelet_train.tables import number_columns, text_cells
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Page:
     def __init__(self, title: str) -> None:
         self.title = title
         self._parts: list[str] = []
+        self._figures: list[tuple[str, Figure]] = []
 
     def add_heading(self, text: str) -> None:
         """The beginning of a section."""
@@ -76,7 +78,8 @@ class Page:
 
     def add_figure(self, drawn: Figure, title: str, caption: str = "", wide: bool = False) -> None:
         """A figure under its title; the caption says what is to be seen. wide: as wide as the page."""
-        svg = inline_svg(drawn, f"figure{len(self._parts)}")
+        self._figures.append((title, drawn))
+        svg = inline_svg(drawn, f"figure{len(self._figures)}")
         svg = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(f"{title}. {caption}".strip())}" ', 1)
         below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
         self._parts.append(
@@ -97,3 +100,12 @@ class Page:
     def write(self, path: Path) -> None:
         """Write the page, whole or not at all. Raises WriteError."""
         write_atomically(path, lambda fresh: fresh.write_text(self.html(), "utf-8"))
+
+    def save_figures(self, folder: Path) -> list[Path]:
+        """Save every figure as a PNG that is named after its number and title. Raises WriteError."""
+        paths = []
+        for number, (title, drawn) in enumerate(self._figures, 1):
+            words = re.sub("[^a-z0-9]+", "-", title.lower()).strip("-")
+            paths.append(folder / f"{number:02}-{words}.png")
+            save_figure(drawn, paths[-1])
+        return paths

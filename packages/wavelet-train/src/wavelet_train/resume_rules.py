@@ -26,6 +26,7 @@ MAY_CHANGE = (
     "train.threads",
     "train.precision",
     "train.compile",
+    "train.parallel",
     "train.epochs",
     "train.steps",
     "train.batch_size",
@@ -42,6 +43,9 @@ MAY_CHANGE = (
     "train.validate_every",
     "train.validation_tokens",
     "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.keep_every",
+    "train.background_saves",
     "train.final_stride",
     "train.compare_with_xz",
 )

@@ -59,7 +59,11 @@ def go_on(trainer: Trainer, saved: SavedRun, changes: Changes, accept_changed_da
     trainer.load_tensors(saved.state, restart_text=TEXT in changes)
 
     counters = saved.state.counters.model_copy(
-        update={"steps": _steps(trainer, saved.state.counters), "threads": trainer.counters.threads}
+        update={
+            "steps": _steps(trainer, saved.state.counters),
+            "threads": trainer.counters.threads,
+            "compiled": trainer.counters.compiled,
+        }
     )
     if touched(changes, SCORE):
         counters.best_nats = counters.best_step = None

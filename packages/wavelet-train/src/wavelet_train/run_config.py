@@ -15,6 +15,7 @@ from wavelet_core.first_format import convert_config
 from wavelet_core.messages import shortened, shown
 from wavelet_train import PRESETS
 from wavelet_train.data import DataConfig
+from wavelet_train.parallel import Parallelism
 from wavelet_train.precision import Precision
 from wavelet_train.weight_average import WeightAverageConfig
 
@@ -39,12 +40,21 @@ class TrainConfig(Section):
         description="type of matrix products in training and validation: auto (bfloat16 where the device multiplies "
         "it natively, else float32), float32, bfloat16, float16 (with loss scaling); weights stay float32",
     )
-    compile: bool = Field(False, description="compile the loss with torch.compile: slow first step, faster later ones")
+    compile: Literal["auto"] | bool = Field(
+        "auto",
+        description="compile the loss with torch.compile, which takes a minute or two: true, false, or auto (where the "
+        "steps to come save more time than that, as measured on this machine; a run keeps its choice)",
+    )
 
     epochs: float = Field(
         1.0, gt=0, description="length of training: an epoch is (training tokens) // (tokens per optimizer step) steps"
     )
     steps: int | None = Field(None, ge=1, description="length of training in optimizer steps; null goes by epochs")
+    parallel: Parallelism = Field(
+        "auto",
+        description="how the processes that torchrun starts share the model: ddp (each has all of it; what auto is) or "
+        "fsdp (each keeps a part of every parameter); one process has all of it",
+    )
     batch_size: int = Field(8, ge=1, description="windows of model.context_length tokens in one forward pass")
     accumulation: int = Field(1, ge=1, description="forward passes whose gradients are averaged in an optimizer step")
     order: Literal["random", "shuffled", "contiguous"] | None = Field(
@@ -92,6 +102,18 @@ class TrainConfig(Section):
     )
     checkpoint_every: int | None = Field(
         None, ge=1, description="optimizer steps between saves of last/; null saves at validations only"
+    )
+    keep_checkpoints: int = Field(
+        0, ge=0, description="saves of last/ that are kept in steps/ too, the newest ones; best/ is always kept"
+    )
+    keep_every: int | None = Field(
+        None,
+        ge=1,
+        description="saves of last/ whose step is a multiple of this are kept in steps/ for good; null: none",
+    )
+    background_saves: bool | None = Field(
+        None,
+        description="training goes on while a checkpoint is written, from a copy in memory; null: on accelerators",
     )
     final_stride: int | None = Field(
         None,

@@ -4,6 +4,7 @@ config.yaml      the resolved configuration
 metrics.jsonl    one JSON object a line
 best/            the checkpoint with the lowest validation loss
 last/            the newest one, with `trainer/`, from which the run resumes exactly
+steps/           earlier states of last/, if any are kept, by their steps
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from wavelet_core.atomic_files import append_whole, recover, write_atomically
 from wavelet_core.checkpoint import CONFIG_FILE as CHECKPOINT_CONFIG_FILE
@@ -73,7 +76,7 @@ class RunDirectory:
         self.path = Path(path)
         if self.path.exists() and not self.path.is_dir():
             raise FileExistsError(f"{self.path} is a file; name a directory for the run")
-        self.best, self.last = self.path / "best", self.path / "last"
+        self.best, self.last, self.steps = self.path / "best", self.path / "last", self.path / "steps"
 
     def check(self, resume: bool, overwrite: bool) -> None:
         """Raise CheckpointError unless a run to resume is whole, FileExistsError where one would be lost unasked."""
@@ -119,9 +122,10 @@ class RunDirectory:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """What the two checkpoints take on the disk."""
-        files = [file for checkpoint in (self.best, self.last) for file in checkpoint.rglob("*") if file.is_file()]
-        return sum(file.stat().st_size for file in files)
+        """What the checkpoints take on the disk; files that several have are there once."""
+        folders = (self.best, self.last, self.steps)
+        files = [file.stat() for folder in folders for file in folder.rglob("*") if file.is_file()]
+        return sum({file.st_ino: file.st_size for file in files}.values())
 
     @property
     def free_bytes(self) -> int:
@@ -131,8 +135,8 @@ class RunDirectory:
 
     def clear(self) -> None:
         """Remove the checkpoints of an earlier run."""
-        for checkpoint in (self.best, self.last):
-            shutil.rmtree(checkpoint, ignore_errors=True)
+        for checkpoints in (self.best, self.last, self.steps):
+            shutil.rmtree(checkpoints, ignore_errors=True)
 
     def begin(self, run: RunConfig, metrics_size: int) -> None:
         """Write the configuration, and open the metrics after the bytes that belong to the run so far."""
@@ -148,6 +152,7 @@ class RunDirectory:
         self,
         checkpoint: Path,
         model: Any,
+        tensors: Mapping[str, Tensor],
         tokenizer: Tokenizer,
         run: RunConfig,
         step: int,
@@ -155,4 +160,29 @@ class RunDirectory:
     ) -> None:
         """Replace a checkpoint; `write_more` puts what else belongs to it into the new directory."""
         sections = {"step": step, **run.model_dump(mode="json", include={"data", "train"})}
-        save_checkpoint(model, checkpoint, tokenizer, sections, write_more)
+        save_checkpoint(model, checkpoint, tokenizer, sections, write_more, tensors)
+
+    def keep_last(self, step: int, newest: int, every: int | None) -> None:
+        """Keep `last/`, which is of this step, in `steps/` too, and of those there the newest ones and each `every`-th.
+
+        It shares its files with `last/` where the file system has hard links.
+        """
+        if not newest and not (every and step % every == 0):
+            return
+        write_atomically(
+            self.steps / f"{step:08}", lambda fresh: shutil.copytree(self.last, fresh, copy_function=_link_or_copy)
+        )
+        kept = sorted(int(place.name) for place in self.steps.glob("[0-9]*"))
+        for old in kept[: max(0, len(kept) - newest)]:
+            if not (every and old % every == 0):
+                # Nobody should take what a kill leaves of it for a checkpoint.
+                os.replace(self.steps / f"{old:08}", self.steps / f".{old:08}")
+        for remains in self.steps.glob(".*"):
+            shutil.rmtree(remains)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from wavelet_core.config import ConfigurationError, parse
 from wavelet_core.tensor_files import CheckpointError, load_tensors, save_tensors
 from wavelet_core.threads import MOST_THREADS
+from wavelet_train.parallel import assign
 
 DIRECTORY = "trainer"
 TENSORS_FILE = "state.safetensors"
@@ -36,8 +37,8 @@ class Counters(_Record):
     step: optimizer steps done. steps: all that the run is to do. tokens: trained on so far. validated_step: at which
     step the last validation was. best_nats, best_step: the lowest validation loss so far, in nats per token, and its
     step. loss_sum, loss_steps: of the steps since the last line of metrics. metrics_size: bytes of metrics.jsonl.
-    threads: that the run computes with on the processor; another number would round differently. skipped,
-    skipped_in_row: steps so far, and up to the present one, whose loss or gradient was not finite.
+    threads, compiled: how the run computes; another number, or steps compiled or not, would round differently.
+    skipped, skipped_in_row: steps so far, and up to the present one, whose loss or gradient was not finite.
     """
 
     step: int = Field(ge=0)
@@ -50,6 +51,7 @@ class Counters(_Record):
     loss_steps: int = Field(ge=0)
     metrics_size: int = Field(ge=0)
     threads: int = Field(ge=1, le=MOST_THREADS)
+    compiled: bool = False
     skipped: int = Field(0, ge=0)
     skipped_in_row: int = Field(0, ge=0)
 
@@ -193,6 +195,6 @@ def restore_optimizer(
         for key, value in optimizer.state.get(parameter, {}).items():
             new = saved[f"optimizer.{name}.{key}"]
             if isinstance(value, Tensor):
-                value.copy_(new)
+                assign(value, new)
             else:
                 optimizer.state[parameter][key] = type(value)(new.item())

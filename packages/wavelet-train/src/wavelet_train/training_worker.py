@@ -148,6 +148,7 @@ def load_plugin(path: Path) -> Plugin:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # where annotations are looked up
     try:
         spec.loader.exec_module(module)
     except Exception as error:

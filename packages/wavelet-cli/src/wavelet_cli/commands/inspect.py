@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from wavelet_cli import completion
 from wavelet_cli.output import print_report, titled
 from wavelet_cli.shared_options import checkpoint_argument, json_option
 from wavelet_train.quantities import byte_size
@@ -18,13 +19,45 @@ from wavelet_train.tables import table
 if TYPE_CHECKING:
     from wavelet_core.config import LanguageModelConfig
 
+# What `--html` without a file stands for: no path can be empty.
+DEFAULT_PAGE = ""
 
-@click.command("inspect", short_help="Show what a checkpoint holds.")
+
+@click.command("inspect", short_help="Show what a checkpoint holds, and a run or a model on a page with figures.")
 @click.option("--verify", is_flag=True, help="Read all of it, and fail unless it is what was saved.")
 @click.option("--accept", is_flag=True, help="Take what it holds now for what was saved, if it can be loaded.")
+@click.option(
+    "--html",
+    is_flag=False,
+    flag_value=DEFAULT_PAGE,
+    metavar="[FILE]",
+    help="Write one page with figures of the run and its model. Without FILE: inspect.html in the run's directory.",
+)
+@click.option(
+    "--png", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Save every figure in DIR as well."
+)
+@click.option("--text", help="What the model reads for the figures. Default: the start of the validation split.")
+@click.option(
+    "--compare",
+    "others",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    shell_complete=completion.checkpoints,
+    help="Lay this run over the first, and list the fields that differ. May be given many times.",
+)
 @checkpoint_argument
 @json_option
-def command(checkpoint: str, verify: bool, accept: bool, as_json: bool) -> None:
+def command(
+    checkpoint: str,
+    verify: bool,
+    accept: bool,
+    html: str | None,
+    png: Path | None,
+    text: str | None,
+    others: tuple[Path, ...],
+    as_json: bool,
+) -> None:
     """Show what CHECKPOINT holds: model, parameters, stored types and formats, tokenizer, files, and the packages it
     needs.
 
@@ -32,19 +65,76 @@ def command(checkpoint: str, verify: bool, accept: bool, as_json: bool) -> None:
     that was saved with it and looks for weights that are not finite. --accept is for a checkpoint that was changed on
     purpose.
 
+    With --html or --png, a run's loss, learning rate, speed and gradient norms are drawn, and what its model is like:
+    energy per scale along a text, crawl weights, gains, routing, gates, memory slots that are used. A run may still be
+    going on. The page is one file that needs nothing else.
+
     \b
     Examples:
       wavelet inspect runs/demo
       wavelet inspect runs/demo --json
       wavelet inspect runs/demo/last --verify
+      wavelet inspect runs/demo --html
+      wavelet inspect runs/demo --compare runs/other --html compared.html --png figures
     """
     from wavelet_core.checkpoint import accept_checkpoint, locate_checkpoint
 
-    directory = locate_checkpoint(checkpoint)
-    if accept:
-        accept_checkpoint(directory)
-    verification = {"verified": _verify(directory)} if verify else {}
-    print_report({**_report(directory), **verification}, as_json, _describe)
+    draws = html is not None or png is not None
+    if not draws and (text is not None or others):
+        raise click.UsageError("--text and --compare are for figures: add --html or --png")
+    if draws:
+        from wavelet_train.figures import require_matplotlib
+
+        require_matplotlib()
+    run = _run(checkpoint) if draws else None
+    if run is None and html == DEFAULT_PAGE:
+        raise click.UsageError(f"--html: name a file, since {checkpoint} is not the directory of a run")
+    if run is None and others:
+        raise click.UsageError(f"--compare: {checkpoint} is not the directory of a run")
+    # A run that has not validated yet has no checkpoint; its figures can be drawn all the same.
+    directory = None if run is not None and not _has_checkpoint(run) else locate_checkpoint(checkpoint)
+    if directory is not None:
+        if accept:
+            accept_checkpoint(directory)
+        verification = {"verified": _verify(directory)} if verify else {}
+        print_report({**_report(directory), **verification}, as_json, _describe)
+    if draws:
+        _draw(run, directory, html, png, text, others)
+
+
+def _run(path: str) -> Path | None:
+    """The directory of a run, if that is what the path names."""
+    from wavelet_train.run_page import is_run
+
+    return Path(path) if is_run(Path(path)) else None
+
+
+def _has_checkpoint(run: Path) -> bool:
+    from wavelet_train.run_directory import RunDirectory
+
+    directory = RunDirectory(run)
+    return directory.best.is_dir() or directory.last.is_dir()
+
+
+def _draw(
+    run: Path | None,
+    directory: Path | None,
+    html: str | None,
+    png: Path | None,
+    text: str | None,
+    others: tuple[Path, ...],
+) -> None:
+    from wavelet_train.run_page import run_page
+
+    if directory is None:
+        click.echo(f"{run} has no checkpoint yet: only its history is drawn", err=True)
+    page = run_page(run, directory, text, others)
+    if html is not None:
+        path = Path(html) if html != DEFAULT_PAGE or run is None else run / "inspect.html"
+        page.write(path)
+        click.echo(f"The page is {path}", err=True)
+    if png is not None:
+        click.echo(f"{len(page.save_figures(png))} figures are in {png}", err=True)
 
 
 def _verify(directory: Path) -> dict[str, Any] | None:

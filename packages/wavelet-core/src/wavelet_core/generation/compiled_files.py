@@ -131,7 +131,7 @@ def circumstances(session: DecodingSession) -> dict[str, str]:
     model = session.model
     return {
         "torch": torch.__version__,
-        "processor": _processor(),
+        "processor": processor(),
         "device": session.device.type,
         "type of the weights": str(next(model.parameters()).dtype).removeprefix("torch."),
         "choice of kernels": " ".join(kernel.config.model_dump_json() for kernel in active_kernels()) or "torch",
@@ -140,8 +140,8 @@ def circumstances(session: DecodingSession) -> dict[str, str]:
     }
 
 
-def _processor() -> str:
-    """Kind and instructions of the processor."""
+def processor() -> str:
+    """Kind and instructions of the processor, the same in every process."""
     features = platform.processor()
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -27,7 +27,8 @@ def check_component(
     A sampler must leave a token, revive none, and treat a text alike in every batch, whatever rows of its memory were
     selected, joined or copied. A tokenizer must read every text back, in any pieces, also after saving and loading.
     Where wavelet-train is installed: an optimizer must lower a loss at the learning rate that it is given and go on bit
-    for bit after a resume, a schedule must be a function of the step, and a data set must not change between readings.
+    for bit after a resume, a schedule must be a function of the step, a data set must not change between readings, and
+    a logger must bear every record, start again after a kill, and leave the run's own files and random numbers alone.
     Where wavelet-quant is installed: a kernel must give what torch gives, for odd shapes too, or refuse the product.
 
     config: the options to check; the defaults if left out. kind: looked up in the registry if left out. shape: sizes to

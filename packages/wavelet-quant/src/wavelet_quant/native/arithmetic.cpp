@@ -44,7 +44,7 @@ constexpr long first_tiled = 12;
 constexpr int tile_rows(int registers) { return registers == 3 ? 4 : registers == 2 ? 6 : 12; }
 constexpr long tiled_rows = 24; // of the matrix, which stay in the cache for all tiles: a multiple of every tile_rows
 constexpr int streams = 4;
-constexpr long prefetch_bytes = 8192;
+constexpr long prefetch_bytes = 8192, written_ahead = 8; // vectors
 constexpr int second_level = 2; // where prefetching goes: the first level of the cache is too small for it
 constexpr long cached_bytes = 1 << 17, cached_piece = 1 << 12;
 // Between prepared vectors: were they a multiple of 4096 bytes apart, they would share a few places of the cache.
@@ -286,11 +286,17 @@ Floats gelu(Floats v) {
 
 // The results of `count` neighbouring rows of the matrix, from n on, for vector t.
 template <class Kind> void finish(const Product &product, Floats sums, long t, long n, long count) {
-    if (product.bias) sums += ordered<Kind>(static_cast<const char *>(product.bias) + n * Kind::bytes, count);
+    const bool whole = count == lanes;
+    if (t + written_ahead < product.vectors)
+        __builtin_prefetch(static_cast<char *>(product.out) + ((t + written_ahead) * product.height + n) * Kind::bytes, 1);
+    const char *const bias = static_cast<const char *>(product.bias) + n * Kind::bytes;
+    char *const out = static_cast<char *>(product.out) + (t * product.height + n) * Kind::bytes;
+    if (product.bias) sums += whole ? Kind::widen(bias) : ordered<Kind>(bias, count);
     if (product.gelu) sums = gelu(sums);
+    if (whole) return Kind::narrow(out, sums);
     char results[lanes * Kind::bytes];
     Kind::narrow(results, sums);
-    __builtin_memcpy(static_cast<char *>(product.out) + (t * product.height + n) * Kind::bytes, results, count * Kind::bytes);
+    __builtin_memcpy(out, results, count * Kind::bytes);
 }
 
 template <class Kind, bool steady>
@@ -381,7 +387,7 @@ void make_tiles(const char *prepared, long stride, long vectors, long width, flo
 template <int registers, int rows>
 void multiply_tile(const float *weight, const float *tile, long width, float *totals, long count) {
     Floats sum[rows][registers];
-#pragma GCC unroll 12
+#pragma GCC unroll 16
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 3
         for (int v = 0; v < registers; v++) sum[r][v] = Floats{};
@@ -389,14 +395,14 @@ void multiply_tile(const float *weight, const float *tile, long width, float *to
         Floats vectors[registers];
 #pragma GCC unroll 3
         for (int v = 0; v < registers; v++) vectors[v] = load<Floats>(tile + v * lanes);
-#pragma GCC unroll 12
+#pragma GCC unroll 16
         for (int r = 0; r < rows; r++) {
             const float factor = weight[r * width + k];
 #pragma GCC unroll 3
             for (int v = 0; v < registers; v++) sum[r][v] += factor * vectors[v];
         }
     }
-#pragma GCC unroll 12
+#pragma GCC unroll 16
     for (int r = 0; r < rows; r++) {
         float across[registers * lanes];
 #pragma GCC unroll 3
@@ -490,89 +496,133 @@ void multiply(const Product &product, const void *prepared, long begin, long end
 // Plane j of a word is its bits from bits * j on in each byte; byte i of it is the code of channel 4 j + i. Code c stands
 // for (c - offset) times the scale of its group. x becomes integers of 16 bits with one scale for a vector, so that all
 // sums within a run of channels are integers, exact, and a row stays in its lane: there is nothing to add across lanes.
+// Codes of 2 bits are doubled, because their offset is 1.5.
 
 constexpr long packed_rows = 16, word_bytes = 4, line_bytes = packed_rows * word_bytes, parts_of_line = packed_rows / lanes;
+constexpr long piece_channels = 2048; // of which 128 vectors stay in the second level of the cache
+constexpr long chunk = 32, chunk_words = chunk / 2; // channels of x that lie together, and the words that they become
 constexpr float largest = 32512; // 127 * 256: both bytes of such a number have 8 bits with a sign
-constexpr long longest_run = 256; // 255 * 32512 * 256 is still an integer of 32 bits
+constexpr long longest_run = 512; // 128 * 32512 * 512 is still an integer of 32 bits; sums on the way may wrap around
 
 using Integers = int32_t __attribute__((vector_size(4 * lanes)));
-
-#if defined(__AVX512VNNI__)
-// x in two signed bytes, the upper one and the rest, four channels to a word.
-struct Sums {
-    Words upper, lower;
-
-    void add(Words word, int bits, int j, const uint32_t *x) {
-        const Words plane = bits == 8 ? word : (word >> (bits * j)) & (bits == 4 ? 0x0f0f0f0fu : 0x03030303u);
-        upper = (Words)_mm512_dpbusd_epi32((__m512i)upper, (__m512i)plane, _mm512_set1_epi32(int(x[0])));
-        lower = (Words)_mm512_dpbusd_epi32((__m512i)lower, (__m512i)plane, _mm512_set1_epi32(int(x[1])));
-    }
-    Floats total() const { return __builtin_convertvector((Integers)((upper << 8) + lower), Floats); }
-};
-using Bytes = int8_t __attribute__((vector_size(lanes)));
-void split(Integers x, uint32_t *words, long count) {
-    char upper[lanes], lower[lanes];
-    store(upper, __builtin_convertvector((x + 128) >> 8, Bytes));
-    store(lower, __builtin_convertvector(x, Bytes));
-    for (long i = 0; i < count; i += 4) {
-        __builtin_memcpy(words + i / 2, upper + i, 4);
-        __builtin_memcpy(words + i / 2 + 1, lower + i, 4);
-    }
-}
-constexpr int most_packed = 4;
-constexpr int blocks_sharing(int count) { return count <= 2 ? 4 : count <= 4 ? 2 : 1; }
-#else
-// x in pairs, channels 0 and 2, and 1 and 3.
 using Shorts = uint16_t __attribute__((vector_size(4 * lanes)));
-struct Sums {
+
+// The codes at bit `shift` of every byte, or every 16 bits; `ones` has a 1 for each of them in a word.
+template <class Vector> Vector codes(Vector words, int bits, int shift, uint32_t ones) {
+    const Vector mask = (Vector)(Words{} + (bits == 2 ? 6 : (1 << bits) - 1) * ones);
+    if (bits == 2) return (shift ? words >> (shift - 1) : words << 1) & mask;
+    return (words >> shift) & mask;
+}
+
+// Vectors are prepared for these sums, up to `most` of them together. `split` makes two words of every four channels.
+
+// x in pairs, channels 0 and 2, and 1 and 3.
+struct PairSums {
+#if defined(__AVX512VNNI__)
+    static constexpr int most = 16;
+#else
+    static constexpr int most = lanes == 8 ? 4 : 2;
+#endif
+    static constexpr int blocks(int count) { return lanes == 8 && count == 1 ? 2 : 1; }
     Words sum;
 
-    static Words pairs(Words codes, uint32_t x) {
+    void start(uint32_t offset) { sum = Words{} + offset; }
+#if !defined(__AVX512VNNI__)
+    static Words pairs(Words weights, uint32_t x) {
 #if defined(__AVX2__)
-        return (Words)_mm256_madd_epi16((__m256i)codes, _mm256_set1_epi32(int(x)));
+        return (Words)_mm256_madd_epi16((__m256i)weights, _mm256_set1_epi32(int(x)));
 #elif defined(__SSE2__)
-        return (Words)_mm_madd_epi16((__m128i)codes, _mm_set1_epi32(int(x)));
+        return (Words)_mm_madd_epi16((__m128i)weights, _mm_set1_epi32(int(x)));
 #else
-        return (codes & 0xffffu) * uint32_t(int16_t(x)) + (codes >> 16) * uint32_t(int16_t(x >> 16));
+        return (weights & 0xffffu) * uint32_t(int16_t(x)) + (weights >> 16) * uint32_t(int16_t(x >> 16));
 #endif
     }
-    void add(Words word, int bits, int j, const uint32_t *x) {
-        const Shorts even = (Shorts)word >> (bits * j), odd = (Shorts)word >> (bits * j + 8);
-        const uint16_t mask = (1 << bits) - 1;
-        sum += pairs((Words)(even & mask), x[0]) + pairs((Words)(odd & mask), x[1]);
+#endif
+    void add(Words word, int bits, int j, uint32_t first, uint32_t second) {
+        const Words even = (Words)codes((Shorts)word, bits, bits * j, 0x00010001u);
+        const Words odd = (Words)codes((Shorts)word, bits, bits * j + 8, 0x00010001u);
+#if defined(__AVX512VNNI__)
+        const __m512i half = _mm512_dpwssd_epi32((__m512i)sum, (__m512i)even, _mm512_set1_epi32(int(first)));
+        sum = (Words)_mm512_dpwssd_epi32(half, (__m512i)odd, _mm512_set1_epi32(int(second)));
+#else
+        sum += pairs(even, first) + pairs(odd, second);
+#endif
     }
     Floats total() const { return __builtin_convertvector((Integers)sum, Floats); }
-};
-using Halfwords = int16_t __attribute__((vector_size(2 * lanes)));
-void split(Integers x, uint32_t *words, long count) {
-    uint32_t pairs[lanes / 2];
-    store(pairs, __builtin_convertvector(x, Halfwords));
-    for (long i = 0; i < count; i += 4) {
-        const uint32_t first = pairs[i / 2], last = pairs[i / 2 + 1];
-        words[i / 2] = (first & 0xffffu) | last << 16;
-        words[i / 2 + 1] = first >> 16 | (last & 0xffff0000u);
+
+    static void split(Integers x, uint32_t *words) {
+        using Halfwords = int16_t __attribute__((vector_size(2 * lanes)));
+        using Fours = uint64_t __attribute__((vector_size(2 * lanes)));
+        const Fours fours = (Fours)__builtin_convertvector(x, Halfwords);
+        store(words, (fours & 0xffff00000000ffffu) | (fours & 0xffff0000u) << 16 | (fours >> 16 & 0xffff0000u));
     }
-}
-constexpr int most_packed = lanes == 8 ? 4 : 2;
-constexpr int blocks_sharing(int count) { return lanes == 8 && count == 1 ? 2 : 1; }
+};
+
+#if defined(__AVX512VNNI__)
+// x in two signed bytes, the upper one and the rest, four channels to a word: fewer instructions for a weight, and twice the
+// sums.
+struct ByteSums {
+    static constexpr int most = 4;
+    static constexpr int blocks(int count) { return count <= 2 ? 4 : 2; }
+    Words upper, lower;
+
+    void start(uint32_t offset) {
+        upper = Words{};
+        lower = Words{} + offset;
+    }
+    void add(Words word, int bits, int j, uint32_t first, uint32_t second) {
+        const Words plane = bits == 8 ? word : codes(word, bits, bits * j, 0x01010101u);
+        upper = (Words)_mm512_dpbusd_epi32((__m512i)upper, (__m512i)plane, _mm512_set1_epi32(int(first)));
+        lower = (Words)_mm512_dpbusd_epi32((__m512i)lower, (__m512i)plane, _mm512_set1_epi32(int(second)));
+    }
+    Floats total() const { return __builtin_convertvector((Integers)((upper << 8) + lower), Floats); }
+
+    static void split(Integers x, uint32_t *words) {
+        using Bytes = int8_t __attribute__((vector_size(lanes)));
+        char upper[lanes], lower[lanes];
+        store(upper, __builtin_convertvector((x + 128) >> 8, Bytes));
+        store(lower, __builtin_convertvector(x, Bytes));
+        for (long i = 0; i < lanes; i += 4) {
+            __builtin_memcpy(words + i / 2, upper + i, 4);
+            __builtin_memcpy(words + i / 2 + 1, lower + i, 4);
+        }
+    }
+};
+#else
+using ByteSums = PairSums;
 #endif
+
+template <bool few> struct ChosenSums { using Type = PairSums; };
+template <> struct ChosenSums<true> { using Type = ByteSums; };
+template <int count> using SumsOf = typename ChosenSums<(count <= ByteSums::most)>::Type;
 
 long line_channels(const Packed &packed) { return 32 / packed.bits; }
 long lines(const Packed &packed) { return (packed.product.width + line_channels(packed) - 1) / line_channels(packed); }
 long run_channels(const Packed &packed) { return packed.group ? packed.group : longest_run; }
 long runs(const Packed &packed) { return (packed.product.width + run_channels(packed) - 1) / run_channels(packed); }
+long chunks(const Packed &packed) { return (packed.product.width + chunk - 1) / chunk; }
 
-// A prepared vector: its scale, for each run what the offset adds, and the words of every four channels, two for each.
+// Into how many parts the vectors of a product are divided, and where a part begins.
+long packed_parts(long vectors) {
+    const long most = vectors <= 2 * ByteSums::most ? ByteSums::most : PairSums::most;
+    return (vectors + most - 1) / most;
+}
+long part_begin(long vectors, long part) { return part * vectors / packed_parts(vectors); }
+
+// A prepared part: the words of its vectors, chunk by chunk; what the offset adds in each run; and the scales of the vectors.
 long prepared_packed_bytes(const Packed &packed) {
-    const long words = 1 + runs(packed) + lines(packed) * line_channels(packed) / 4 * 2;
-    return (words * word_bytes + 63) / 64 * 64 + padding;
+    const long words = chunks(packed) * chunk_words + runs(packed) + 1;
+    const long parts = packed_parts(packed.product.vectors), most = (packed.product.vectors + parts - 1) / parts;
+    return (most * words * word_bytes + 63) / 64 * 64 + padding;
 }
 
-template <class Kind> void prepare_packed(const Packed &packed, const void *vector, void *prepared) {
+// Vector `t` of `count` that are prepared together.
+template <class Kind, class Sums>
+void prepare_packed(const Packed &packed, const char *from, long t, long count, void *prepared) {
     const long width = packed.product.width, run = run_channels(packed);
-    const char *const from = static_cast<const char *>(vector);
-    float *const scale = static_cast<float *>(prepared), *const offsets = scale + 1;
-    uint32_t *const words = reinterpret_cast<uint32_t *>(offsets + runs(packed));
+    uint32_t *words = static_cast<uint32_t *>(prepared) + t * chunk_words;
+    int32_t *offsets = static_cast<int32_t *>(prepared) + chunks(packed) * count * chunk_words + t;
+    float *const scale = reinterpret_cast<float *>(offsets + runs(packed) * count);
     const auto values = [&](long k) {
         return k + lanes <= width ? Kind::widen(from + k * Kind::bytes) : ordered<Kind>(from + k * Kind::bytes, width - k);
     };
@@ -586,177 +636,184 @@ template <class Kind> void prepare_packed(const Packed &packed, const void *vect
     float greatest;
     __builtin_memcpy(&greatest, &bits, sizeof greatest);
     const bool finite = bits < 0x7f800000u;
-    *scale = finite ? greatest / largest : __builtin_nanf("");
-    const float inverse = finite && *scale >= 0x1p-126f ? 1 / *scale : 0;
-    const float offset = packed.bits == 2 ? 1.5f : float(1 << (packed.bits - 1));
-    const long channels = lines(packed) * line_channels(packed);
-    Integers sums = {};
-    long next_run = run, r = 0;
-    const auto finish_run = [&] {
-        long total = 0;
+    const float unit = finite ? greatest / largest : __builtin_nanf("");
+    const float inverse = finite && unit >= 0x1p-126f ? 1 / unit : 0;
+    *scale = packed.bits == 2 ? unit / 2 : unit;
+    const int32_t offset = packed.bits == 2 ? 3 : 1 << (packed.bits - 1);
+    for (long start = 0; start < width; start += run) {
+        Integers sums = {};
+        for (long k = start; k < smaller(start + run, width); words += count * chunk_words)
+            for (long i = 0; i < chunk; i += lanes, k += lanes) {
+                const Floats scaled = k < width && inverse != 0 ? values(k) * inverse : Floats{};
+                // Adding and taking away 1.5 * 2^23 rounds to the nearest integer.
+                const Integers whole = __builtin_convertvector((scaled + 12582912.0f) - 12582912.0f, Integers);
+                sums += whole;
+                Sums::split(whole, words + i / 2);
+            }
+        int32_t total = 0;
         for (long i = 0; i < lanes; i++) total += sums[i];
-        offsets[r++] = -offset * float(total);
-        sums = Integers{};
-    };
-    for (long k = 0; k < channels; k += lanes) {
-        if (k == next_run) {
-            finish_run();
-            next_run += run;
-        }
-        const Floats scaled = k < width && inverse != 0 ? values(k) * inverse : Floats{};
-        // Adding and taking away 1.5 * 2^23 rounds to the nearest integer.
-        const Integers whole = __builtin_convertvector((scaled + 12582912.0f) - 12582912.0f, Integers);
-        sums += whole;
-        split(whole, words + k / 2, smaller(lanes, channels - k));
+        *offsets = -offset * total;
+        offsets += count;
     }
-    finish_run();
 }
 
-// What several blocks of 16 rows are multiplied with.
+// Some runs of several blocks of 16 rows, and of the prepared vectors that they are multiplied with.
 struct PackedPiece {
-    const char *values[streams], *scales[streams], *vectors;
-    long stride, runs, run_lines, lines, scale_bytes;
-    bool grouped;
-    const char *next;
-    long advance;
+    const char *values[streams], *scales[streams];
+    const uint32_t *x, *offsets;
+    long runs, run_lines, lines;
+    bool grouped, first;
+    long ahead; // bytes from what is multiplied to what is prefetched
 };
 
-// `blocks` blocks times `count` vectors; row i's total with vector t goes to totals[(t * streams + block) * packed_rows + i].
-template <int bits, class Scale, int blocks, int count, bool steady>
-void multiply_blocks(const PackedPiece &piece, int first, float *totals) {
+// `blocks` blocks times `count` vectors; row i's sum with vector t is kept in sums[(t * streams + block) * packed_rows + i]
+// from piece to piece.
+template <int bits, class Scale, int blocks, int count>
+void multiply_blocks(const PackedPiece &piece, int first, float *kept) {
+    using Sums = SumsOf<count>;
     constexpr int planes = 8 / bits;
-    const char *values[blocks], *next = piece.next;
-    const float *offsets = reinterpret_cast<const float *>(piece.vectors) + 1;
-    const uint32_t *x = reinterpret_cast<const uint32_t *>(offsets + piece.runs);
-    const long stride = piece.stride / word_bytes, advance = piece.advance;
+    constexpr long chunk_lines = chunk_words / (2 * planes);
+    const char *values[blocks];
+    const uint32_t *x = piece.x, *offsets = piece.offsets;
     Floats sum[blocks][parts_of_line][count];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int b = 0; b < blocks; b++) {
         values[b] = piece.values[first + b];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int h = 0; h < parts_of_line; h++)
-#pragma GCC unroll 8
-            for (int t = 0; t < count; t++) sum[b][h][t] = Floats{};
+#pragma GCC unroll 16
+            for (int t = 0; t < count; t++)
+                sum[b][h][t] = piece.first ? Floats{} : load<Floats>(kept + (t * streams + b) * packed_rows + h * lanes);
     }
-    for (long run = 0; run < piece.runs; run++) {
+    for (long run = 0; run < piece.runs; run++, offsets += count) {
         Sums sums[blocks][parts_of_line][count];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int b = 0; b < blocks; b++)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
             for (int h = 0; h < parts_of_line; h++)
-#pragma GCC unroll 8
-                for (int t = 0; t < count; t++) sums[b][h][t] = Sums{};
-        for (long left = smaller(piece.run_lines, piece.lines - run * piece.run_lines); left; left--) {
-            if (!steady) {
-                __builtin_prefetch(next, 0, second_level);
-                next += advance;
-            }
-#pragma GCC unroll 8
-            for (int b = 0; b < blocks; b++) {
-                if (steady) __builtin_prefetch(values[b] + prefetch_bytes, 0, second_level);
-#pragma GCC unroll 8
-                for (int h = 0; h < parts_of_line; h++) {
-                    const Words word = load<Words>(values[b] + h * sizeof(Words));
-#pragma GCC unroll 8
+#pragma GCC unroll 16
+                for (int t = 0; t < count; t++) sums[b][h][t].start(offsets[t]);
+        for (long left = smaller(piece.run_lines, piece.lines - run * piece.run_lines); left > 0; left -= chunk_lines) {
+            for (long line = smaller(left, chunk_lines); line; line--, x += 2 * planes) {
+#pragma GCC unroll 16
+                for (int b = 0; b < blocks; b++) {
+                    __builtin_prefetch(values[b] + piece.ahead, 0, second_level);
+#pragma GCC unroll 16
                     for (int j = 0; j < planes; j++)
-#pragma GCC unroll 8
-                        for (int t = 0; t < count; t++) sums[b][h][t].add(word, bits, j, x + t * stride + 2 * j);
+#pragma GCC unroll 16
+                        for (int t = 0; t < count; t++)
+#pragma GCC unroll 16
+                            for (int h = 0; h < parts_of_line; h++)
+                                sums[b][h][t].add(load<Words>(values[b] + h * sizeof(Words)), bits, j,
+                                                  x[t * chunk_words + 2 * j], x[t * chunk_words + 2 * j + 1]);
+                    values[b] += line_bytes;
                 }
-                values[b] += line_bytes;
             }
-            x += 2 * planes;
+            x += (count - 1) * chunk_words;
         }
         const long scales = piece.grouped ? run * packed_rows * Scale::bytes : 0;
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int b = 0; b < blocks; b++)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
             for (int h = 0; h < parts_of_line; h++) {
                 const Floats scale = Scale::widen(piece.scales[first + b] + scales + h * lanes * Scale::bytes);
-#pragma GCC unroll 8
-                for (int t = 0; t < count; t++)
-                    sum[b][h][t] += (sums[b][h][t].total() + offsets[run + t * stride]) * scale;
+#pragma GCC unroll 16
+                for (int t = 0; t < count; t++) sum[b][h][t] += sums[b][h][t].total() * scale;
             }
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int b = 0; b < blocks; b++)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int h = 0; h < parts_of_line; h++)
-#pragma GCC unroll 8
-            for (int t = 0; t < count; t++)
-                store(totals + (t * streams + b) * packed_rows + h * lanes, sum[b][h][t] * offsets[t * stride - 1]);
+#pragma GCC unroll 16
+            for (int t = 0; t < count; t++) store(kept + (t * streams + b) * packed_rows + h * lanes, sum[b][h][t]);
 }
 
-// Four blocks times `count` vectors.
-template <int bits, class Scale, int count, bool steady>
-void multiply_block_streams(PackedPiece &piece, float *totals) {
-    constexpr int blocks = blocks_sharing(count);
-    for (int b = 0; b < streams; b += blocks) {
-        multiply_blocks<bits, Scale, blocks, count, steady>(piece, b, totals + b * packed_rows);
-        piece.next += piece.lines * piece.advance;
-    }
+// `used` blocks of four times `count` vectors.
+template <int bits, class Scale, int count> void multiply_block_streams(const PackedPiece &piece, int used, float *kept) {
+    constexpr int blocks = SumsOf<count>::blocks(count);
+    for (int b = 0; b < used; b += blocks) multiply_blocks<bits, Scale, blocks, count>(piece, b, kept + b * packed_rows);
 }
 
-template <int bits, class Scale, bool steady, int... count>
-void multiply_block_streams(PackedPiece &piece, long vectors, float *totals) {
-    ((vectors == count ? multiply_block_streams<bits, Scale, count, steady>(piece, totals) : void()), ...);
+template <int bits, class Scale, int... count>
+void multiply_block_streams(const PackedPiece &piece, int used, long vectors, float *kept) {
+    ((vectors == count ? multiply_block_streams<bits, Scale, count>(piece, used, kept) : void()), ...);
 }
 
-template <int bits, class Scale> void multiply_packed(const Packed &packed, const void *prepared, long begin, long end, float *totals) {
-    const long vectors = packed.product.vectors, stride = prepared_packed_bytes(packed), line_count = lines(packed);
-    const long block_bytes = line_count * line_bytes, parts = (vectors + most_packed - 1) / most_packed;
-    PackedPiece piece;
-    piece.stride = stride;
-    piece.runs = runs(packed);
-    piece.run_lines = run_channels(packed) / line_channels(packed);
-    piece.lines = line_count;
-    piece.grouped = packed.group != 0;
-    const long scales_bytes = (piece.grouped ? piece.runs : 1) * packed_rows * Scale::bytes;
+template <int bits, class Scale> void multiply_packed(const Packed &packed, const void *prepared, long begin, long end, float *kept) {
+    const long vectors = packed.product.vectors, stride = prepared_packed_bytes(packed) / word_bytes, all_runs = runs(packed);
+    const long parts = packed_parts(vectors), line_count = lines(packed), block_bytes = line_count * line_bytes;
+    const long run_scales = packed.group ? packed_rows * Scale::bytes : 0;
     const char *const values = static_cast<const char *>(packed.product.weight), *const scales = static_cast<const char *>(packed.scales);
-    // As above: few vectors read four streams, more take turns with four neighbouring blocks.
+    const uint32_t *const words = static_cast<const uint32_t *>(prepared);
+    // As above: few vectors read four streams, more take turns with four neighbouring blocks, and with pieces of them.
     const long together = parts == 1 ? end - begin : streams;
+    const long piece_runs = parts == 1 ? all_runs : piece_channels / run_channels(packed);
+    PackedPiece piece;
+    piece.run_lines = run_channels(packed) / line_channels(packed);
+    piece.grouped = packed.group != 0;
     for (long start = begin; start < end; start += together) {
         const long stop = smaller(start + together, end), length = (stop - start + streams - 1) / streams;
+        const int used = int(smaller(stop - start, streams));
         for (long done = 0; done < length; done++) {
             long block[streams];
-            for (int s = 0; s < streams; s++) {
-                block[s] = smaller(start + s * length, stop - length) + done;
-                piece.values[s] = values + block[s] * block_bytes;
-                piece.scales[s] = scales + block[s] * scales_bytes;
-            }
-            piece.advance = parts == 1 ? 0 : line_bytes * blocks_sharing(most_packed) / parts;
-            for (long part = 0; part < parts; part++) {
-                const long t = part * vectors / parts, count = (part + 1) * vectors / parts - t;
-                piece.vectors = static_cast<const char *>(prepared) + t * stride;
-                piece.next = values + (start + streams) * block_bytes + part * streams * block_bytes / parts;
-                float *const own = totals + t * streams * packed_rows;
+            for (int s = 0; s < streams; s++) block[s] = smaller(start + s * length, stop - length) + done;
+            for (long run = 0; run < all_runs; run += piece_runs) {
+                const long line = run * piece.run_lines, next_line = line + piece_runs * piece.run_lines;
+                piece.runs = smaller(piece_runs, all_runs - run);
+                piece.lines = line_count - line;
+                piece.first = run == 0;
+                for (int s = 0; s < streams; s++) {
+                    piece.values[s] = values + block[s] * block_bytes + line * line_bytes;
+                    piece.scales[s] = scales + (block[s] * (packed.group ? all_runs : 1) * packed_rows * Scale::bytes) + run * run_scales;
+                }
+                piece.ahead = parts == 1               ? prefetch_bytes
+                              : next_line < line_count ? (next_line - line) * line_bytes
+                                                       : streams * block_bytes - line * line_bytes;
+                for (long part = 0; part < parts; part++) {
+                    const long t = part_begin(vectors, part), count = part_begin(vectors, part + 1) - t;
+                    const uint32_t *const own = words + part * stride;
+                    piece.x = own + run * run_channels(packed) / chunk * count * chunk_words;
+                    piece.offsets = own + (chunks(packed) * chunk_words + run) * count;
+                    float *const sums = kept + t * streams * packed_rows;
 #if defined(__AVX512VNNI__)
-                if (parts == 1)
-                    multiply_block_streams<bits, Scale, true, 1, 2, 3, 4>(piece, count, own);
-                else
-                    multiply_block_streams<bits, Scale, false, 2, 3, 4>(piece, count, own);
+                    multiply_block_streams<bits, Scale, 1, 2, 3, 4, 8, 9, 10, 11, 12, 13, 14, 15, 16>(piece, used, count, sums);
 #else
-                if (parts == 1)
-                    multiply_block_streams<bits, Scale, true, 1, 2, 3, 4>(piece, count, own);
-                else
-                    multiply_block_streams<bits, Scale, false, 1, 2, 3, 4>(piece, count, own);
+                    multiply_block_streams<bits, Scale, 1, 2, 3, 4>(piece, used, count, sums);
 #endif
+                }
             }
-            for (long t = 0; t < vectors; t++)
-                for (int s = 0; s < streams; s++)
-                    for (long h = 0; h < parts_of_line; h++) {
-                        const long n = block[s] * packed_rows + h * lanes;
-                        const Floats sums = load<Floats>(totals + (t * streams + s) * packed_rows + h * lanes);
-                        if (n < packed.product.height)
-                            of_type(packed.product.type, [&](auto kind) {
-                                finish<decltype(kind)>(packed.product, sums, t, n, smaller(lanes, packed.product.height - n));
-                            });
-                    }
+            of_type(packed.product.type, [&](auto kind) {
+                using Kind = decltype(kind);
+                for (long part = 0; part < parts; part++) {
+                    const long first = part_begin(vectors, part), count = part_begin(vectors, part + 1) - first;
+                    const void *const units = words + part * stride + (chunks(packed) * chunk_words + all_runs) * count;
+                    for (long t = 0; t < count; t++)
+                        for (int s = 0; s < used; s++)
+                            for (long h = 0; h < parts_of_line; h++) {
+                                const long n = block[s] * packed_rows + h * lanes, left = packed.product.height - n;
+                                const Floats sums = load<Floats>(kept + ((first + t) * streams + s) * packed_rows + h * lanes);
+                                const Floats results = sums * static_cast<const float *>(units)[t];
+                                if (left > 0) finish<Kind>(packed.product, results, first + t, n, smaller(lanes, left));
+                            }
+                }
+            });
         }
     }
 }
 
-void prepare_packed(const Packed &packed, const void *vector, void *prepared) {
-    of_type(packed.product.type, [&](auto kind) { prepare_packed<decltype(kind)>(packed, vector, prepared); });
+void prepare_packed(const Packed &packed, const void *vectors, long part, void *prepared) {
+    const long begin = part_begin(packed.product.vectors, part), count = part_begin(packed.product.vectors, part + 1) - begin;
+    of_type(packed.product.type, [&](auto kind) {
+        using Kind = decltype(kind);
+        for (long t = 0; t < count; t++) {
+            const char *const from = static_cast<const char *>(vectors) + (begin + t) * packed.product.width * Kind::bytes;
+            if (count <= ByteSums::most)
+                prepare_packed<Kind, ByteSums>(packed, from, t, count, prepared);
+            else
+                prepare_packed<Kind, PairSums>(packed, from, t, count, prepared);
+        }
+    });
 }
 
 long packed_scratch(long vectors) { return vectors * streams * packed_rows * sizeof(float); }
@@ -772,6 +829,46 @@ void multiply_packed(const Packed &packed, const void *prepared, long begin, lon
         else
             multiply_packed<2, Scale>(packed, prepared, begin, end, totals);
     });
+}
+
+// Entries of one row of the Hadamard matrix of size `lanes`.
+Floats signs(long row) {
+    Floats result;
+    for (long i = 0; i < lanes; i++) result[i] = __builtin_parity(int(row & i)) ? -1.f : 1.f;
+    return result;
+}
+
+// Across the registers of a row by sums and differences, within a register by its product with the small matrix.
+template <class Kind> void walsh_hadamard(const void *x, void *out, long rows, long width, float *row) {
+    const long bytes = Kind::bytes;
+    const float scale = 1 / __builtin_sqrtf(float(width));
+    Floats matrix[lanes];
+    for (long i = 0; i < lanes; i++) matrix[i] = signs(i);
+    for (long r = 0; r < rows; r++) {
+        const char *const from = static_cast<const char *>(x) + r * width * bytes;
+        char *const to = static_cast<char *>(out) + r * width * bytes;
+        for (long i = 0; i < width; i += lanes) store(row + i, Kind::widen(from + i * bytes) * scale);
+        for (long stride = lanes; stride < width; stride *= 2)
+            for (long block = 0; block < width; block += 2 * stride)
+                for (long i = block; i < block + stride; i += lanes) {
+                    const Floats a = load<Floats>(row + i), b = load<Floats>(row + i + stride);
+                    store(row + i, a + b);
+                    store(row + i + stride, a - b);
+                }
+        for (long i = 0; i < width; i += lanes) {
+            Floats even = row[i] * matrix[0], odd = row[i + 1] * matrix[1];
+#pragma GCC unroll 16
+            for (long j = 2; j < lanes; j += 2) {
+                even += row[i + j] * matrix[j];
+                odd += row[i + j + 1] * matrix[j + 1];
+            }
+            Kind::narrow(to + i * bytes, even + odd);
+        }
+    }
+}
+
+void walsh_hadamard(Type type, const void *x, void *out, long rows, long width, float *row) {
+    of_type(type, [=](auto kind) { walsh_hadamard<decltype(kind)>(x, out, rows, width, row); });
 }
 
 unsigned read(const void *memory, long bytes) {
@@ -794,4 +891,5 @@ unsigned read(const void *memory, long bytes) {
 } // namespace
 
 extern const InstructionSet SET = {prepared_bytes, prepare, scratch, multiply,
-                                    prepared_packed_bytes, prepare_packed, packed_scratch, multiply_packed, read};
+                                    packed_parts, prepared_packed_bytes, prepare_packed, packed_scratch, multiply_packed,
+                                    walsh_hadamard, read};

@@ -37,21 +37,25 @@ class Memory {
     }
 };
 
-// Vectors that are prepared at a time: of 2048 channels they stay in the second level of the cache.
+// Vectors that are multiplied at a time: of 2048 channels they stay in the second level of the cache.
 constexpr long together = 128;
 
-// Divides a product for several matrices among threads. prepare(i, to): the prepared form of vector i of all. multiply(
-// matrix, first, count, prepared, begin, end, scratch): units begin to end of a matrix, times its vectors from `first` on.
-template <class Scratch, class Prepare, class Multiply>
-void divide(long matrices, long vectors, long width, long units, long threads, long prepared_bytes,
+// Divides a product for several matrices among threads. Of `count` vectors parts(count) are prepared each by itself:
+// prepare(first, count, part, to) with part `part` of those from vector `first` of all on, in prepared_bytes(count) bytes.
+// multiply(matrix, first, count, prepared, begin, end, scratch): units begin to end of a matrix, times its vectors from
+// `first` on.
+template <class Parts, class Bytes, class Scratch, class Prepare, class Multiply>
+void divide(long matrices, long vectors, long width, long units, long threads, Parts parts, Bytes prepared_bytes,
             Scratch scratch_bytes, Prepare prepare, Multiply multiply) {
     static thread_local Memory prepared_memory;
-    const long per_matrix = matrices < threads ? (threads + matrices - 1) / matrices : 1, shares = matrices * per_matrix;
+    const long per_matrix = matrices % threads ? threads : 1, shares = matrices * per_matrix;
     for (long first = 0; first < vectors; first += together) {
-        const long each = vectors - first < together ? vectors - first : together, count = matrices * each;
-        char *const prepared = prepared_memory.of(count * prepared_bytes);
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && count * width >= worth_sharing)
-        for (long t = 0; t < count; t++) prepare(t / each * vectors + first + t % each, prepared + t * prepared_bytes);
+        const long each = vectors - first < together ? vectors - first : together;
+        const long count = parts(each), size = prepared_bytes(each);
+        char *const prepared = prepared_memory.of(matrices * count * size);
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && matrices * each * width >= worth_sharing)
+        for (long i = 0; i < matrices * count; i++)
+            prepare(i / count * vectors + first, each, i % count, prepared + i * size);
 #pragma omp parallel num_threads(threads) if (threads > 1)
         {
             static thread_local Memory scratch;
@@ -61,7 +65,7 @@ void divide(long matrices, long vectors, long width, long units, long threads, l
                 const long matrix = share / per_matrix, part = share % per_matrix;
                 const long begin = part * units / per_matrix, end = (part + 1) * units / per_matrix;
                 if (begin < end)
-                    multiply(matrix, first, each, prepared + matrix * each * prepared_bytes, begin, end, own);
+                    multiply(matrix, first, each, prepared + matrix * count * size, begin, end, own);
             }
         }
     }
@@ -90,9 +94,11 @@ extern "C" void multiply(int set, int type, const void *weight, const void *x, c
     const Type of = Type(type);
     const long bytes = type == float32 ? 4 : 2;
     divide(
-        matrices, vectors, width, height, threads, use.prepared_bytes(of, width),
-        [&](long count) { return use.scratch(of, count, width); },
-        [&](long i, void *to) { use.prepare(of, static_cast<const char *>(x) + i * width * bytes, width, to); },
+        matrices, vectors, width, height, threads, [](long count) { return count; },
+        [&](long) { return use.prepared_bytes(of, width); }, [&](long count) { return use.scratch(of, count, width); },
+        [&](long first, long, long i, void *to) {
+            use.prepare(of, static_cast<const char *>(x) + (first + i) * width * bytes, width, to);
+        },
         [&](long matrix, long first, long count, const void *prepared, long begin, long end, void *scratch) {
             const void *const rows = static_cast<const char *>(weight) + matrix * height * width * bytes;
             void *const results = static_cast<char *>(out) + (matrix * vectors + first) * height * bytes;
@@ -109,20 +115,37 @@ extern "C" void multiply_packed(int set, int type, int bits, int scale_type, con
     const long bytes = type == float32 ? 4 : 2, blocks = (height + 15) / 16, channels = 32 / bits;
     const long matrix_bytes = blocks * ((width + channels - 1) / channels) * 64;
     const long scales_bytes = blocks * (group ? width / group : 1) * 16 * (scale_type == float32 ? 4 : 2);
-    const auto packed = [&](const void *rows, const void *scales_of_rows, void *results, long count) {
+    const auto packed = [&](long count, const void *rows = nullptr, const void *scales_of_rows = nullptr, void *results = nullptr) {
         return Packed{{Type(type), rows, bias, gelu != 0, results, count, width, height}, bits, Type(scale_type), scales_of_rows, group};
     };
-    const Packed any = packed(nullptr, nullptr, nullptr, 0);
     divide(
-        matrices, vectors, width, blocks, threads, use.prepared_packed_bytes(any),
-        [&](long count) { return use.packed_scratch(count); },
-        [&](long i, void *to) { use.prepare_packed(any, static_cast<const char *>(x) + i * width * bytes, to); },
+        matrices, vectors, width, blocks, threads, use.packed_parts,
+        [&](long count) { return use.prepared_packed_bytes(packed(count)); }, use.packed_scratch,
+        [&](long first, long count, long part, void *to) {
+            use.prepare_packed(packed(count), static_cast<const char *>(x) + first * width * bytes, part, to);
+        },
         [&](long matrix, long first, long count, const void *prepared, long begin, long end, void *scratch) {
             void *const results = static_cast<char *>(out) + (matrix * vectors + first) * height * bytes;
-            use.multiply_packed(packed(static_cast<const char *>(values) + matrix * matrix_bytes,
-                                       static_cast<const char *>(scales) + matrix * scales_bytes, results, count),
+            use.multiply_packed(packed(count, static_cast<const char *>(values) + matrix * matrix_bytes,
+                                       static_cast<const char *>(scales) + matrix * scales_bytes, results),
                                 prepared, begin, end, scratch);
         });
+}
+
+// The Walsh-Hadamard transforms of `rows` contiguous rows, in the order of Sylvester.
+extern "C" void walsh_hadamard(int set, int type, const void *x, void *out, long rows, long width, long threads) {
+    const long bytes = type == float32 ? 4 : 2;
+#pragma omp parallel num_threads(threads) if (threads > 1 && rows * width >= worth_sharing)
+    {
+        static thread_local Memory memory;
+        float *const row = reinterpret_cast<float *>(memory.of(width * 4));
+#pragma omp for schedule(static)
+        for (long share = 0; share < threads; share++) {
+            const long begin = share * rows / threads, end = (share + 1) * rows / threads, offset = begin * width * bytes;
+            sets[set]->walsh_hadamard(Type(type), static_cast<const char *>(x) + offset, static_cast<char *>(out) + offset,
+                                      end - begin, width, row);
+        }
+    }
 }
 
 // Read memory with all threads, as `multiply` does.
