@@ -1,11 +1,11 @@
-# The first target that is made creates .venv and installs the five packages in it; later ones find it ready.
+# The first target that is made creates .venv and installs the packages in it; later ones find it ready.
 # Another interpreter: make PYTHON=python3.12 ...    Some tests only: make test ARGS="tests/core -k lifting"
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-PACKAGES := $(addprefix packages/wavelet-,core memory quant train cli)
+PACKAGES := $(addprefix packages/wavelet-,core memory quant train baselines cli)
 KERNEL := packages/wavelet-quant/hatch_build.py $(wildcard packages/wavelet-quant/src/wavelet_quant/native/*.cpp packages/wavelet-quant/src/wavelet_quant/native/*.h)
 
 WORKERS ?= 2

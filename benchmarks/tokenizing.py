@@ -1,4 +1,4 @@
-"""How fast text is tokenized, on how many threads, in how much memory, and what a kill costs.
+"""How fast text is tokenized, on how many processors, in how much memory, and what a kill costs.
 
 The text is the standard library's, again and again, each time with noise in it: one word in twenty becomes random
 letters. It is one file and one document, written into a temporary folder that is removed at the end. Numbers of

@@ -82,6 +82,16 @@ def test_the_headline_model_compiles_with_its_loss(make_model, small_headline, t
     torch.testing.assert_close(losses[1], losses[0], atol=1e-5, rtol=1e-4)
 
 
+def test_recomputed_levels_compile(make_model, small_headline, tokens):
+    model = make_model(small_headline | {"gradient_checkpointing": "lifting"}).train()
+    gradients = []
+    for function in (model.loss, compiled(model.loss, "aot_eager")):
+        model.zero_grad()
+        function(tokens[:, :-1], tokens[:, 1:]).backward()
+        gradients.append(model.embedding.weight.grad.clone())
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-4)
+
+
 def test_stochastic_depth_is_one_graph_and_skips_what_it_skips_without_the_compiler(make_model, tokens):
     losses = []
     for compile_it in (False, True):

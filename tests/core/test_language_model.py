@@ -71,14 +71,17 @@ CHECKPOINTED = {
     "loops": {"loop_iterations": 2},
     "cross_window": {"cross_window_state": True, "bypass": "ema"},
     "gated_cells": {"kind": "multinodal", "cells": 2, "width": 8, "cross_cell_gating": True},
+    "bases": {"shared_wavelet": False, "wavelet": {"kind": "multi_basis", "bases": [{"crawl": 3, "dropout": 0.3}, {}]}},
+    "untied": {"wavelet": {"crawl": 5, "dropout": 0.3, "untied_reconstruction": True}},
 }
 
 
 @pytest.mark.parametrize("options", CHECKPOINTED.values(), ids=CHECKPOINTED.keys())
 @pytest.mark.parametrize("with_state", [False, True])
-def test_gradient_checkpointing_gives_the_same_numbers(make_model, make_config, tokens, targets, options, with_state):
+@pytest.mark.parametrize("kind", [True, "lifting"])
+def test_gradient_checkpointing_gives_the_same_numbers(make_model, tokens, targets, options, with_state, kind):
     results = []
-    for checkpointing in (False, True):
+    for checkpointing in (False, kind):
         model = make_model(options | {"gradient_checkpointing": checkpointing}).train()
         state = model.new_state(2) if with_state else None
         torch.manual_seed(7)
@@ -92,13 +95,19 @@ def test_gradient_checkpointing_gives_the_same_numbers(make_model, make_config, 
 
 def test_gradient_checkpointing_keeps_fewer_activations(make_model, tokens, targets):
     kept = {}
-    for checkpointing in (False, True):
+    for checkpointing in (False, True, "lifting"):
         model = make_model({"gradient_checkpointing": checkpointing, "layers": 4}).train()
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):  # noqa: B023
             model.loss(tokens, targets)
         kept[checkpointing] = sum(sizes)
     assert kept[True] < kept[False] / 5
+    assert kept["lifting"] < kept[False] * 0.7
+
+
+def test_recomputed_levels_need_a_lifting_wavelet(make_model):
+    with pytest.raises(ConfigurationError, match=r"gradient_checkpointing=lifting .* model\.wavelet\.kind=haar"):
+        make_model({"wavelet": "haar", "gradient_checkpointing": "lifting"})
 
 
 def test_stochastic_depth_skips_deeper_blocks_more_often_and_never_in_evaluation(make_model):

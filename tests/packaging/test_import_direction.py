@@ -20,6 +20,7 @@ SIBLINGS = {
     "memory": {"core"},
     "quant": {"core"},
     "train": {"core"},
+    "baselines": {"core", "memory"},
     "cli": {"core", "memory", "quant", "train"},
 }
 DISTRIBUTION_OF = {

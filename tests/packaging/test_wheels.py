@@ -1,4 +1,4 @@
-"""What the five packages look like once built, and that wavelet-core works with nothing else of ours installed."""
+"""What the packages look like once built, and that wavelet-core works with nothing else of ours installed."""
 
 import email
 import email.message
@@ -17,7 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("core", "memory", "quant", "train", "cli")
+NAMES = ("core", "memory", "quant", "train", "baselines", "cli")
 
 # The table of the design, as distribution names with the extras asked of them.
 RUNTIME = {
@@ -25,6 +25,7 @@ RUNTIME = {
     "memory": {"wavelet-core"},
     "quant": {"wavelet-core"},
     "train": {"wavelet-core[text]", "datasets", "tokenizers", "pyyaml", "numpy", "tqdm"},
+    "baselines": {"wavelet-core", "wavelet-memory"},
     "cli": {"wavelet-core", "wavelet-memory", "wavelet-quant", "wavelet-train", "click"},
 }
 EXTRAS = {
@@ -43,6 +44,7 @@ ENTRY_POINTS = {
     "memory": "[wavelet]\nmemory = wavelet_memory.plugin",
     "quant": "[wavelet]\nquant = wavelet_quant.plugin",
     "train": "[wavelet]\ntrain = wavelet_train.plugin",
+    "baselines": "[wavelet]\nbaselines = wavelet_baselines.plugin",
     "cli": "[console_scripts]\nwavelet = wavelet_cli.__main__:main",
 }
 

@@ -9,11 +9,13 @@ from torch.nn import functional as F
 from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from wavelet_core import ModelConfig, build_model, kernels
+from wavelet_core import ModelConfig, ModelShape, WalshHadamard, build_model, kernels
 from wavelet_core.linear import SMALLEST_MATRIX, Linear, linear, stacked_linear
+from wavelet_core.transforms import hadamard
 from wavelet_quant import native_kernel
 from wavelet_quant.decode_benchmark import matrix_products
 from wavelet_quant.native_kernel import SMALLEST_COMPILED, Native
+from wavelet_quant.native_library import instruction_sets
 
 MOST_ROWS = 64  # as if more had been found slower here
 KERNEL = Native(Native.Config())
@@ -280,3 +282,36 @@ def test_compiled_graphs_use_it_for_few_rows_without_compiling_again_for_each_nu
     assert graphs == [True, True, False]
     compiled(numbers(1, 256, dtype=torch.bfloat16)).sum().backward()
     assert layer.weight.grad is not None
+
+
+@needs_kernel
+@pytest.mark.parametrize("instructions", instruction_sets())
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("width", [16, 64, 512])
+def test_walsh_hadamard_transforms_are_products_with_the_matrix(monkeypatch, instructions, dtype, width):
+    kernel = Native(Native.Config(instruction_set=instructions))
+    monkeypatch.setattr(kernels, "_chosen", [(kernel,)])
+    asked = []
+    monkeypatch.setattr(kernel, "walsh_hadamard", lambda x: asked.append(x.shape) or Native.walsh_hadamard(kernel, x))
+    transform = WalshHadamard(WalshHadamard.Config(), ModelShape(width=width, levels=2))
+    x = numbers(3, 2, 100, width, dtype=dtype).permute(1, 2, 0, 3).requires_grad_()
+    y = transform(x)
+    y.backward(x.detach())
+    expected = x.double() @ hadamard(width).double() * width**-0.5
+    for result in (y, x.grad):
+        torch.testing.assert_close(result.double(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    assert y.stride() == x.stride() and asked == [(3, 2, 100, width)] * 2
+
+
+@needs_kernel
+def test_walsh_hadamard_transforms_compile():
+    transform = WalshHadamard(WalshHadamard.Config(), ModelShape(width=64, levels=2))
+    x = numbers(2, SMALLEST_COMPILED // 128, 64).requires_grad_()
+    run = torch.compile(transform, fullgraph=True, backend="aot_eager")
+    y = run(x)
+    y.backward(x.detach())
+    torch.testing.assert_close(y, transform(x))
+    torch.testing.assert_close(x.grad, y)
+    with profile() as seen:
+        run(x)
+    assert "wavelet_quant::walsh_hadamard" in {event.name for event in seen.events()}

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import datasets
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from wavelet_core import ConfigurationError, ModelConfig, MultinodalConfig, build_model
+from wavelet_core.tokenizers import BytesTokenizer
+from wavelet_train.data import PreparedData
+from wavelet_train.datasets import SPLITS
 from wavelet_train.run_config import RunConfig, TrainConfig, dump, list_presets, load_run_config
 
 PRESETS = ["b200", "demo", "mini", "openwebtext-mix", "pg-19", "tinystories", "wikitext-103", "wikitext-2"]
@@ -200,3 +207,43 @@ def test_configurations_of_the_first_format_are_read(tmp_path, section, expected
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"format_version": 1, "components": {}, "format": {"kind": "int8"}, "model": section}))
     assert load_run_config(file).model == expected
+
+
+# What the data sets of the presets have on the hub: their splits and columns.
+HUB = {
+    "Salesforce/wikitext": (["train", "validation", "test"], ["text"]),
+    "emozilla/pg19": (["train", "validation", "test"], ["short_book_title", "publication_date", "url", "text"]),
+    "timaeus/pile-arxiv": (["train"], ["text", "meta"]),
+    "lucadiliello/bookcorpusopen": (["train"], ["title", "text"]),
+    "roneneldan/TinyStories": (["train", "validation"], ["text"]),
+    "Skylion007/openwebtext": (["train"], ["text"]),
+}
+
+
+@pytest.mark.parametrize("name", ["openwebtext-mix", "pg-19", "tinystories", "wikitext-103", "wikitext-2"])
+def test_the_data_of_presets_is_read_from_files_like_those_of_the_hub(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    load = datasets.load_dataset
+
+    def from_files(path: str, *arguments: Any, **options: Any) -> Any:
+        splits, columns = HUB[path]
+        folder = tmp_path / path
+        folder.mkdir(parents=True, exist_ok=True)
+        for split in splits:
+            rows = {column: [f"{path} {column} {split} {number}" for number in range(100)] for column in columns}
+            datasets.Dataset.from_dict(rows).to_parquet(folder / f"{split}.parquet")
+        asked.append((path, *arguments))
+        return load(str(folder), streaming=options["streaming"])
+
+    monkeypatch.setattr(datasets, "load_dataset", from_files)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: SimpleNamespace(sha="1f0a"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    config = load_run_config(name).data.model_copy(update={"cache_directory": str(tmp_path / "cache")})
+    data = PreparedData(config, BytesTokenizer())
+    for split in SPLITS:
+        text = bytes(data.split(split).tokens.astype(np.uint8)).decode()
+        assert " text " in text
+        assert split != "train" or all(path in text for path, *_ in asked)
+    assert len(asked) == (6 if name == "openwebtext-mix" else 1)

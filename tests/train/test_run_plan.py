@@ -73,6 +73,8 @@ def test_full_disk_is_warned_of(
 ) -> None:
     plan = make_plan(new_trainer())
     assert plan.disk_needed == plan.best_bytes + 2 * (plan.last_bytes or 0)
+    keeping = make_plan(new_trainer("train.keep_checkpoints=2", "train.keep_every=2"))
+    assert keeping.disk_needed == plan.disk_needed + (2 + 3) * (plan.last_bytes or 0)
     plan.warn()
     assert "Warning" not in capsys.readouterr().err
     monkeypatch.setattr(RunDirectory, "free_bytes", 2048)

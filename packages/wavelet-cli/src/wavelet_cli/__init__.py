@@ -3,4 +3,6 @@
 from importlib.metadata import version
 
 PACKAGES = ("wavelet-core", "wavelet-memory", "wavelet-quant", "wavelet-train", "wavelet-cli")
+# Ours as well, but `wavelet` does not need them.
+PLUGINS = ("wavelet-baselines",)
 __version__ = version("wavelet-cli")

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from wavelet_cli import PACKAGES, commands
+from wavelet_cli import PACKAGES, PLUGINS, commands
 from wavelet_cli.failures import failure, readable
 from wavelet_cli.output import COLORS, error_style, warning_style
 from wavelet_cli.processor_threads import wait_briefly
@@ -57,7 +57,8 @@ class WaveletGroup(click.Group):
             return
         self._asked_plugins = True
         installed = entry_points(group="wavelet")
-        if all(entry_point.dist is not None and entry_point.dist.name in PACKAGES for entry_point in installed):
+        ours = PACKAGES + PLUGINS
+        if all(entry_point.dist is not None and entry_point.dist.name in ours for entry_point in installed):
             return
         from wavelet_core.registry import registry
 

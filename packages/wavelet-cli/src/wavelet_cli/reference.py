@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from wavelet_cli import PACKAGES
+from wavelet_cli import PACKAGES, PLUGINS
 from wavelet_cli.seed.configuration import REQUIRED, SEED_KEYS, SeedKey
 from wavelet_cli.seed.recipe import RECIPE_KEYS
 from wavelet_core.config import ComponentConfig, ComponentOf, ModelConfig
@@ -93,7 +93,7 @@ def configuration_reference() -> str:
 
 def _own_components(kind: str) -> Iterator[tuple[str, type]]:
     for name in registry.names(kind):
-        if registry.owner(kind, name).package in PACKAGES:
+        if registry.owner(kind, name).package in PACKAGES + PLUGINS:
             yield name, registry.get(kind, name)
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from wavelet_core.config import ComponentConfig, ModelConfig, ModelShape
 from wavelet_core.diagnostics import Diagnostic, scale_names
 from wavelet_core.linear import Linear
-from wavelet_core.norms import ScaleNorm
+from wavelet_core.norms import LayerNorm, ScaleNorm
 from wavelet_core.state import Tree, call, new_state_of
 
 STATEFUL_PARTS = ("wavelet", "mixer", "bypass", "memories")
@@ -114,7 +114,7 @@ class WaveletBlock(nn.Module):
         self.mixer = mixer
         self.bypass = bypass
         self.embedding_residual = EmbeddingResidual(width) if config.embedding_residual else None
-        self.norm_in = nn.LayerNorm(width)
+        self.norm_in = LayerNorm(width)
         self.decomposition_norm = ScaleNorm(scales, padded_width) if config.decomposition_norm else nn.Identity()
         self.reconstruction_norm = ScaleNorm(scales, padded_width) if config.reconstruction_norm else nn.Identity()
         self.mixer_dropout = nn.Dropout(config.mixer_dropout)
@@ -122,7 +122,7 @@ class WaveletBlock(nn.Module):
         self.project = self._projection(config, shape) if config.projection else nn.Identity()
         self.projection_dropout = nn.Dropout(config.projection_dropout)
         self.spectral_residual = Residual(config.learned_residual)
-        self.norm_memory = nn.LayerNorm(width)
+        self.norm_memory = LayerNorm(width)
         self.memories = MemorySum(memories)
         self.memory_residual = Residual(config.learned_residual)
 
@@ -185,7 +185,7 @@ class WaveletBlock(nn.Module):
         mixed = call(self.mixer, self.transform(coefficients), state=history["mixer"])
         mixed = self.reconstruction_norm(self.transform.inverse(mixed))
         mixed = self.mixer_dropout(mixed) if self.training else mixed
-        update = self.project(self.wavelet.reconstruct(self.scale_gains * mixed))
+        update = self.project(self.wavelet.reconstruct(self.scale_gains.to(mixed.dtype) * mixed))
         update = self.projection_dropout(update) if self.training else update
 
         x = self.spectral_residual(x, update)

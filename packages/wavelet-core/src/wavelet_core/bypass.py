@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from wavelet_core.config import ComponentConfig, ModelShape
 from wavelet_core.diagnostics import Diagnostic, scale_names
 from wavelet_core.linear import Linear
+from wavelet_core.norms import product_type
 from wavelet_core.state import Tree, document_positions, in_document, move_on
 
 
@@ -47,9 +48,10 @@ class Bypass(nn.Module, ABC):
     def forward(
         self, x: Tensor, previous_mean: Tensor | None = None, state: Tree | None = None
     ) -> tuple[Tensor, Tensor]:
-        mean = self.mean(x, state)
+        mean = self.mean(x, state).to(product_type(x))
         bias = mean if previous_mean is None else mean + self.cross_layer(previous_mean)
-        return bias.unsqueeze(2) * self.gains, mean
+        by_scale = self.gains.to(bias.dtype)[:, None, None] * bias  # one scale after the other in memory
+        return by_scale.permute(1, 2, 0, 3), mean
 
 
 class RunningMeanBypass(Bypass):

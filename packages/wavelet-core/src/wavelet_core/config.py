@@ -191,8 +191,10 @@ class ModelConfig(LanguageModelConfig):
     stochastic_depth: float = Field(
         0.0, ge=0, lt=1, description="in training, block l of n is skipped with probability stochastic_depth * l / n"
     )
-    gradient_checkpointing: bool = Field(
-        False, description="recompute each block in the backward pass: the same numbers, less memory, more time"
+    gradient_checkpointing: bool | Literal["lifting"] = Field(
+        False,
+        description="recompute each block in the backward pass: the same numbers, less memory, more time; `lifting` "
+        "recomputes only the levels of lifting wavelets",
     )
     cross_window_state: bool = Field(
         False,

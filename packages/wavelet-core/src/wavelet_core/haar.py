@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from wavelet_core.config import ComponentConfig, ModelShape
-from wavelet_core.lifting import SQRT_HALF, DelayWavelet, FixedDelay
+from wavelet_core.lifting import SQRT_HALF, DelayWavelet, FixedDelay, scales_apart, scales_together
 from wavelet_core.state import Tree, document_positions
 
 
@@ -34,10 +33,10 @@ class HaarWavelet(DelayWavelet):
             past = self.delay(rows, level, None if state is None else state[f"level{level}"], positions)
             details.append((rows - past) * SQRT_HALF)
             rows = (rows + past) * SQRT_HALF
-        return torch.stack([rows, *reversed(details)], dim=2)
+        return scales_together([rows, *reversed(details)])
 
     def reconstruct(self, coefficients: Tensor) -> Tensor:
-        rows, *details = coefficients.unbind(2)
+        rows, *details = scales_apart(coefficients)
         for detail in details:
             rows = (rows + detail) * SQRT_HALF
         return rows

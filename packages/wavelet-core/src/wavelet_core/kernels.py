@@ -55,6 +55,14 @@ class Kernel(ABC):
     def stacked_linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """x_s W_s^T for every s. Shapes: x (S, N, K), weight (S, M, K) -> (S, N, M)."""
 
+    def accepts_walsh_hadamard(self, x: Tensor) -> bool:
+        """Whether it computes the Walsh-Hadamard transforms of rows (..., P), P a power of two, also in training."""
+        return False
+
+    def walsh_hadamard(self, x: Tensor) -> Tensor:
+        """The transforms in the order of Sylvester, divided by sqrt(P). Shapes: (..., P) -> (..., P)."""
+        raise NotImplementedError
+
 
 _chosen: list[tuple[Kernel, ...]] = []
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from wavelet_core.computed import Computed
 from wavelet_core.config import ComponentConfig, ModelShape
@@ -34,6 +36,16 @@ def with_history(rows: Tensor, history: Tensor | None, reach: int) -> Tensor:
     return extended
 
 
+def scales_together(scales: list[Tensor]) -> Tensor:
+    """The scales, S of (B, T, P), as one (B, T, S, P) in which every scale lies in one piece of memory."""
+    return torch.stack(scales).permute(1, 2, 0, 3)
+
+
+def scales_apart(coefficients: Tensor) -> tuple[Tensor, ...]:
+    """The scales of (B, T, S, P), S of (B, T, P), whose gradients come back as one in which the scales come first."""
+    return coefficients.movedim(2, 0).unbind()
+
+
 class FixedDelay(nn.Module):
     """past_t = c_{t - 2^k}: the plain dilated look-back of level k. Shapes: (B, T, P) -> (B, T, P)."""
 
@@ -46,6 +58,35 @@ class FixedDelay(nn.Module):
     ) -> Tensor:
         past = with_history(rows, history, self.reach(level))[:, : rows.shape[1]]
         return in_document(past, self.reach(level), positions)
+
+
+def _blend(extended: Tensor, weights: Tensor, length: int) -> Tensor:
+    """sum_j weights_j * extended[:, j : j + length]. Shapes: extended (B, T + K - 1, P) or longer -> (B, T, P)."""
+    blended = extended[:, :length] * weights[0]
+    for start in range(1, len(weights)):
+        blended.addcmul_(extended[:, start : start + length], weights[start])
+    return blended
+
+
+class _Blend(torch.autograd.Function):
+    """`_blend` as one node of the graph: its backward makes no tensor for every look-back."""
+
+    @staticmethod
+    def forward(ctx: Any, extended: Tensor, weights: Tensor, length: int) -> Tensor:
+        ctx.save_for_backward(extended, weights)
+        return _blend(extended, weights, length)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        extended, weights = ctx.saved_tensors
+        length = gradient.shape[1]
+        to_extended = torch.zeros_like(extended)
+        to_weights = []
+        for start, weight in enumerate(weights):
+            to_extended[:, start : start + length].addcmul_(gradient, weight)
+            to_weights.append((extended[:, start : start + length] * gradient).sum())
+        return to_extended, torch.stack(to_weights), None
 
 
 class WaveletCrawl(Computed):
@@ -99,6 +140,9 @@ class WaveletCrawl(Computed):
         length = rows.shape[1]
         if length == 1 and positions is None:
             return torch.bmm(weights.expand(len(rows), 1, self.size), extended[:, : self.size])
+        if positions is None:
+            blend = _Blend.apply if torch.is_grad_enabled() else _blend
+            return blend(extended, weights, length)
         past = weights[0] * in_document(extended[:, :length], reach, positions)
         for start in range(1, self.size):
             past = past + weights[start] * in_document(extended[:, start : start + length], reach - start, positions)
@@ -109,7 +153,7 @@ class DelayWavelet(nn.Module):
     """A wavelet whose levels read their input and a delayed copy of it.
 
     Shapes: decompose (B, T, P) -> (B, T, S, P), coarse to fine: the approximation, then the details from the deepest
-    level to the first; reconstruct the other way round.
+    level to the first; reconstruct the other way round. In memory the scales come first, so that each is in one piece.
     """
 
     def __init__(self, shape: ModelShape, delay: FixedDelay | WaveletCrawl):
@@ -159,6 +203,9 @@ class LiftingWavelet(DelayWavelet):
     d_k = (past_k - Predict_k(c_k)) / sqrt(2) and c_{k+1} = (c_k + Update_k(d_k)) / sqrt(2).
     Reconstruction runs the update steps backwards, so untouched coefficients give the input back exactly, whatever
     the networks are. Shapes as of DelayWavelet.
+
+    recompute_levels: the backward pass keeps c_k alone of every level and computes the rest again. Going back from
+    c_{k+1} by the inverse step would keep as much, d_k, and add rounding errors.
     """
 
     resets_at_documents = True
@@ -195,6 +242,7 @@ class LiftingWavelet(DelayWavelet):
         super().__init__(shape, FixedDelay() if config.crawl is None else WaveletCrawl(shape.levels, config.crawl))
         self.config = config
         self.levels = shape.levels
+        self.recompute_levels = False
         self.predict = self._networks(1.0)
         self.update = self._networks(0.5)
         self.reconstruction_update = self._networks(0.5) if config.untied_reconstruction else None
@@ -237,22 +285,36 @@ class LiftingWavelet(DelayWavelet):
         if isinstance(self.delay, WaveletCrawl):
             yield self.delay.diagnostic()
 
+    def _run(self, part: Callable[..., Any], *arguments: Any) -> Any:
+        """part(*arguments), of which the backward pass gets the arguments alone where levels are to be recomputed."""
+        if self.recompute_levels and self.training and torch.is_grad_enabled():
+            random = self.config.dropout > 0
+            return checkpoint(part, *arguments, use_reentrant=False, preserve_rng_state=random)
+        return part(*arguments)
+
     def decompose(self, rows: Tensor, state: Tree | None = None) -> Tensor:
         approximation = rows
         positions = document_positions(state)
         details = []
-        for level, (predict, update) in enumerate(zip(self.predict, self.update, strict=True)):
-            history = None if state is None else state[f"level{level}"]
-            past = self.delay(approximation, level, history, positions)
-            detail = (past - predict(approximation)).mul_(SQRT_HALF)
-            approximation = (approximation + update(detail)).mul_(SQRT_HALF)
+        for level, networks in enumerate(zip(self.predict, self.update, strict=True)):
+            past = None if state is None else self.delay(approximation, level, state[f"level{level}"], positions)
+            detail, approximation = self._run(self._lift, level, *networks, approximation, past)
             details.append(detail)
-        return torch.stack([approximation, *reversed(details)], dim=2)
+        return scales_together([approximation, *reversed(details)])
+
+    def _lift(
+        self, level: int, predict: nn.Module, update: nn.Module, approximation: Tensor, past: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """d_k and c_{k+1} of c_k, and of past_k where a state gave it."""
+        past = self.delay(approximation, level) if past is None else past
+        detail = (past - predict(approximation)).mul_(SQRT_HALF)
+        return detail, (approximation + update(detail)).mul_(SQRT_HALF)
 
     def reconstruct(self, coefficients: Tensor) -> Tensor:
         updates = self.update if self.reconstruction_update is None else self.reconstruction_update
-        approximation, *details = coefficients.unbind(2)
-        opposite = -approximation  # so that a level is one operation
+        rows, *details = scales_apart(coefficients)
+        scale = 1.0  # what the rows still have to be multiplied by, so that a level is one operation
         for update, detail in zip(reversed(updates), details, strict=True):
-            opposite = torch.add(update(detail), opposite, alpha=SQRT_TWO)
-        return -opposite
+            scale *= SQRT_TWO
+            rows = torch.sub(rows, self._run(update, detail), alpha=1 / scale)
+        return rows * scale

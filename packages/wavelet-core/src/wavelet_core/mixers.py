@@ -98,13 +98,13 @@ class MixerBank(nn.Module):
 
 
 def scales_first(z: Tensor) -> Tensor:
-    """(B, T, S, P) -> (S, B T, P), without a copy."""
-    return z.flatten(0, 1).transpose(0, 1)
+    """(B, T, S, P) -> (S, B T, P), without a copy where the scales come first in memory."""
+    return z.permute(2, 0, 1, 3).flatten(1, 2)
 
 
 def scales_last(z: Tensor, like: Tensor) -> Tensor:
-    """(S, B T, P) -> the shape of `like`, (B, T, S, P)."""
-    return z.transpose(0, 1).reshape(like.shape)
+    """(S, B T, P) -> the shape of `like`, (B, T, S, P), without a copy."""
+    return z.unflatten(1, like.shape[:2]).permute(1, 2, 0, 3)
 
 
 class ScaleRouting(nn.Module):

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from wavelet_core.checkpoint import Pretrained
-from wavelet_core.config import ModelConfig
+from wavelet_core.config import ConfigurationError, ModelConfig
 from wavelet_core.gradient_checkpointing import run_checkpointed
 from wavelet_core.language_model import head_cross_entropy
 from wavelet_core.linear import Linear
+from wavelet_core.norms import LayerNorm
 from wavelet_core.registry import build
 from wavelet_core.state import State, Tree, document_positions
 from wavelet_core.stochastic_depth import StochasticDepth
@@ -37,7 +38,9 @@ class WaveletLM(nn.Module, Pretrained):
         self.embedding_scale = config.width**0.5 if config.embedding_scaling else 1.0
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.blocks = nn.ModuleList(self._blocks(config))
-        self.norm = nn.LayerNorm(shape.width)
+        if config.gradient_checkpointing == "lifting":
+            self._recompute_levels()
+        self.norm = LayerNorm(shape.width)
         self.head_dropout = nn.Dropout(config.head_dropout)
         self.head = Linear(config.width, config.vocabulary, bias=False)
         if config.tied_embedding:
@@ -65,6 +68,16 @@ class WaveletLM(nn.Module, Pretrained):
                 bypass=None if config.bypass is None else build("bypass", config.bypass, shape),
                 memories=[build("memory", memory, shape) for memory in config.memories],
             )
+
+    def _recompute_levels(self) -> None:
+        wavelets = [module for module in self.blocks.modules() if hasattr(module, "recompute_levels")]
+        if not wavelets:
+            raise ConfigurationError(
+                f"model.gradient_checkpointing=lifting needs a lifting wavelet, not model.wavelet.kind="
+                f"{self.config.wavelet.kind}; use true, or model.wavelet.kind: lifting"
+            )
+        for wavelet in wavelets:
+            wavelet.recompute_levels = True
 
     @property
     def applications(self) -> list[nn.Module]:
@@ -168,7 +181,7 @@ class WaveletLM(nn.Module, Pretrained):
         if kept is not None and not torch.compiler.is_compiling() and not kept[index]:
             return x, mean
         block = self.blocks[0 if self.config.shared_block else layer]
-        if self.config.gradient_checkpointing and self.training and torch.is_grad_enabled():
+        if self.config.gradient_checkpointing is True and self.training and torch.is_grad_enabled():
             output, new_mean = run_checkpointed(block, x, embedding, mean, state=tree)
         else:
             output, new_mean = block(x, embedding, mean, tree)

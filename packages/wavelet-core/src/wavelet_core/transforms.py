@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from wavelet_core.config import ComponentConfig, ModelShape, next_power_of_two
+from wavelet_core.kernels import active_kernels
 
 
 def hadamard(size: int) -> Tensor:
@@ -24,10 +25,26 @@ def hadamard(size: int) -> Tensor:
 
 
 def _walsh_hadamard(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """x times the Kronecker product of two Hadamard matrices, divided by the square root of its size."""
+    """x times the Kronecker product of two Hadamard matrices, divided by the square root of its size.
+
+    The result lies in memory as x does.
+    """
+    order = sorted(range(x.dim() - 1), key=x.stride, reverse=True)
+    rows = x.permute(*order, -1)
+    kernel = next((kernel for kernel in active_kernels() if kernel.accepts_walsh_hadamard(rows)), None)
+    transformed = _by_products(rows, left, right) if kernel is None else kernel.walsh_hadamard(rows)
+    return transformed.permute(*(order.index(i) for i in range(len(order))), -1)
+
+
+def _by_products(rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
     a, b = len(left), len(right)
-    blocks = (x.reshape(-1, b) @ right.to(x.dtype)).view(-1, a, b)
-    return torch.matmul(left.to(x.dtype), blocks).mul_((a * b) ** -0.5).view(x.shape)
+    right = right.to(rows.dtype)
+    blocks = torch.addmm(right[0], rows.reshape(-1, b), right, beta=0, alpha=(a * b) ** -0.5).view(-1, a, b)
+    if rows.dtype.itemsize > 2:
+        blocks = torch.matmul(left.to(rows.dtype), blocks)
+    else:  # torch is slow in multiplying many small matrices of 16 bits, and fast in one long product
+        blocks = (blocks.mT.reshape(-1, a) @ left.to(rows.dtype)).view(-1, b, a).mT
+    return blocks.reshape(rows.shape)
 
 
 class _SelfInverse(torch.autograd.Function):

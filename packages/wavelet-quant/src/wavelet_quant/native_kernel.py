@@ -1,4 +1,4 @@
-"""The native kernel: few vectors times one large matrix, and the torch operators that it computes.
+"""The native kernel: few vectors times one large matrix, Walsh-Hadamard transforms, and the torch operators for both.
 
 Decoding consists of such products, and reading the matrix is all that takes time there. torch reads it once per vector
 or worse on a processor (measured in docs/benchmarks.md); the kernel reads it once for all of them. For many vectors
@@ -34,6 +34,7 @@ from wavelet_quant.packed_kernel import PackedKernel
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 SMALLEST_WIDTH = 64  # channels; narrower rows are mostly ends
+SMALLEST_TRANSFORM = 16  # channels: a register
 SMALLEST_COMPILED = 1 << 18  # entries; below, and in float32, a compiled graph is faster without another operator
 ROWS = (0, 1, 2, 4, 8, 16, 32, 64, 128)  # up to which the kernel may be the faster one; the last stands for any number
 MEASURED_MATRIX = (2048, 1024)
@@ -62,6 +63,22 @@ def _multiply(
         x.numel() // (matrices * width),
         width,
         height,
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def _transform(x: Tensor, instructions: int | None = None) -> Tensor:
+    """The Walsh-Hadamard transforms of the rows of x (..., P), P a power of two of at least SMALLEST_TRANSFORM."""
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    library().walsh_hadamard(
+        instruction_set() if instructions is None else instructions,
+        TYPES[x.dtype],
+        x.data_ptr(),
+        out.data_ptr(),
+        x.numel() // x.shape[-1],
+        x.shape[-1],
         torch.get_num_threads(),
     )
     return out
@@ -170,6 +187,19 @@ class Native(PackedKernel):
             return _stacked_linear(x, weight)
         return _multiply(x, weight, None, False, self.instructions)
 
+    def accepts_walsh_hadamard(self, x: Tensor) -> bool:
+        return (
+            (type(x) is Tensor or torch.compiler.is_compiling())
+            and x.is_cpu
+            and x.dtype in TYPES
+            and x.is_contiguous()
+            and x.shape[-1] >= SMALLEST_TRANSFORM
+            and (not torch.compiler.is_compiling() or x.numel() >= SMALLEST_COMPILED)
+        )
+
+    def walsh_hadamard(self, x: Tensor) -> Tensor:
+        return _walsh_hadamard(x) if observed() else _transform(x, self.instructions)
+
     def accepts_packed(self, x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None, bits: int) -> bool:
         return x.is_cpu and values.is_cpu and x.dtype in TYPES and scales.dtype in TYPES
 
@@ -246,3 +276,8 @@ for _operator in (_linear, _stacked_linear):
     _operators.impl(_operator, _checked, "CPU")
     _operators.impl(_operator, functools.partial(_autocast, _operator), "AutocastCPU")
     torch.library.register_fake(_operator, _shape, lib=_operators)
+
+_operators.define("walsh_hadamard(Tensor x) -> Tensor")
+_walsh_hadamard = torch.ops.wavelet_quant.walsh_hadamard.default
+_operators.impl(_walsh_hadamard, _transform, "CPU")
+torch.library.register_fake(_walsh_hadamard, torch.empty_like, lib=_operators)

@@ -35,6 +35,8 @@ def library() -> Any:
     loaded.multiply.restype = None
     loaded.multiply_packed.argtypes = [*[integer] * 4, *[address] * 4, integer, address, *[long] * 6]
     loaded.multiply_packed.restype = None
+    loaded.walsh_hadamard.argtypes = [integer, integer, address, address, *[long] * 3]
+    loaded.walsh_hadamard.restype = None
     loaded.read_bytes.argtypes = [integer, address, long, long]
     return loaded
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from wavelet_core.generation.session import decoding_view
 from wavelet_core.language_model import LanguageModel
 from wavelet_core.tokenizers import Tokenizer
 from wavelet_train.precision import autocast
+from wavelet_train.ranks import ALONE, Ranks
 from wavelet_train.token_split import TokenSplit, token_byte_lengths
 from wavelet_train.windows import evaluation_windows
 
@@ -101,13 +103,15 @@ def evaluate(
     window: int | None = None,
     dtype: torch.dtype = torch.float32,
     on_batch: Callable[[int], None] = lambda scored: None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Score a split in windows that are independent of each other, without a change to the model or its mode.
 
     stride: tokens between the starts of two windows, a whole window by default (see `evaluation_windows`). batch_size:
     windows at a time. token_limit: score the beginning of the split only. window: tokens a window;
     model.context_length by default. dtype: what autocast computes in. on_batch: called after every batch with the
-    number of tokens that it scored. The very first token is not scored: nothing predicts it.
+    number of tokens that it scored. ranks: processes that share the batches out among themselves; all of them get the
+    result. The very first token is not scored: nothing predicts it.
 
     Raises ConfigurationError when there is nothing to predict, ValueError for a stride that leaves gaps.
     """
@@ -116,13 +120,15 @@ def evaluate(
     tokens = split.tokens if token_limit is None else split.tokens[: token_limit + 1]
     view = decoding_view(model)
     nats = 0.0
-    for batch in evaluation_windows(tokens, window, stride, batch_size, split.name):
+    batches = evaluation_windows(tokens, window, stride, batch_size, split.name)
+    for batch in islice(batches, ranks.rank, None, ranks.count):
         with autocast(device, dtype):
             logits = view.head(view.hidden(batch.inputs.to(device))[batch.scored.to(device)])
         targets = batch.targets[batch.scored].to(device)
         nats += F.cross_entropy(logits.float(), targets, reduction="none").sum(dtype=torch.float64).item()
         on_batch(len(targets))
 
+    nats = ranks.sum(nats)
     lengths = token_byte_lengths(tokenizer)
     whole = len(tokens) == len(split.tokens)
     byte_count = split.byte_count - lengths[tokens[0]] if whole else lengths[tokens[1:]].sum()

@@ -7,9 +7,9 @@ from itertools import count
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from wavelet_core.registry import registry
+from wavelet_train.parallel import whole
 
 KINDS = ("model", "block", "transform", "wavelet", "mixer", "bypass", "memory")
 REST = "rest"
@@ -30,7 +30,7 @@ def parts_of(model: nn.Module) -> dict[Place, list[nn.Parameter]]:
     numbers = count()
 
     def visit(module: nn.Module, part: str, block: int | None) -> Iterator[tuple[nn.Parameter, Place]]:
-        # What shards a module makes a subclass of its class.
+        # What is sharded has a class of its own, made of the component's.
         kind, name = next((components[each] for each in type(module).__mro__ if each in components), ("", ""))
         if kind == "block":
             block = next(numbers)
@@ -71,9 +71,4 @@ def gradient_norms(parts: Mapping[Place, list[nn.Parameter]]) -> PartNorms:
 
 def _norm(group: list[nn.Parameter]) -> Tensor:
     gradients = [parameter.grad for parameter in group if parameter.grad is not None]
-    sharded = [gradient for gradient in gradients if isinstance(gradient, DTensor)]
-    whole = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
-    # Every process gets the norm of what is sharded over them.
-    norms = [nn.utils.get_total_norm(sharded).full_tensor()] if sharded else []  # type: ignore[attr-defined]
-    norms += [nn.utils.get_total_norm(whole)] if whole else []
-    return torch.stack(norms).float().norm() if norms else torch.zeros((), device=group[0].device)
+    return whole(nn.utils.get_total_norm(gradients)).float() if gradients else torch.zeros((), device=group[0].device)

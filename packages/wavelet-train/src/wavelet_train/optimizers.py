@@ -19,6 +19,11 @@ def all_on(groups: list[dict[str, Any]], device_types: tuple[str, ...]) -> bool:
     return all(parameter.device.type in device_types for group in groups for parameter in group["params"])
 
 
+def in_shards(group: dict[str, Any]) -> bool:
+    """Whether processes share the parameters of a group out among themselves."""
+    return any(hasattr(parameter, "full_tensor") for parameter in group["params"])
+
+
 class AdamW(torch.optim.AdamW):
     """AdamW with decoupled weight decay (Loshchilov and Hutter 2019), of matrices only unless asked otherwise.
 
@@ -63,5 +68,6 @@ class Adagrad(torch.optim.Adagrad):
             eps=config.eps,
             lr_decay=config.lr_decay,
             initial_accumulator_value=config.initial_accumulator,
-            fused=True if all_on(groups, ("cpu",)) else None,
+            # torch has no fused update of shards.
+            fused=True if all_on(groups, ("cpu",)) and not any(map(in_shards, groups)) else None,
         )

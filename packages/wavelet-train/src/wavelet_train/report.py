@@ -13,6 +13,7 @@ import torch
 from wavelet_core import LanguageModel
 from wavelet_train.data import PreparedData
 from wavelet_train.evaluation import Evaluation, evaluate
+from wavelet_train.ranks import ALONE, Ranks
 from wavelet_train.run_config import TrainConfig
 from wavelet_train.tables import table
 
@@ -60,12 +61,19 @@ def xz_size(documents: Iterable[str]) -> int:
 
 
 def make_report(
-    model: LanguageModel, data: PreparedData, config: TrainConfig, dtype: torch.dtype, on_batch: Callable[[int], None]
+    model: LanguageModel,
+    data: PreparedData,
+    config: TrainConfig,
+    dtype: torch.dtype,
+    on_batch: Callable[[int], None],
+    ranks: Ranks = ALONE,
 ) -> Report:
     """Evaluate a model on the whole validation split with sliding windows (half a window apart by default)."""
     stride = config.final_stride or max(1, model.config.context_length // 2)
     split = data.split("validation")
-    evaluation = evaluate(model, split, data.tokenizer, stride, config.batch_size, dtype=dtype, on_batch=on_batch)
+    evaluation = evaluate(
+        model, split, data.tokenizer, stride, config.batch_size, dtype=dtype, on_batch=on_batch, ranks=ranks
+    )
     xz_bits_per_byte = None
     if config.compare_with_xz:
         xz_bits_per_byte = 8 * xz_size(data.dataset.documents("validation")) / split.byte_count

@@ -26,6 +26,7 @@ MAY_CHANGE = (
     "train.threads",
     "train.precision",
     "train.compile",
+    "train.parallel",
     "train.epochs",
     "train.steps",
     "train.batch_size",

@@ -15,6 +15,7 @@ from wavelet_core.first_format import convert_config
 from wavelet_core.messages import shortened, shown
 from wavelet_train import PRESETS
 from wavelet_train.data import DataConfig
+from wavelet_train.parallel import Parallelism
 from wavelet_train.precision import Precision
 from wavelet_train.weight_average import WeightAverageConfig
 
@@ -49,6 +50,11 @@ class TrainConfig(Section):
         1.0, gt=0, description="length of training: an epoch is (training tokens) // (tokens per optimizer step) steps"
     )
     steps: int | None = Field(None, ge=1, description="length of training in optimizer steps; null goes by epochs")
+    parallel: Parallelism = Field(
+        "auto",
+        description="how the processes that torchrun starts share the model: ddp (each has all of it; what auto is) or "
+        "fsdp (each keeps a part of every parameter); one process has all of it",
+    )
     batch_size: int = Field(8, ge=1, description="windows of model.context_length tokens in one forward pass")
     accumulation: int = Field(1, ge=1, description="forward passes whose gradients are averaged in an optimizer step")
     order: Literal["random", "shuffled", "contiguous"] | None = Field(

@@ -31,8 +31,8 @@ class RunPlan:
     data: what the data set is called. sources: what a mix takes from each of its data sets. tokenizer, model: their
     kinds. optimizer: its kind, or how it splits the parameters where it does. step: steps done already, of `steps`.
     last_bytes: None where the optimizer does not tell what it will keep. disk_needed: beyond what is used now, while a
-    save has the old checkpoint and the new one. seconds: what all that is left should take, None where that was not
-    measured.
+    save has the old checkpoint and the new one, with all that the run is to keep. seconds: what all that is left should
+    take, None where that was not measured.
     """
 
     directory: str
@@ -50,6 +50,7 @@ class RunPlan:
     device: str
     precision: str
     threads: int
+    processes: int
     compiled: bool
     step: int
     steps: int
@@ -87,7 +88,8 @@ class RunPlan:
             (
                 "computing",
                 f"on {self.device} in {self.precision}, processor threads: {self.threads}, "
-                f"{'compiled' if self.compiled else 'not compiled'}",
+                f"{'compiled' if self.compiled else 'not compiled'}"
+                + (f", in {self.processes} processes" if self.processes > 1 else ""),
             ),
             ("disk", f"{disk}, {byte_size(self.disk_free)} free"),
         ]
@@ -130,6 +132,7 @@ def make_plan(trainer: Trainer) -> RunPlan:
         device=str(trainer.device),
         precision=str(trainer.dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
+        processes=trainer.ranks.count,
         compiled=counters.compiled,
         step=counters.step,
         steps=counters.steps,
@@ -186,7 +189,7 @@ def _total_bytes(tensors: Mapping[str, Tensor]) -> int:
 def _optimizer_bytes(config: Any, parameters: Mapping[str, nn.Parameter], lr: float) -> int | None:
     """Bytes of the state that an optimizer will keep, found without memory; None where it needs real numbers."""
     stand_ins = {
-        name: nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+        name: nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype, device="meta"), parameter.requires_grad)
         for name, parameter in parameters.items()
     }
     try:

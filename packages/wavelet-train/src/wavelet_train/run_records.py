@@ -21,7 +21,7 @@ class RunRecords:
     run is resumed by it.
     """
 
-    _metrics: MetricsFile
+    _metrics: MetricsFile | None = None
 
     def __init__(self, loggers: Sequence[Logger]):
         self._loggers = list(loggers)
@@ -33,6 +33,8 @@ class RunRecords:
 
     def write(self, **record: Any) -> None:
         """One record: its `event`, its `step` and whatever JSON can hold."""
+        if self._metrics is None:  # of a process that is not the first
+            return
         self._metrics.write(**record)
         self._tell(lambda logger: logger.write(record))
 

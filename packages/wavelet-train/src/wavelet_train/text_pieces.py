@@ -8,7 +8,7 @@ from typing import NamedTuple
 from wavelet_train.datasets import Part
 
 # Characters. A piece has this many or a little more; one without a place to cut at in LONGEST characters is cut there.
-PIECE_SIZE = 1 << 17
+PIECE_SIZE = 1 << 19
 LONGEST = 1 << 22
 
 

@@ -36,9 +36,9 @@ from wavelet_train.seals import read_seal, write_seal
 from wavelet_train.text_pieces import Piece, pieces_of
 
 # Characters. While one shard is encoded the next is read and the last is written.
-SHARD_SIZE = 1 << 24
+SHARD_SIZE = 1 << 23
 # Characters that a thread encodes at a time.
-TASK_SIZE = 1 << 18
+TASK_SIZE = 1 << 19
 SECONDS_BETWEEN_LOOKS = 0.2
 
 

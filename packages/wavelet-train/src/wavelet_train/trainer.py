@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, redirect_stderr
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,8 +19,7 @@ from torch import Tensor, nn
 
 from wavelet_core import build, build_model, load_checkpoint
 from wavelet_core.checkpoint import WEIGHTS_FILE, named_tensors
-from wavelet_core.devices import resolve_device
-from wavelet_core.tensor_files import CheckpointError, check_fit, load_tensors_into
+from wavelet_core.tensor_files import CheckpointError, check_fit, load_tensors
 from wavelet_core.threads import available_processors, use_threads
 from wavelet_core.tokenizers import Tokenizer
 from wavelet_train.allocator import keep_freed_memory
@@ -31,8 +32,10 @@ from wavelet_train.evaluation import Evaluation, evaluate
 from wavelet_train.gradient_norms import PartNorms, gradient_norms, parts_of
 from wavelet_train.interruption import StopOnSignal, Stopped
 from wavelet_train.logger import LoggedRun
+from wavelet_train.parallel import assign, work_together
 from wavelet_train.precision import autocast, resolve_precision
 from wavelet_train.progress import Progress
+from wavelet_train.ranks import ALONE, Ranks, joined_ranks
 from wavelet_train.report import Report, make_report
 from wavelet_train.resume_rules import Changes
 from wavelet_train.resuming import changes_to, go_on
@@ -94,14 +97,20 @@ def train(
     or it is damaged, FileExistsError when the directory holds another run, RunInUseError when another process trains
     into it, DivergenceError when losses or gradients stay not finite.
     """
-    directory = RunDirectory(output_directory)
-    with run_lock(directory.path):
-        trainer = _prepare(run, directory, resume, overwrite, accept_changed_data)
+    with joined_ranks(run.train.device) as ranks, ExitStack() as stack:
+        if not ranks.is_first:
+            stack.enter_context(redirect_stderr(stack.enter_context(open(os.devnull, "w"))))
+        directory = RunDirectory(output_directory)
+        if ranks.is_first:
+            ranks.in_turn(lambda: stack.enter_context(run_lock(directory.path)))
+        else:
+            ranks.in_turn(lambda: None)
+        trainer = _prepare(run, directory, resume, overwrite, accept_changed_data, ranks=ranks)
         if trainer.earlier_report is None:
             plan = make_plan(trainer)
             print(plan, file=sys.stderr)
             plan.warn()
-        if not resume:
+        if not resume and ranks.is_first:
             directory.clear()
         trainer.on_validation = on_validation
         with trainer.records:
@@ -130,53 +139,71 @@ def _prepare(
     overwrite: bool,
     accept_changed_data: bool,
     may_compile: bool = True,
+    ranks: Ranks = ALONE,
 ) -> Trainer:
     """A trainer before its first step, or where its run was stopped."""
-    directory.check(resume, overwrite)
+    ranks.in_turn(lambda: directory.check(resume, overwrite))
     compiled = None
     if resume:
         saved = directory.read_last()
         changes = changes_to(saved, run)
         compiled = saved.state.counters.compiled
-        trainer = Trainer(run, directory, saved.tokenizer, saved.state.counters.threads)
+        trainer = Trainer(run, directory, saved.tokenizer, saved.state.counters.threads, ranks)
         go_on(trainer, saved, changes, accept_changed_data)
     else:
-        trainer = Trainer(run, directory)
+        trainer = Trainer(run, directory, ranks=ranks)
     if run.train.compile == "auto" and trainer.earlier_report is None:
         print(choose(trainer, compiled, may_compile), file=sys.stderr)
     return trainer
+
+
+def _both_splits(data: PreparedData) -> PreparedData:
+    """The data with the splits that training reads tokenized."""
+    data.split("train")
+    data.split("validation")
+    return data
 
 
 class Trainer:
     """One run in one process: the model and everything that changes while it is trained.
 
     tokenizer: that of a run that is resumed, instead of the configured one. threads: what such a run computed with, for
-    one that configures no number. changes: of its configuration. earlier_report: what it ended with, if there is
-    nothing left to do.
+    one that configures no number. ranks: this process among those that train the model together. changes: of the run's
+    configuration. earlier_report: what it ended with, if there is nothing left to do.
     """
 
     def __init__(
-        self, run: RunConfig, directory: RunDirectory, tokenizer: Tokenizer | None = None, threads: int | None = None
+        self,
+        run: RunConfig,
+        directory: RunDirectory,
+        tokenizer: Tokenizer | None = None,
+        threads: int | None = None,
+        ranks: Ranks = ALONE,
     ):
+        self.ranks = ranks
         self.config = config = run.train
         self.directory = directory
         self.stop = StopOnSignal()
-        self.device = resolve_device(config.device, "train.device")
+        self.device = ranks.device(config.device)
+        rows = ranks.rows(config.batch_size)
+        local_batch_size = config.batch_size // ranks.count
         if self.device.type == "cpu":
             keep_freed_memory()
         self.dtype = resolve_precision(config.precision, self.device)
-        self.data = PreparedData(run.data, tokenizer)
+        self.data = ranks.in_turn(lambda: _both_splits(PreparedData(run.data, tokenizer)))
         model_config = run.model.with_vocabulary(self.data.tokenizer.vocabulary_size)
         self.run = run.model_copy(update={"model": model_config})
 
         torch.manual_seed(config.seed)
         self.model: Any = build_model(model_config).to(self.device)
-        self.parameters: dict[str, nn.Parameter] = dict(self.model.named_parameters())
         self.loss: nn.Module = TrainingLoss(self.model)
         if config.compile is True:
             compile_loss(self.loss, run, self.device)
-        self.carried = CarriedState(self.model, config, config.batch_size, self.device)
-        self.windows = self._windows(model_config.context_length)
+        self.carried = CarriedState(self.model, config, local_batch_size, self.device)
+        self.together = work_together(config.parallel, self.model, self.loss, ranks, self.dtype)
+        self.loss = self.together.loss
+        self.parameters: dict[str, nn.Parameter] = dict(self.model.named_parameters())
+        self.windows = self._windows(model_config.context_length, rows)
         steps_per_epoch = max(1, self.windows.batches_per_epoch // config.accumulation)
         steps = config.steps or max(1, round(config.epochs * steps_per_epoch))
         self.tokens_per_step = model_config.context_length * config.batch_size * config.accumulation
@@ -189,7 +216,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         if threads is not None and threads > available_processors():
             threads = None  # the run comes from a larger machine
-        positions = config.batch_size * model_config.context_length
+        positions = local_batch_size * model_config.context_length
         background = config.background_saves
         self.writer = CheckpointWriter(self.device.type != "cpu" if background is None else background)
         self.counters = Counters.start(steps, use_threads(config.threads or threads, self.model, positions))
@@ -200,6 +227,15 @@ class Trainer:
         self.records = RunRecords([build("logger", each) for each in config.loggers])
         self.parts = parts_of(self.model) if config.log_gradient_norms else None
         self.part_norms: PartNorms | None = None
+        self._draw_apart(0)
+
+    def _draw_apart(self, step: int) -> None:
+        """Let this process draw other random numbers, for dropout, than the first, whose generator is what is saved.
+
+        Done whenever that is saved, so that a run that is resumed by as many processes draws as if it had gone on.
+        """
+        if not self.ranks.is_first:
+            torch.manual_seed((self.config.seed * 1_000_003 + self.ranks.rank * 65_537 + step) % (1 << 63))
 
     def _windows(self, context_length: int, rows: slice = slice(None)) -> TrainingWindows:
         """The windows of the run's order; rows: those of every batch."""
@@ -226,13 +262,16 @@ class Trainer:
                 file=sys.stderr,
             )
             return TrainingResult(path, counters.step, self.steps, report=self.earlier_report)
-        self.directory.begin(self.run, counters.metrics_size)
-        self.records.begin(self.directory.metrics, LoggedRun(path, self.run.model_dump(mode="json"), counters.step))
+        best_is_missing = counters.best_step == counters.step != self.directory.step_of_best()
+        if self.ranks.is_first:
+            self.directory.begin(self.run, counters.metrics_size)
+            self.records.begin(self.directory.metrics, LoggedRun(path, self.run.model_dump(mode="json"), counters.step))
+        self.ranks.wait()
         if self.changes:
             self.records.write(event="changes", step=counters.step, fields=self.changes)
-        if counters.best_step and counters.best_step == counters.step != self.directory.step_of_best():
+        if best_is_missing:
             self._save_best()
-        if counters.step and (self._save_due() or self._due(self.config.validate_every)):
+        if self.ranks.is_first and counters.step and (self._save_due() or self._due(self.config.validate_every)):
             self._keep_last(counters.step)  # as it should have been when it was saved
         log = RunLog(self.records, counters, self.tokens_per_step)
         try:
@@ -262,7 +301,7 @@ class Trainer:
                 log.restart_clock()
             elif counters.step and self._save_due():
                 self._save_last(keep=True)
-            self.stop.check()
+            self._stop_if_asked()
             self.writer.check()
             if counters.step >= self.steps:
                 return
@@ -276,6 +315,13 @@ class Trainer:
             log.stepped(self.tokens_per_step, f"loss {loss:.3f}")
             if self._due(config.log_every):
                 log.step(lr, gradient_norm, self.part_norms)
+
+    def _stop_if_asked(self) -> None:
+        """Raise Stopped, in all processes after the same step, if one of them has been asked to stop."""
+        name = self.stop.signal_name
+        number = self.ranks.largest(signal.Signals[name] if name else 0)
+        if number:
+            raise Stopped(signal.Signals(number).name)
 
     def _due(self, every: int, steps_ahead: int = 0) -> bool:
         step = self.counters.step + steps_ahead
@@ -296,17 +342,18 @@ class Trainer:
         batches = [next(self.windows) for _ in range(self.config.accumulation)]
         random = self._random_states()
         sum_of_losses = torch.zeros((), device=self.device)
-        for batch in batches:
-            part = self.loss_of(batch, self.loss) / self.config.accumulation
-            self.scaler.scale(part).backward()
+        for number, batch in enumerate(batches, start=1):
+            with self.together.accumulating(more=number < len(batches)):
+                part = self.loss_of(batch, self.loss) / self.config.accumulation
+                self.scaler.scale(part).backward()
             sum_of_losses += part.detach()
         self.part_norms = None
-        loss, norm = sum_of_losses.item(), math.nan
+        loss, norm = self.ranks.mean(sum_of_losses).item(), math.nan
         if math.isfinite(loss):
             self.scaler.unscale_(self.optimizer)
             if self.parts is not None and self._due(self.config.log_every, steps_ahead=1):
                 self.part_norms = gradient_norms(self.parts)
-            norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.gradient_clipping or math.inf).item()
+            norm = self.together.clip(list(self.parameters.values()), self.config.gradient_clipping)
             if math.isfinite(norm) or self.scaler.is_enabled():
                 self.scaler.step(self.optimizer)
                 self.scaler.update()
@@ -336,7 +383,10 @@ class Trainer:
         if counters.skipped_in_row >= self.config.most_skipped:
             self._set_random_states(random)
             losses = [lambda batch=batch: self.loss_of(batch, self.loss.forward) for batch in batches]
-            first = first_not_finite(self.model, losses)
+            if self.ranks.count > 1:
+                first = "not looked for by several processes; resume in one, which looks"
+            else:
+                first = first_not_finite(self.model, losses)
             raise DivergenceError(
                 f"training has diverged: the {what} was not finite at step {counters.step + 1:,} (learning rate "
                 f"{lr:g}), the {counters.skipped_in_row}. step in a row that had to be skipped; the first that is not "
@@ -356,13 +406,14 @@ class Trainer:
         counters, started = self.counters, time.monotonic()
         with self._averaged():
             result = evaluate(
-                self.model,
+                self.together.whole_model(self.model, self.run.model),
                 self.data.split("validation"),
                 self.data.tokenizer,
                 batch_size=self.config.batch_size,
                 token_limit=self.config.validation_tokens,
                 dtype=self.dtype,
                 on_batch=self._scored,
+                ranks=self.ranks,
             )
         if not math.isfinite(result.nats):
             raise DivergenceError(
@@ -382,19 +433,21 @@ class Trainer:
         self.on_validation(counters.step, self.steps, result)
 
     def _scored(self, tokens: int) -> None:
-        self.stop.check()
+        if self.ranks.count == 1:  # several have to stop at the same place
+            self.stop.check()
 
     def _report(self) -> Report:
         """Evaluate the best checkpoint on the whole validation split."""
+        self.ranks.wait()  # until the first has written it
         model = load_checkpoint(self.directory.best, device=self.device)
         tokens = len(self.data.split("validation").tokens) - 1
         with Progress("evaluating the best checkpoint", tokens, " tokens") as progress:
 
             def on_batch(scored: int) -> None:
-                progress.advance(scored)
-                self.stop.check()
+                progress.advance(scored * self.ranks.count)
+                self._scored(scored)
 
-            report = make_report(model, self.data, self.config, self.dtype, on_batch)
+            report = make_report(model, self.data, self.config, self.dtype, on_batch, self.ranks)
         self.records.write(event="report", step=self.counters.step, **report.as_dict())
         return report
 
@@ -408,20 +461,25 @@ class Trainer:
 
     def _save_last(self, keep: bool = False) -> None:
         self.writer.wait()  # so that there is one snapshot at a time
-        self.counters.metrics_size = self.directory.metrics.flush()
+        if self.ranks.is_first:
+            self.counters.metrics_size = self.directory.metrics.flush()
         scaler = None
         if self.scaler.is_enabled():
             scaler = LossScaler(
                 scale=self.scaler.get_scale(), growth_tracker=self.scaler.state_dict()["_growth_tracker"]
             )
         state = TrainingState(counters=self.counters.model_copy(), loss_scaler=scaler, data=self.data.identity)
-        tensors = self.writer.snapshot(self.state_tensors())
+        tensors = self.writer.snapshot(self.whole_state())
         self._save(self.directory.last, lambda fresh: write_state(fresh, state, tensors))
-        if keep:
+        self._draw_apart(self.counters.step)
+        if keep and self.ranks.is_first:
             self.writer.write(partial(self._keep_last, self.counters.step))
 
     def _save(self, checkpoint: Path, write_more: Callable[[Path], None] = lambda fresh: None) -> None:
-        step, weights = self.counters.step, self.writer.snapshot(named_tensors(self.model))
+        weights = self.together.gather(named_tensors(self.model))
+        if not self.ranks.is_first:
+            return
+        step, weights = self.counters.step, self.writer.snapshot(weights)
         save, tokenizer = self.directory.save, self.data.tokenizer
         self.writer.write(lambda: save(checkpoint, self.model, weights, tokenizer, self.run, step, write_more))
 
@@ -438,6 +496,12 @@ class Trainer:
             **self._random_states(),
         }
 
+    def whole_state(self) -> Mapping[str, Tensor]:
+        """`state_tensors` as a process that is alone has them. All processes take part."""
+        tensors = self.state_tensors()
+        rows = {name: self.ranks.join_rows(each) for name, each in tensors.items() if name.startswith("carried.")}
+        return self.together.gather({**tensors, **rows})
+
     def _random_states(self) -> dict[str, Tensor]:
         states = {"random.cpu": torch.get_rng_state()}
         if self.device.type != "cpu":
@@ -452,8 +516,11 @@ class Trainer:
         last = self.directory.last
         file = last / DIRECTORY / TENSORS_FILE
         saved = read_tensors(last)
-        with torch.no_grad():
-            load_tensors_into(named_tensors(self.model), last / WEIGHTS_FILE)
+        weights, file_of_weights = named_tensors(self.model), last / WEIGHTS_FILE
+        saved_weights = load_tensors(file_of_weights)
+        check_fit(file_of_weights, self.together.gather(weights), saved_weights)
+        for name, tensor in weights.items():
+            assign(tensor, saved_weights[name])
         make_optimizer_state(self.optimizer, self.parameters, saved, state.counters.step)
         # A run may go on on another device, whose own generator then starts from the seed.
         random = self._random_states()
@@ -464,16 +531,16 @@ class Trainer:
             saved = {name: tensor for name, tensor in saved.items() if not name.startswith(AVERAGE)}
         elif not any(name.startswith(AVERAGE) for name in saved):
             self.average.start()
-            saved.update(self.average.tensors())
+            saved.update(self.together.gather(self.average.tensors()))
         try:
-            check_fit(file, self.state_tensors(), saved)
+            check_fit(file, self.whole_state(), saved)
         except CheckpointError as error:
             raise CheckpointError(f"{error}\nResume with the configuration that lies beside {last}") from None
         restore_optimizer(self.optimizer, self.parameters, saved)
         if self.average is not None:
             self.average.restore(saved)
         for name, tensor in self.carried.tensors().items():
-            tensor.copy_(saved[f"carried.{name}"])
+            tensor.copy_(saved[f"carried.{name}"][self.windows.rows])
         try:
             if not (self.windows.holds_place and restart_text):
                 self.windows.load_state_dict({name: saved[f"windows.{name}"] for name in self.windows.state_dict()})
@@ -483,6 +550,7 @@ class Trainer:
         if state.loss_scaler is not None:
             factors = {"scale": state.loss_scaler.scale, "_growth_tracker": state.loss_scaler.growth_tracker}
             self.scaler.load_state_dict({**self.scaler.state_dict(), **factors})
+        self._draw_apart(state.counters.step)
 
     def _set_random_states(self, states: Mapping[str, Tensor]) -> None:
         for name, state in states.items():

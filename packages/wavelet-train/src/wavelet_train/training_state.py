@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from wavelet_core.config import ConfigurationError, parse
 from wavelet_core.tensor_files import CheckpointError, load_tensors, save_tensors
 from wavelet_core.threads import MOST_THREADS
+from wavelet_train.parallel import assign
 
 DIRECTORY = "trainer"
 TENSORS_FILE = "state.safetensors"
@@ -194,6 +195,6 @@ def restore_optimizer(
         for key, value in optimizer.state.get(parameter, {}).items():
             new = saved[f"optimizer.{name}.{key}"]
             if isinstance(value, Tensor):
-                value.copy_(new)
+                assign(value, new)
             else:
                 optimizer.state[parameter][key] = type(value)(new.item())

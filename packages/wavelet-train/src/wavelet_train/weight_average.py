@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from wavelet_core.config import Section
+from wavelet_train.parallel import assign
 
 PREFIX = "average."
 
@@ -72,4 +73,4 @@ class WeightAverage:
     def restore(self, saved: Mapping[str, Tensor]) -> None:
         """Go on from what `tensors` gave, which fits."""
         for name, tensor in self.tensors().items():
-            tensor.copy_(saved[name])
+            assign(tensor, saved[name])

@@ -57,6 +57,32 @@ def show_command(config: str, overrides: tuple[str, ...], parameters: bool, as_j
         print_report(run.model_dump(mode="json"), as_json, lambda _: dump(run).rstrip())
 
 
+@command.command("memory")
+@config_argument
+@set_option
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="That train together.")
+@json_option
+def memory_command(config: str, overrides: tuple[str, ...], processes: int, as_json: bool) -> None:
+    """Print what a training step of CONFIG needs of memory, and of arithmetic for a token.
+
+    It is found by tensors without content, so a model may be larger than this machine. docs/scaling.md says how close
+    it comes.
+
+    \b
+    Examples:
+      wavelet config memory demo
+      wavelet config memory wikitext-103 --set train.batch_size=32
+      wavelet config memory b200 --processes 8 --set train.parallel=fsdp
+    """
+    from wavelet_cli.parameter_table import vocabulary_resolved
+    from wavelet_cli.run_configuration import load_configuration
+    from wavelet_train.training_memory import training_memory
+
+    run = load_configuration(config, overrides, model_only=True)
+    memory = training_memory(run.model_copy(update={"model": vocabulary_resolved(run)}), processes)
+    print_report(memory.as_dict(), as_json, lambda _: str(memory))
+
+
 @command.command("schema")
 def schema_command() -> None:
     """Print the JSON Schema of configuration files, for completion and checks in an editor.

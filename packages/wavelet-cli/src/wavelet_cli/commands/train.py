@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -55,6 +56,8 @@ def command(
     A run is resumed with its own tokenizer and on the text that it was trained on. What of its configuration changes is
     said, and refused where the run cannot take it.
 
+    Started by torchrun, several processes train one model together: docs/scaling.md.
+
     \b
     Examples:
       wavelet train demo --out runs/demo
@@ -63,6 +66,7 @@ def command(
       wavelet train my.yaml --set data.dataset='{kind: text, path: books}'
       wavelet train --resume runs/demo
       wavelet train --resume runs/demo --set train.steps=4000
+      torchrun --nproc-per-node 4 -m wavelet_cli train my.yaml --set train.parallel=fsdp
     """
     if resume is not None and (out is not None or overwrite):
         raise click.UsageError("--resume goes on in the run's own directory: leave out --out and --overwrite")
@@ -75,6 +79,8 @@ def command(
     from wavelet_cli.run_configuration import load_configuration
     from wavelet_core.atomic_files import WriteError
     from wavelet_core.config import ConfigurationError
+    from wavelet_core.tensor_files import CheckpointError
+    from wavelet_train.divergence import DivergenceError
     from wavelet_train.run_directory import CONFIG_FILE
     from wavelet_train.trainer import plan_training, train
 
@@ -83,6 +89,7 @@ def command(
         raise ConfigurationError(
             f"--resume {resume}: this directory holds no run, it has no {CONFIG_FILE}; name a run's"
         )
+    first = os.environ.get("RANK", "0") == "0"
     run = load_configuration(config or directory / CONFIG_FILE, overrides)
     try:
         if dry_run:
@@ -92,15 +99,23 @@ def command(
             return
         result = train(run, directory, resume is not None, overwrite, accept_changed_data)
     except FileExistsError:
+        if not first:
+            ctx.exit(1)
         raise FileExistsError(
             f"{directory} holds a run already: go on with it by --resume {directory}, start it anew with --overwrite, "
             "or name another directory with --out"
         ) from None
+    except (ConfigurationError, CheckpointError, DivergenceError):
+        if not first:  # it is the same in all of them
+            ctx.exit(1)
+        raise
     except WriteError as error:
         if not (directory / "last").is_dir():
             raise
         raise Failure(f"{error}. Then go on with: wavelet train --resume {directory}") from error
-    if as_json:
+    if not first:
+        pass  # torchrun has started several processes, of which the first speaks
+    elif as_json:
         report = result.report and result.report.as_dict()
         state = {"directory": str(result.directory), "step": result.step, "steps": result.steps}
         print_json({**state, "stopped_by": result.stopped_by, "report": report})

@@ -831,6 +831,46 @@ void multiply_packed(const Packed &packed, const void *prepared, long begin, lon
     });
 }
 
+// Entries of one row of the Hadamard matrix of size `lanes`.
+Floats signs(long row) {
+    Floats result;
+    for (long i = 0; i < lanes; i++) result[i] = __builtin_parity(int(row & i)) ? -1.f : 1.f;
+    return result;
+}
+
+// Across the registers of a row by sums and differences, within a register by its product with the small matrix.
+template <class Kind> void walsh_hadamard(const void *x, void *out, long rows, long width, float *row) {
+    const long bytes = Kind::bytes;
+    const float scale = 1 / __builtin_sqrtf(float(width));
+    Floats matrix[lanes];
+    for (long i = 0; i < lanes; i++) matrix[i] = signs(i);
+    for (long r = 0; r < rows; r++) {
+        const char *const from = static_cast<const char *>(x) + r * width * bytes;
+        char *const to = static_cast<char *>(out) + r * width * bytes;
+        for (long i = 0; i < width; i += lanes) store(row + i, Kind::widen(from + i * bytes) * scale);
+        for (long stride = lanes; stride < width; stride *= 2)
+            for (long block = 0; block < width; block += 2 * stride)
+                for (long i = block; i < block + stride; i += lanes) {
+                    const Floats a = load<Floats>(row + i), b = load<Floats>(row + i + stride);
+                    store(row + i, a + b);
+                    store(row + i + stride, a - b);
+                }
+        for (long i = 0; i < width; i += lanes) {
+            Floats even = row[i] * matrix[0], odd = row[i + 1] * matrix[1];
+#pragma GCC unroll 16
+            for (long j = 2; j < lanes; j += 2) {
+                even += row[i + j] * matrix[j];
+                odd += row[i + j + 1] * matrix[j + 1];
+            }
+            Kind::narrow(to + i * bytes, even + odd);
+        }
+    }
+}
+
+void walsh_hadamard(Type type, const void *x, void *out, long rows, long width, float *row) {
+    of_type(type, [=](auto kind) { walsh_hadamard<decltype(kind)>(x, out, rows, width, row); });
+}
+
 unsigned read(const void *memory, long bytes) {
     const char *from = static_cast<const char *>(memory);
     constexpr long size = sizeof(Words);
@@ -851,4 +891,5 @@ unsigned read(const void *memory, long bytes) {
 } // namespace
 
 extern const InstructionSet SET = {prepared_bytes, prepare, scratch, multiply,
-                                    packed_parts, prepared_packed_bytes, prepare_packed, packed_scratch, multiply_packed, read};
+                                    packed_parts, prepared_packed_bytes, prepare_packed, packed_scratch, multiply_packed,
+                                    walsh_hadamard, read};

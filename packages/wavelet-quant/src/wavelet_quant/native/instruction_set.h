@@ -37,6 +37,9 @@ struct InstructionSet {
     void (*prepare_packed)(const Packed &packed, const void *vectors, long part, void *prepared);
     long (*packed_scratch)(long vectors);
     void (*multiply_packed)(const Packed &packed, const void *prepared, long begin, long end, void *scratch);
+    // Walsh-Hadamard transforms of contiguous rows, divided by the square root of their width, a power of two of at least
+    // 16; memory for one row of floats comes from the caller.
+    void (*walsh_hadamard)(Type type, const void *x, void *out, long rows, long width, float *row);
     // Reads memory as fast as it can, and returns what depends on all of it.
     unsigned (*read)(const void *memory, long bytes);
 };

@@ -132,6 +132,22 @@ extern "C" void multiply_packed(int set, int type, int bits, int scale_type, con
         });
 }
 
+// The Walsh-Hadamard transforms of `rows` contiguous rows, in the order of Sylvester.
+extern "C" void walsh_hadamard(int set, int type, const void *x, void *out, long rows, long width, long threads) {
+    const long bytes = type == float32 ? 4 : 2;
+#pragma omp parallel num_threads(threads) if (threads > 1 && rows * width >= worth_sharing)
+    {
+        static thread_local Memory memory;
+        float *const row = reinterpret_cast<float *>(memory.of(width * 4));
+#pragma omp for schedule(static)
+        for (long share = 0; share < threads; share++) {
+            const long begin = share * rows / threads, end = (share + 1) * rows / threads, offset = begin * width * bytes;
+            sets[set]->walsh_hadamard(Type(type), static_cast<const char *>(x) + offset, static_cast<char *>(out) + offset,
+                                      end - begin, width, row);
+        }
+    }
+}
+
 // Read memory with all threads, as `multiply` does.
 extern "C" unsigned read_bytes(int set, const void *memory, long bytes, long threads) {
     unsigned result = 0;

@@ -1,0 +1,168 @@
+"""Training one model in several processes, replicated or in shards. Applied from outside: models know nothing of it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from wavelet_core import build_model
+from wavelet_core.checkpoint import materialize, named_tensors
+from wavelet_core.config import ConfigurationError, LanguageModelConfig
+from wavelet_train.ranks import Ranks
+
+Parallelism = Literal["auto", "ddp", "fsdp"]
+# What the names of an optimizer's and an average's tensors begin with, before that of the parameter.
+STATE_PREFIXES = ("optimizer.", "average.parameters.")
+
+
+class Together:
+    """How the processes of a run share a model; this class is for a process that is alone.
+
+    loss: what computes the training loss, and whose backward pass leaves the mean gradients of all processes.
+    """
+
+    def __init__(self, loss: nn.Module, ranks: Ranks):
+        self.loss, self.ranks = loss, ranks
+
+    def accumulating(self, more: bool) -> AbstractContextManager[Any]:
+        """Around a forward and backward pass; more: another one of the same optimizer step follows."""
+        return nullcontext()
+
+    def clip(self, parameters: list[nn.Parameter], largest: float | None) -> float:
+        """Scale the gradients down to a norm; returns the one that they had."""
+        norm = nn.utils.clip_grad_norm_(parameters, math.inf if largest is None else largest)
+        return whole(norm).item()
+
+    def gather(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The whole tensors, as one process has them. All processes take part."""
+        return tensors
+
+    def whole_model(self, model: nn.Module, config: LanguageModelConfig) -> Any:
+        """A model for evaluation with all of the weights as they are. All processes take part."""
+        return model
+
+
+class Replicated(Together):
+    """Every process has the model and reads its own rows; gradients are averaged (DistributedDataParallel)."""
+
+    def __init__(self, loss: nn.Module, ranks: Ranks):
+        # Which parameters a pass does not use is for the model to decide: blocks that are left out, unused options.
+        wrapped = nn.parallel.DistributedDataParallel(loss, find_unused_parameters=True, broadcast_buffers=False)
+        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+        super().__init__(wrapped, ranks)
+
+    def accumulating(self, more: bool) -> AbstractContextManager[Any]:
+        return self.loss.no_sync() if more else nullcontext()  # type: ignore[operator]
+
+
+class Sharded(Together):
+    """Every process keeps a part of each parameter, its gradient and the optimizer's state (`fully_shard`, FSDP2).
+
+    A block's parameters are put together when it computes, and let go afterwards. What several blocks have in common,
+    such as a shared wavelet, is a group of its own that stays together until the backward pass is done. Scalars become
+    vectors with one entry.
+
+    dtype: of the parameters while they are used, and of what a block reads.
+    """
+
+    def __init__(self, model: nn.Module, loss: nn.Module, ranks: Ranks, dtype: torch.dtype):
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        if dtype == torch.float16:
+            raise ConfigurationError(
+                "train.parallel=fsdp cannot scale losses, which train.precision=float16 needs; use bfloat16, float32 "
+                "or train.parallel=ddp"
+            )
+        self.scalars = {name for name, parameter in model.named_parameters() if parameter.dim() == 0}
+        for module in model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.dim() == 0:
+                    setattr(module, name, nn.Parameter(parameter.detach().reshape(1), parameter.requires_grad))
+        low = dtype if dtype != torch.float32 else None
+        policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32)
+        blocks = blocks_of(model)
+        uses = Counter(parameter for block in blocks for parameter in set(block.parameters()))
+        shared = {parameter for parameter, count in uses.items() if count > 1}
+        holders = [
+            module
+            for module in model.modules()
+            if any(parameter in shared for parameter in module.parameters(recurse=False))
+        ]
+        for block in blocks:
+            fully_shard(block, mp_policy=policy, ignored_params=shared)
+        if holders:
+            fully_shard(holders, mp_policy=policy, reshard_after_forward=False)
+            group: Any = holders[0]
+            loss.register_forward_pre_hook(lambda *_: group.unshard() and None)
+        fully_shard(loss, mp_policy=policy)
+        # A shared part may give a view, which nothing here writes to.
+        warnings.filterwarnings("ignore", message=".*returned a view tensor.*")
+        super().__init__(loss, ranks)
+
+    def accumulating(self, more: bool) -> AbstractContextManager[Any]:
+        self.loss.set_requires_gradient_sync(not more)  # type: ignore[operator]
+        return nullcontext()
+
+    def gather(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return {name: self._as_alone(name, whole(tensor)) for name, tensor in tensors.items()}
+
+    def _as_alone(self, name: str, tensor: Tensor) -> Tensor:
+        for prefix in STATE_PREFIXES:
+            if name.startswith(prefix):
+                name = name.removeprefix(prefix)
+                name = name.rpartition(".")[0] if prefix == "optimizer." else name
+        return tensor.reshape(()) if name in self.scalars and tensor.numel() == 1 else tensor
+
+    def whole_model(self, model: nn.Module, config: LanguageModelConfig) -> Any:
+        with torch.device("meta"):
+            copy = build_model(config)
+        device = next(model.parameters()).device
+        tensors = {name: tensor.detach() for name, tensor in self.gather(named_tensors(model)).items()}
+        materialize(copy, tensors, device)
+        return copy
+
+
+def work_together(kind: Parallelism, model: nn.Module, loss: nn.Module, ranks: Ranks, dtype: torch.dtype) -> Together:
+    """Let the processes of a run share a model in the way that `train.parallel` names; alone, as it is."""
+    if ranks.count == 1:
+        return Together(loss, ranks)
+    return Sharded(model, loss, ranks, dtype) if kind == "fsdp" else Replicated(loss, ranks)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be in shards."""
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
+
+
+@torch.no_grad()
+def assign(target: Tensor, value: Tensor) -> None:
+    """Overwrite a tensor that may be in shards by a whole one."""
+    value = value.to(target.device).reshape(target.shape)
+    if hasattr(target, "full_tensor"):
+        from torch.distributed.tensor import distribute_tensor
+
+        value = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)  # type: ignore[attr-defined]
+    target.copy_(value)
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The modules that a model applies one after the other: what its outermost lists hold."""
+    found: list[nn.Module] = []
+
+    def visit(module: nn.Module) -> None:
+        for child in module.children():
+            if isinstance(child, nn.ModuleList):
+                found.extend(entry for entry in child if any(True for _ in entry.parameters()))
+            else:
+                visit(child)
+
+    visit(model)
+    return list(dict.fromkeys(found))

@@ -1,0 +1,149 @@
+"""The processes that train one model together, started by torchrun."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+from wavelet_core.config import ConfigurationError
+from wavelet_core.devices import resolve_device
+
+Result = TypeVar("Result")
+
+# The first process may make the tokens of a large data set while the others wait.
+PATIENCE = timedelta(days=7)
+# What gloo and NCCL say when a process is gone.
+LOST = re.compile("gloo|nccl|connection (reset|closed|refused)|process ?group|timed? ?out", re.IGNORECASE)
+
+
+class RankLostError(ConnectionError):
+    """Another process of the training has ended or does not answer."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that train together. Without arguments: the only one.
+
+    rank: its number, of `count`; the first is 0, and only that one writes files and speaks. local_rank: its number on
+    its machine. control: the group through which they agree, whatever device they compute on.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+    control: Any = None
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def device(self, name: str) -> torch.device:
+        """The device of this process, where `train.device` is `name`: each on a machine has one of its own."""
+        device = resolve_device(name, "train.device")
+        if self.count > 1 and device.type == "cuda" and ":" not in str(device):
+            device = torch.device("cuda", self.local_rank)
+            torch.cuda.set_device(device)
+        return device
+
+    def rows(self, batch_size: int) -> slice:
+        """This process's windows of a batch. Raises ConfigurationError unless all have equally many."""
+        if batch_size % self.count:
+            raise ConfigurationError(
+                f"train.batch_size={batch_size} windows cannot be shared out evenly among {self.count} processes: use "
+                f"a multiple of {self.count}, or start another number of processes"
+            )
+        each = batch_size // self.count
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean over all processes, on the value's device."""
+        if self.count == 1:
+            return value
+        total = value.detach().clone()
+        distributed.all_reduce(total)
+        return total / self.count
+
+    def sum(self, value: float) -> float:
+        """The sum over all processes, in float64."""
+        return self._reduced(value, distributed.ReduceOp.SUM, torch.float64)
+
+    def largest(self, value: int) -> int:
+        """The largest of all processes' numbers."""
+        return int(self._reduced(value, distributed.ReduceOp.MAX, torch.int64))
+
+    def _reduced(self, value: float, operation: Any, dtype: torch.dtype) -> float:
+        if self.count == 1:
+            return value
+        tensor = torch.tensor(value, dtype=dtype)
+        distributed.all_reduce(tensor, operation, self.control)
+        return tensor.item()
+
+    def join_rows(self, tensor: Tensor) -> Tensor:
+        """All processes' rows of a tensor, one after the other."""
+        if self.count == 1:
+            return tensor
+        parts = [torch.empty_like(tensor) for _ in range(self.count)]
+        distributed.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    def wait(self) -> None:
+        """Go on when all processes are here."""
+        self.largest(0)
+
+    def in_turn(self, work: Callable[[], Result]) -> Result:
+        """What `work` returns, done by the first process before the others begin, which then find done what it did.
+
+        Where it fails in the first, the others end.
+        """
+        if not self.is_first:
+            if self.largest(0):
+                raise SystemExit(1)
+            return work()
+        try:
+            result = work()
+        except BaseException:
+            self.largest(1)
+            raise
+        self.largest(0)
+        return result
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def joined_ranks(device: str) -> Iterator[Ranks]:
+    """This process among those that torchrun has started; the only one where it has not.
+
+    Raises RankLostError when another process ends before it should.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield ALONE
+        return
+    began = not distributed.is_initialized()
+    if began:
+        kind = resolve_device(device, "train.device").type
+        distributed.init_process_group("nccl" if kind == "cuda" else "gloo")
+    control = distributed.new_group(backend="gloo", timeout=PATIENCE)
+    rank = distributed.get_rank()
+    try:
+        yield Ranks(rank, count, int(os.environ.get("LOCAL_RANK", rank)), control)
+    except RuntimeError as error:
+        if not LOST.search(str(error)):
+            raise
+        raise RankLostError(
+            f"process {rank} of {count} ends: another process has ended or does not answer. Nothing that was saved is "
+            "lost: start all of them again with --resume"
+        ) from error
+    finally:
+        if began:
+            distributed.destroy_process_group()

@@ -1,0 +1,232 @@
+"""Several processes train one model: the losses of one process with the same batches, and nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from wavelet_core import load_checkpoint
+from wavelet_core.checkpoint import named_tensors
+from wavelet_train.trainer import train
+
+WORKER = Path(__file__).with_name("rank_worker.py")
+MOST = 4
+# Two blocks that share a wavelet, learned scalars and everything that has random or conditional parts.
+MODEL = ("model.layers=2", "model.wavelet.crawl=3", "train.batch_size=4", "train.accumulation=2", "train.steps=4")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def environment(rank: int, count: int, port: int) -> dict[str, str]:
+    """What torchrun tells a process."""
+    numbers = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
+    return {"MASTER_ADDR": "127.0.0.1", **{name: str(number) for name, number in numbers.items()}}
+
+
+@pytest.fixture(scope="module")
+def workers():
+    """Processes that train together when they are told to, started once."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for _ in range(MOST)
+    ]
+    yield processes
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def train_together(workers, tiny_run, tmp_path):
+    """Train the tiny run in so many processes; what each of them says."""
+    tiny_run()
+
+    def together(count: int, *overrides: str, out: str = "run", resume: bool = False) -> list[dict[str, Any]]:
+        port = free_port()
+        for rank, worker in enumerate(workers[:count]):
+            task = {
+                "environment": environment(rank, count, port),
+                "folder": str(tmp_path),
+                "overrides": overrides,
+                "out": out,
+                "resume": resume,
+            }
+            worker.stdin.write(json.dumps(task) + "\n")
+            worker.stdin.flush()
+        answers = []
+        for worker in workers[:count]:
+            line = ""
+            while not line.startswith('{"answer"'):
+                line = worker.stdout.readline()
+                assert line, "a worker has ended"
+            answers.append(json.loads(line)["answer"])
+        return answers
+
+    return together
+
+
+def assert_same_run(one: Path, other: Path, read_metrics) -> None:
+    """Losses, norms and validations within the tolerance of sums in another order, and so the weights."""
+    for event, fields in (
+        ("train", ("step", "loss", "gradient_norm", "lr")),
+        ("validation", ("step", "bits_per_byte")),
+    ):
+        mine, theirs = read_metrics(one, event), read_metrics(other, event)
+        assert [each["step"] for each in mine] == [each["step"] for each in theirs]
+        for a, b in zip(mine, theirs, strict=True):
+            assert [a[name] for name in fields] == pytest.approx([b[name] for name in fields], rel=2e-4), (a, b)
+    for checkpoint in ("best", "last"):
+        weights, others = (named_tensors(load_checkpoint(run / checkpoint)) for run in (one, other))
+        assert weights.keys() == others.keys()
+        for name, tensor in weights.items():
+            torch.testing.assert_close(tensor, others[name], rtol=1e-3, atol=2e-4, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("count", "parallel", "more"),
+    [
+        (2, "ddp", ("model.stochastic_depth=0.5", "train.weight_average.decay=0.9", "train.order=shuffled")),
+        (4, "auto", ("train.order=contiguous", "train.reset_at_documents=true")),
+        (2, "fsdp", ("train.weight_average.decay=0.9", "model.stochastic_depth=0.5")),
+        (4, "fsdp", ("train.order=contiguous", "model.tied_embedding=true", "train.optimizer.kind=adagrad")),
+        (2, "fsdp", ("train.optimizer.kind=muon",)),
+    ],
+)
+def test_processes_train_as_one_and_resume_in_another_number(
+    train_together, tiny_run, read_metrics, tmp_path, count, parallel, more
+):
+    overrides = (*MODEL, *more)
+    alone = train(tiny_run(*overrides), tmp_path / "alone")
+    answers = train_together(count, *overrides, f"train.parallel={parallel}")
+    assert [answer.get("error") for answer in answers] == [None] * count
+    assert_same_run(tmp_path / "alone", tmp_path / "run", read_metrics)
+    assert answers[0]["bits_per_byte"] == pytest.approx(alone.report.evaluation.bits_per_byte, rel=2e-4)
+
+    longer = (*overrides, "train.steps=6")
+    train(tiny_run(*longer), tmp_path / "alone", resume=True)
+    if count == 2:
+        answers = train_together(4, *longer, f"train.parallel={parallel}", resume=True)
+        assert [answer.get("error") for answer in answers] == [None] * 4
+    else:
+        train(tiny_run(*longer), tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "alone", tmp_path / "run", read_metrics)
+
+
+def test_a_run_of_one_process_goes_on_in_shards(train_together, tiny_run, read_metrics, tmp_path):
+    for out in ("alone", "run"):
+        train(tiny_run(*MODEL), tmp_path / out)
+    longer = (*MODEL, "train.steps=6")
+    train(tiny_run(*longer), tmp_path / "alone", resume=True)
+    answers = train_together(2, *longer, "train.parallel=fsdp", resume=True)
+    assert [answer.get("error") for answer in answers] == [None] * 2
+    assert_same_run(tmp_path / "alone", tmp_path / "run", read_metrics)
+
+
+def test_shards_train_in_bfloat16(train_together, tiny_run, tmp_path):
+    overrides = (*MODEL, "train.precision=bfloat16")
+    alone = train(tiny_run(*overrides), tmp_path / "alone").report.evaluation.bits_per_byte
+    answers = train_together(2, *overrides, "train.parallel=fsdp")
+    assert answers[0].get("bits_per_byte") == pytest.approx(alone, rel=0.02), answers
+
+
+def test_dropout_differs_between_processes_and_resumes_bit_for_bit(train_together, read_metrics, tmp_path):
+    overrides = (*MODEL, "model.embedding_dropout=0.5", "train.validate_every=2")
+    train_together(2, *overrides, "train.steps=2", "train.schedule.kind=constant", out="cut")
+    train_together(2, *overrides, "train.schedule.kind=constant", out="through")
+    answers = train_together(2, *overrides, "train.schedule.kind=constant", out="cut", resume=True)
+    assert answers[0].get("error") is None
+    assert read_metrics(tmp_path / "through", "train")[:4] == read_metrics(tmp_path / "cut", "train")
+    weights, others = (named_tensors(load_checkpoint(tmp_path / run / "last")) for run in ("through", "cut"))
+    assert all(tensor.equal(others[name]) for name, tensor in weights.items())
+
+
+@pytest.mark.parametrize(
+    ("count", "overrides", "parts"),
+    [
+        (3, ("train.batch_size=4",), ("ConfigurationError", "train.batch_size=4", "3 processes", "multiple of 3")),
+        (2, ("train.precision=float16", "train.parallel=fsdp", "train.batch_size=4"), ("float16", "ddp")),
+    ],
+)
+def test_what_cannot_be_shared_is_refused_before_a_step(train_together, tmp_path, count, overrides, parts):
+    for answer in train_together(count, *overrides):
+        assert all(part in answer["error"] for part in parts), answer
+    assert not (tmp_path / "run" / "last").exists()
+
+
+def start(tmp_path: Path, *arguments: object) -> list[subprocess.Popen[str]]:
+    """Two processes as torchrun starts them."""
+    port = free_port()
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "wavelet_train", *map(str, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment(rank, 2, port)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+
+
+LONG = ["tiny.yaml", "--set", "train.steps=5000", "--set", "train.batch_size=2", "--set", "train.validate_every=20"]
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_killed_process_ends_all_and_a_stopped_one_stops_all(tiny_run, tmp_path, parallel):
+    tiny_run()
+    processes = start(tmp_path, *LONG, "--set", f"train.parallel={parallel}")
+    try:
+        saved_at = _wait_for_a_save(tmp_path / "runs" / "tiny", processes, 0)
+        processes[1].send_signal(signal.SIGKILL)
+        _, errors = processes[0].communicate(timeout=120)
+        assert processes[0].returncode == 1
+        assert "process 0 of 2 ends" in errors and "--resume" in errors and "Traceback" not in errors
+
+        processes = start(tmp_path, "--resume", "runs/tiny", "--set", "train.log_every=1")
+        step = _wait_for_a_save(tmp_path / "runs" / "tiny", processes, saved_at)
+        processes[1].send_signal(signal.SIGTERM)
+        outputs = [process.communicate(timeout=120) for process in processes]
+        assert [process.returncode for process in processes] == [128 + signal.SIGTERM] * 2, outputs
+        assert "Stopped by SIGTERM" in outputs[0][1]
+        assert _saved_step(tmp_path / "runs" / "tiny") >= step
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def _saved_step(run: Path) -> int:
+    try:
+        return int(json.loads((run / "last" / "trainer" / "state.json").read_text())["counters"]["step"])
+    except (OSError, ValueError):
+        return 0
+
+
+def _wait_for_a_save(run: Path, processes: list[subprocess.Popen[str]], after: int) -> int:
+    """Until `last/` is of a step after this one; which one that is."""
+    while (step := _saved_step(run)) <= after:
+        assert all(process.poll() is None for process in processes), [process.communicate() for process in processes]
+        time.sleep(0.02)
+    return step
