@@ -43,9 +43,13 @@ def test_weights_come_back_whatever_happens() -> None:
     assert weight.item() == 3.0
 
 
-def test_best_holds_the_average_and_last_both(tiny_run: TinyRun, tmp_path: Path, read_metrics: Any) -> None:
-    train(tiny_run("train.checkpoint_every=2"), tmp_path / "plain")
-    train(tiny_run("train.checkpoint_every=2", AVERAGED), tmp_path / "run")
+@pytest.mark.parametrize("background", ["true", "false"])
+def test_best_holds_the_average_and_last_both(
+    background: str, tiny_run: TinyRun, tmp_path: Path, read_metrics: Any
+) -> None:
+    saves = ("train.checkpoint_every=2", f"train.background_saves={background}")
+    train(tiny_run(*saves), tmp_path / "plain")
+    train(tiny_run(*saves, AVERAGED), tmp_path / "run")
     plain, last = (load_file(tmp_path / run / "last" / "model.safetensors") for run in ("plain", "run"))
     assert all(last[name].equal(plain[name]) for name in plain), "training itself is the same"
     state = load_file(tmp_path / "run" / "last" / "trainer" / "state.safetensors")

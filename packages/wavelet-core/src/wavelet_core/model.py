@@ -70,7 +70,7 @@ class WaveletLM(nn.Module, Pretrained):
             )
 
     def _recompute_levels(self) -> None:
-        wavelets = [module for module in self.blocks.modules() if hasattr(module, "recompute_levels")]
+        wavelets: list[Any] = [module for module in self.blocks.modules() if hasattr(module, "recompute_levels")]
         if not wavelets:
             raise ConfigurationError(
                 f"model.gradient_checkpointing=lifting needs a lifting wavelet, not model.wavelet.kind="

@@ -10,10 +10,11 @@ import base64
 import codecs
 import json
 import re
+import threading
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -228,10 +229,15 @@ class _EncodingTokenizer(Tokenizer):
         # The same split with steps of 256: single steps overflow the matcher's stack at a million of white space.
         long_first = rf"(?:\s{{256}}(?=\s))++\s*(?!\S)|{WHITE_SPACE_BEFORE_LAST}"
         pattern = pattern.replace(WHITE_SPACE_BEFORE_LAST, long_first)
-        encoding = _import_tiktoken(config.kind).Encoding(
-            name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special_tokens
+        self._new_encoding = partial(
+            _import_tiktoken(config.kind).Encoding,
+            name,
+            pat_str=pattern,
+            mergeable_ranks=ranks,
+            special_tokens=special_tokens,
         )
-        self.encoding = encoding
+        self.encoding = encoding = self._new_encoding()
+        self._of_thread = threading.local()
         self.vocabulary_size = encoding.n_vocab
         self.end_of_text = encoding.eot_token if END_OF_TEXT in encoding.special_tokens_set else None
 
@@ -240,8 +246,11 @@ class _EncodingTokenizer(Tokenizer):
         return ids
 
     def encode_buffer(self, text: str) -> Any:
+        # Threads that search with one compiled pattern wait for each other.
+        if not hasattr(self._of_thread, "encoding"):
+            self._of_thread.encoding = self._new_encoding()
         try:
-            return self.encoding.encode_to_numpy(text, disallowed_special=())
+            return self._of_thread.encoding.encode_to_numpy(text, disallowed_special=())
         except UnicodeEncodeError:  # half a character, which `encode` replaces
             return super().encode_buffer(text)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import distributed, nn
+from torch import nn
 
 from wavelet_core.atomic_files import write_atomically
 from wavelet_core.cache_directory import default_cache_directory
@@ -87,14 +87,14 @@ def choose(trainer: Trainer, kept: bool | None, may_try: bool = True) -> str:
     what is measured now, if they are many enough to find out. may_try: whether it may compile for that.
     """
     steps = trainer.steps - trainer.counters.step
+    if trainer.ranks.count > 1:
+        return "Steps are not compiled: for several processes that takes train.compile: true"
     if missing := missing_compiler(trainer.device):
         changed = ", and the run goes on with steps that round differently" if kept else ""
         return f"Steps are not compiled{changed}: that needs {missing}"
     if kept is None:
         if steps < FEWEST_STEPS:
             return f"Steps are not compiled: there are only {steps}"
-        if distributed.is_available() and distributed.is_initialized():
-            return "Steps are not compiled: for several processes that takes train.compile: true"
         file = _times_file(trainer)
         times = _read(file) or _expected(_first_and_later(trainer, trainer.loss)[1])
         if not times.pays(steps):
@@ -136,7 +136,7 @@ def _try(trainer: Trainer, eager: float, file: Path) -> str:
 
 
 def _expected(eager: float) -> StepTimes:
-    """What to expect of a model that was never compiled here: a little less than docs/benchmarks.md has."""
+    """What to assume of a model that was never compiled here, until that is measured."""
     return StepTimes(eager, eager / 1.3, 90.0)
 
 

@@ -49,13 +49,15 @@ def _add_rows(page: Page, group: Sequence[tuple[str, Diagnostic]]) -> None:
 
 def _add_lines(page: Page, group: Sequence[tuple[str, Diagnostic]]) -> None:
     first = group[0][1]
+    logarithmic = first.logarithmic and any((_values(shown) > 0).any() for _, shown in group)
     with figure() as drawn:
         axes = drawn.subplots()
         for index, (place, shown) in enumerate(_some(group)):
             values = _values(shown)
-            values = np.where(values > 0, values, np.nan) if shown.logarithmic else values
+            if logarithmic:
+                values = np.where(values > 0, values, np.nan)
             axes.plot(range(1, len(values) + 1), values, label=plain(place), **line_style(index))
-        scale = "log" if first.logarithmic else "linear"
+        scale = "log" if logarithmic else "linear"
         axes.set(xlabel=first.axes[0], ylabel=first.unit, xscale=scale, yscale=scale)
         axes.legend()
     page.add_figure(drawn, first.title, _caption(group))

@@ -519,9 +519,10 @@ template <class Vector> Vector codes(Vector words, int bits, int shift, uint32_t
 // x in pairs, channels 0 and 2, and 1 and 3.
 struct PairSums {
 #if defined(__AVX512VNNI__)
-    static constexpr int most = 16;
+    // Registers for 12 sums in integers and as many in floating point, which many groups read and write often.
+    static constexpr int most(bool grouped) { return grouped ? 12 : 16; }
 #else
-    static constexpr int most = lanes == 8 ? 4 : 2;
+    static constexpr int most(bool) { return lanes == 8 ? 4 : 2; }
 #endif
     static constexpr int blocks(int count) { return lanes == 8 && count == 1 ? 2 : 1; }
     Words sum;
@@ -562,7 +563,7 @@ struct PairSums {
 // x in two signed bytes, the upper one and the rest, four channels to a word: fewer instructions for a weight, and twice the
 // sums.
 struct ByteSums {
-    static constexpr int most = 4;
+    static constexpr int most(bool) { return 4; }
     static constexpr int blocks(int count) { return count <= 2 ? 4 : 2; }
     Words upper, lower;
 
@@ -594,7 +595,7 @@ using ByteSums = PairSums;
 
 template <bool few> struct ChosenSums { using Type = PairSums; };
 template <> struct ChosenSums<true> { using Type = ByteSums; };
-template <int count> using SumsOf = typename ChosenSums<(count <= ByteSums::most)>::Type;
+template <int count> using SumsOf = typename ChosenSums<(count <= ByteSums::most(false))>::Type;
 
 long line_channels(const Packed &packed) { return 32 / packed.bits; }
 long lines(const Packed &packed) { return (packed.product.width + line_channels(packed) - 1) / line_channels(packed); }
@@ -603,16 +604,18 @@ long runs(const Packed &packed) { return (packed.product.width + run_channels(pa
 long chunks(const Packed &packed) { return (packed.product.width + chunk - 1) / chunk; }
 
 // Into how many parts the vectors of a product are divided, and where a part begins.
-long packed_parts(long vectors) {
-    const long most = vectors <= 2 * ByteSums::most ? ByteSums::most : PairSums::most;
+long packed_parts(const Packed &packed) {
+    const bool grouped = packed.group != 0;
+    const long vectors = packed.product.vectors, few = ByteSums::most(grouped);
+    const long most = vectors <= 2 * few ? few : PairSums::most(grouped);
     return (vectors + most - 1) / most;
 }
-long part_begin(long vectors, long part) { return part * vectors / packed_parts(vectors); }
+long part_begin(const Packed &packed, long part) { return part * packed.product.vectors / packed_parts(packed); }
 
 // A prepared part: the words of its vectors, chunk by chunk; what the offset adds in each run; and the scales of the vectors.
 long prepared_packed_bytes(const Packed &packed) {
     const long words = chunks(packed) * chunk_words + runs(packed) + 1;
-    const long parts = packed_parts(packed.product.vectors), most = (packed.product.vectors + parts - 1) / parts;
+    const long parts = packed_parts(packed), most = (packed.product.vectors + parts - 1) / parts;
     return (most * words * word_bytes + 63) / 64 * 64 + padding;
 }
 
@@ -742,7 +745,7 @@ void multiply_block_streams(const PackedPiece &piece, int used, long vectors, fl
 
 template <int bits, class Scale> void multiply_packed(const Packed &packed, const void *prepared, long begin, long end, float *kept) {
     const long vectors = packed.product.vectors, stride = prepared_packed_bytes(packed) / word_bytes, all_runs = runs(packed);
-    const long parts = packed_parts(vectors), line_count = lines(packed), block_bytes = line_count * line_bytes;
+    const long parts = packed_parts(packed), line_count = lines(packed), block_bytes = line_count * line_bytes;
     const long run_scales = packed.group ? packed_rows * Scale::bytes : 0;
     const char *const values = static_cast<const char *>(packed.product.weight), *const scales = static_cast<const char *>(packed.scales);
     const uint32_t *const words = static_cast<const uint32_t *>(prepared);
@@ -771,13 +774,13 @@ template <int bits, class Scale> void multiply_packed(const Packed &packed, cons
                               : next_line < line_count ? (next_line - line) * line_bytes
                                                        : streams * block_bytes - line * line_bytes;
                 for (long part = 0; part < parts; part++) {
-                    const long t = part_begin(vectors, part), count = part_begin(vectors, part + 1) - t;
+                    const long t = part_begin(packed, part), count = part_begin(packed, part + 1) - t;
                     const uint32_t *const own = words + part * stride;
                     piece.x = own + run * run_channels(packed) / chunk * count * chunk_words;
                     piece.offsets = own + (chunks(packed) * chunk_words + run) * count;
                     float *const sums = kept + t * streams * packed_rows;
 #if defined(__AVX512VNNI__)
-                    multiply_block_streams<bits, Scale, 1, 2, 3, 4, 8, 9, 10, 11, 12, 13, 14, 15, 16>(piece, used, count, sums);
+                    multiply_block_streams<bits, Scale, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16>(piece, used, count, sums);
 #else
                     multiply_block_streams<bits, Scale, 1, 2, 3, 4>(piece, used, count, sums);
 #endif
@@ -786,7 +789,7 @@ template <int bits, class Scale> void multiply_packed(const Packed &packed, cons
             of_type(packed.product.type, [&](auto kind) {
                 using Kind = decltype(kind);
                 for (long part = 0; part < parts; part++) {
-                    const long first = part_begin(vectors, part), count = part_begin(vectors, part + 1) - first;
+                    const long first = part_begin(packed, part), count = part_begin(packed, part + 1) - first;
                     const void *const units = words + part * stride + (chunks(packed) * chunk_words + all_runs) * count;
                     for (long t = 0; t < count; t++)
                         for (int s = 0; s < used; s++)
@@ -803,12 +806,12 @@ template <int bits, class Scale> void multiply_packed(const Packed &packed, cons
 }
 
 void prepare_packed(const Packed &packed, const void *vectors, long part, void *prepared) {
-    const long begin = part_begin(packed.product.vectors, part), count = part_begin(packed.product.vectors, part + 1) - begin;
+    const long begin = part_begin(packed, part), count = part_begin(packed, part + 1) - begin;
     of_type(packed.product.type, [&](auto kind) {
         using Kind = decltype(kind);
         for (long t = 0; t < count; t++) {
             const char *const from = static_cast<const char *>(vectors) + (begin + t) * packed.product.width * Kind::bytes;
-            if (count <= ByteSums::most)
+            if (count <= ByteSums::most(false))
                 prepare_packed<Kind, ByteSums>(packed, from, t, count, prepared);
             else
                 prepare_packed<Kind, PairSums>(packed, from, t, count, prepared);

@@ -32,7 +32,7 @@ struct InstructionSet {
     // Rows begin to end of the matrix.
     void (*multiply)(const Product &product, const void *prepared, long begin, long end, void *scratch);
     // The same for packed matrices; begin and end count blocks of 16 rows. Vectors are prepared in parts, several together.
-    long (*packed_parts)(long vectors);
+    long (*packed_parts)(const Packed &packed);
     long (*prepared_packed_bytes)(const Packed &packed);
     void (*prepare_packed)(const Packed &packed, const void *vectors, long part, void *prepared);
     long (*packed_scratch)(long vectors);

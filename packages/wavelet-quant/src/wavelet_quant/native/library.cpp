@@ -119,7 +119,7 @@ extern "C" void multiply_packed(int set, int type, int bits, int scale_type, con
         return Packed{{Type(type), rows, bias, gelu != 0, results, count, width, height}, bits, Type(scale_type), scales_of_rows, group};
     };
     divide(
-        matrices, vectors, width, blocks, threads, use.packed_parts,
+        matrices, vectors, width, blocks, threads, [&](long count) { return use.packed_parts(packed(count)); },
         [&](long count) { return use.prepared_packed_bytes(packed(count)); }, use.packed_scratch,
         [&](long first, long count, long part, void *to) {
             use.prepare_packed(packed(count), static_cast<const char *>(x) + first * width * bytes, part, to);
