@@ -155,8 +155,9 @@ def test_shards_train_in_bfloat16(train_together, tiny_run, tmp_path):
     assert answers[0].get("bits_per_byte") == pytest.approx(alone, rel=0.02), answers
 
 
-def test_dropout_differs_between_processes_and_resumes_bit_for_bit(train_together, read_metrics, tmp_path):
-    overrides = (*MODEL, "model.embedding_dropout=0.5", "train.validate_every=2")
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_run_with_dropout_resumes_bit_for_bit(train_together, read_metrics, tmp_path, parallel):
+    overrides = (*MODEL, "model.embedding_dropout=0.5", "train.validate_every=2", f"train.parallel={parallel}")
     train_together(2, *overrides, "train.steps=2", "train.schedule.kind=constant", out="cut")
     train_together(2, *overrides, "train.schedule.kind=constant", out="through")
     answers = train_together(2, *overrides, "train.schedule.kind=constant", out="cut", resume=True)

@@ -519,9 +519,10 @@ class Trainer:
         weights, file_of_weights = named_tensors(self.model), last / WEIGHTS_FILE
         saved_weights = load_tensors(file_of_weights)
         check_fit(file_of_weights, self.together.gather(weights), saved_weights)
+        make_optimizer_state(self.optimizer, self.parameters, saved, state.counters.step)
+        # After that, which moves shards that are in use: they cannot be set aside as other parameters are.
         for name, tensor in weights.items():
             assign(tensor, saved_weights[name])
-        make_optimizer_state(self.optimizer, self.parameters, saved, state.counters.step)
         # A run may go on on another device, whose own generator then starts from the seed.
         random = self._random_states()
         saved = {name: tensor for name, tensor in saved.items() if not name.startswith("random.") or name in random}
