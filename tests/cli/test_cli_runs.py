@@ -44,7 +44,7 @@ def configuration(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "tokenizer": {"kind": "byte_pair", "vocabulary_size": 290},
             "cache_directory": str(directory / "cache"),
         },
-        "train": {"steps": 4, "batch_size": 2, "validate_every": 2, "precision": "float32"},
+        "train": {"steps": 4, "batch_size": 2, "validate_every": 2, "precision": "float32", "compile": False},
     }
     file = directory / "tiny.yaml"
     file.write_text(yaml.safe_dump(content))

@@ -64,7 +64,7 @@ def test_values_of_options_are_offered():
     [
         ("tr", ["train."]),
         ("train.comp", ["train.compile=", "train.compare_with_xz="]),
-        ("train.compile=", ["train.compile=true", "train.compile=false"]),
+        ("train.compile=", ["train.compile=auto", "train.compile=true", "train.compile=false"]),
         ("train.optimizer=adag", ["train.optimizer=adagrad"]),
         ("model.memories.", ["model.memories.0.", "model.memories.1.", "model.memories.2."]),
         ("model.memories.1.num", ["model.memories.1.num_keys="]),
@@ -93,7 +93,7 @@ def test_fields_follow_what_stands_before_them():
     ("words", "position", "reply"),
     [
         ("wavelet train demo --set model.wavelet.initialization = ha", 6, ["plain,haar"]),
-        ("wavelet train demo --set train.compile =", 5, ["plain,true", "plain,false"]),
+        ("wavelet train demo --set train.compile =", 5, ["plain,auto", "plain,true", "plain,false"]),
         ("wavelet train demo --set train.compi", 4, ["plain,train.compile="]),
     ],
 )

@@ -35,7 +35,9 @@ def test_our_families_keep_the_contract(name, make_config, architectures):
 
 def test_none_of_our_families_is_left_out(make_config, architectures):
     checked = {make_config(architectures.get(name, GATED)).kind for name in OURS}
-    assert checked == {n for n in registry.names("model") if registry.get("model", n).__module__.startswith("wavelet_")}
+    assert checked == {
+        n for n in registry.names("model") if registry.get("model", n).__module__.startswith("wavelet_core.")
+    }
 
 
 def test_dropout_and_skipped_blocks_are_no_mistakes(make_config):

@@ -147,7 +147,7 @@ def test_options_that_are_set_after_loading_make_another_model(make_model, no_co
     ("target", "name", "value", "named"),
     [
         (torch, "__version__", "1.0", "another torch ("),
-        (compiled_files, "_processor", lambda: "other", "another processor ("),
+        (compiled_files, "processor", lambda: "other", "another processor ("),
         (compiled_files, "_code", lambda model: "other", "another version of the model's code ("),
     ],
     ids=["torch", "processor", "code"],

@@ -24,7 +24,16 @@ RUNTIME = {
     "core": {"torch", "pluggy", "pydantic", "pyyaml", "safetensors[torch]", "xxhash"},
     "memory": {"wavelet-core"},
     "quant": {"wavelet-core"},
-    "train": {"wavelet-core[text]", "datasets", "tokenizers", "pyyaml", "numpy", "tqdm"},
+    "train": {
+        "wavelet-core[text]",
+        "datasets",
+        "huggingface-hub",
+        "numpy",
+        "pyarrow",
+        "pyyaml",
+        "tokenizers",
+        "tqdm",
+    },
     "baselines": {"wavelet-core", "wavelet-memory"},
     "cli": {"wavelet-core", "wavelet-memory", "wavelet-quant", "wavelet-train", "click"},
 }

@@ -81,7 +81,7 @@ class LSTM(ResidualStack):
     """LSTM layers, each behind an RMS norm, with a projection into the residual stream."""
 
     class Config(ResidualStackConfig):
-        kind: Literal["lstm"] = "lstm"
+        kind: Literal["residual_lstm"] = "residual_lstm"
         cells: int | None = Field(None, ge=1, description="memory cells of a layer; null: as many as model.width")
         forget_bias: float = Field(1.0, description="what the forget gates' biases start at (Jozefowicz et al. 2015)")
 
