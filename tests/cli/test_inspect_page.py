@@ -64,7 +64,6 @@ def test_a_run_without_a_checkpoint_is_drawn(wavelet, run):
         (["best", "--html"], "is not the directory of a run"),
         (["best", "--html", "page.html", "--compare", "."], "is not the directory of a run"),
         ([".", "--text", "x"], "add --html or --png"),
-        ([".", "--compare", "."], "add --html or --png"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(wavelet, run, monkeypatch, arguments, message):

@@ -44,7 +44,7 @@ DEFAULT_PAGE = ""
     type=click.Path(path_type=Path),
     metavar="RUN",
     shell_complete=completion.checkpoints,
-    help="Lay this run over the first, and list the fields that differ. May be given many times.",
+    help="Lay this run over the first on the page, and list what differs. May be given many times.",
 )
 @checkpoint_argument
 @json_option
@@ -75,13 +75,16 @@ def command(
       wavelet inspect runs/demo --json
       wavelet inspect runs/demo/last --verify
       wavelet inspect runs/demo --html
+      wavelet inspect runs/demo --compare runs/other
       wavelet inspect runs/demo --compare runs/other --html compared.html --png figures
     """
     from wavelet_core.checkpoint import accept_checkpoint, locate_checkpoint
 
+    if others and html is None and png is None:
+        html = DEFAULT_PAGE
     draws = html is not None or png is not None
-    if not draws and (text is not None or others):
-        raise click.UsageError("--text and --compare are for figures: add --html or --png")
+    if not draws and text is not None:
+        raise click.UsageError("--text is for figures: add --html or --png")
     if draws:
         from wavelet_train.figures import require_matplotlib
 
@@ -100,6 +103,8 @@ def command(
         print_report({**_report(directory), **verification}, as_json, _describe)
     if draws:
         _draw(run, directory, html, png, text, others)
+    elif _run(checkpoint) is not None:
+        click.echo(f"A page with figures of the run: wavelet inspect {checkpoint} --html", err=True)
 
 
 def _run(path: str) -> Path | None:
