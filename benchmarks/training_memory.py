@@ -26,9 +26,7 @@ from wavelet_train.training_memory import training_memory
 SIZES = [
     ("model.width=128", "train.batch_size=8"),
     ("model.width=256", "train.batch_size=8"),
-    ("model.width=256", "train.batch_size=32"),
-    ("model.width=512", "model.memories.0.expansion=16", "train.batch_size=8"),
-    ("model.width=256", "train.batch_size=32", "model.gradient_checkpointing=true"),
+    ("model.width=256", "train.batch_size=16"),
 ]
 COMMON = ("model.vocabulary_size=8192", "model.layers=4", "model.context_length=256")
 
@@ -67,11 +65,10 @@ def main() -> None:
     rows = []
     for size in SIZES:
         for precision in ("float32", "bfloat16"):
+            print(*size, precision, file=sys.stderr)
             overrides = [*size, f"train.precision={precision}"]
             told = training_memory(configuration(overrides)).total
-            done = subprocess.run(
-                [sys.executable, __file__, *overrides], check=True, capture_output=True, text=True, env=None
-            )
+            done = subprocess.run([sys.executable, __file__, *overrides], check=True, capture_output=True, text=True)
             peak = json.loads(done.stdout)
             assert told is not None
             rows.append((" ".join(overrides), byte_size(told), byte_size(peak), f"{peak / told:.2f}"))
