@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wavelet_baselines.feed_forward import Activation, FeedForward
+from wavelet_baselines.feed_forward import Activation
+from wavelet_baselines.mixer_block import MixerBlock
 from wavelet_baselines.residual_stack import ResidualStack, ResidualStackConfig, output_projection
 from wavelet_core.linear import Linear
 from wavelet_core.short_convolution import ShortConvolution
@@ -76,26 +77,6 @@ class GatedDeltaMixer(nn.Module):
         return out
 
 
-class GatedDeltaBlock(nn.Module):
-    """The mixer and a feed-forward network, each behind an RMS norm and added to the stream."""
-
-    def __init__(self, config: GatedDeltaNet.Config):
-        super().__init__()
-        self.norm_mixer = nn.RMSNorm(config.width)
-        self.mixer = GatedDeltaMixer(config)
-        self.norm_feed_forward = nn.RMSNorm(config.width)
-        hidden = round(config.expansion * config.width)
-        self.feed_forward = FeedForward(config.width, hidden, config.activation, config.zero_outputs)
-
-    def new_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Tree:
-        return self.mixer.new_state(batch_size, device, dtype)
-
-    def forward(self, x: Tensor, state: Tree | None = None) -> Tensor:
-        x = x + self.mixer(self.norm_mixer(x), state)
-        fed: Tensor = x + self.feed_forward(self.norm_feed_forward(x))
-        return fed
-
-
 class GatedDeltaNet(ResidualStack):
     """Gated DeltaNet: blocks of a gated delta-rule mixer and a feed-forward network."""
 
@@ -109,4 +90,4 @@ class GatedDeltaNet(ResidualStack):
         activation: Activation = Field("relu_squared", description="of the feed-forward network")
 
     def __init__(self, config: Config):
-        super().__init__(config, (GatedDeltaBlock(config) for _ in range(config.layers)))
+        super().__init__(config, (MixerBlock(config, GatedDeltaMixer(config)) for _ in range(config.layers)))

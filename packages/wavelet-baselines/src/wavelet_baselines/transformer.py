@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wavelet_baselines.feed_forward import Activation, FeedForward
+from wavelet_baselines.feed_forward import Activation
+from wavelet_baselines.mixer_block import MixerBlock
 from wavelet_baselines.residual_stack import ResidualStack, ResidualStackConfig, output_projection
 from wavelet_core.linear import Linear
 from wavelet_core.state import Tree
@@ -99,26 +100,6 @@ class Attention(nn.Module):
         return out
 
 
-class TransformerBlock(nn.Module):
-    """Attention and a feed-forward network, each behind an RMS norm and added to the stream (pre-norm)."""
-
-    def __init__(self, config: Transformer.Config):
-        super().__init__()
-        self.norm_attention = nn.RMSNorm(config.width)
-        self.attention = Attention(config)
-        self.norm_feed_forward = nn.RMSNorm(config.width)
-        hidden = round(config.expansion * config.width)
-        self.feed_forward = FeedForward(config.width, hidden, config.activation, config.zero_outputs)
-
-    def new_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Tree:
-        return self.attention.new_state(batch_size, device, dtype)
-
-    def forward(self, x: Tensor, state: Tree | None = None) -> Tensor:
-        x = x + self.attention(self.norm_attention(x), state)
-        fed: Tensor = x + self.feed_forward(self.norm_feed_forward(x))
-        return fed
-
-
 class Transformer(ResidualStack):
     """A decoder-only Transformer (Vaswani et al. 2017) as it is built now: pre-norm RMS norms, rotary positions, normed
     queries and keys, squared ReLU or SwiGLU, no biases, outputs that start at zero.
@@ -147,4 +128,4 @@ class Transformer(ResidualStack):
             return self
 
     def __init__(self, config: Config):
-        super().__init__(config, (TransformerBlock(config) for _ in range(config.layers)))
+        super().__init__(config, (MixerBlock(config, Attention(config)) for _ in range(config.layers)))

@@ -10,15 +10,14 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from wavelet_core.checkpoint import named_tensors
-from wavelet_core.registry import build
 from wavelet_train.evaluation import evaluate
 from wavelet_train.quantities import byte_size, duration
 from wavelet_train.tables import table
 from wavelet_train.token_split import MixedSource
-from wavelet_train.training_state import make_optimizer_state, optimizer_tensors
+from wavelet_train.training_state import optimizer_bytes
 
 if TYPE_CHECKING:
     from wavelet_train.trainer import Trainer
@@ -112,7 +111,7 @@ def make_plan(trainer: Trainer) -> RunPlan:
     run, counters, data, directory = trainer.run, trainer.counters, trainer.data, trainer.directory
     train, validation = data.split("train"), data.split("validation")
     weights = _total_bytes(named_tensors(trainer.model))
-    optimizer = _optimizer_bytes(run.train.optimizer, trainer.parameters, run.train.lr)
+    optimizer = optimizer_bytes(run.train.optimizer, trainer.parameters, run.train.lr)
     others = {name: tensor for name, tensor in trainer.state_tensors().items() if not name.startswith("optimizer.")}
     last = None if optimizer is None else weights + optimizer + _total_bytes(others)
     kept = run.train.keep_checkpoints + counters.steps // (run.train.keep_every or counters.steps + 1)
@@ -184,17 +183,3 @@ def _seconds_per_step(trainer: Trainer) -> float:
 
 def _total_bytes(tensors: Mapping[str, Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors.values())
-
-
-def _optimizer_bytes(config: Any, parameters: Mapping[str, nn.Parameter], lr: float) -> int | None:
-    """Bytes of the state that an optimizer will keep, found without memory; None where it needs real numbers."""
-    stand_ins = {
-        name: nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype, device="meta"), parameter.requires_grad)
-        for name, parameter in parameters.items()
-    }
-    try:
-        optimizer = build("optimizer", config, list(stand_ins.items()), lr)
-        make_optimizer_state(optimizer, stand_ins, {}, step=1)
-    except Exception:  # whatever another's optimizer does with tensors that have no content
-        return None
-    return _total_bytes(optimizer_tensors(optimizer, stand_ins))

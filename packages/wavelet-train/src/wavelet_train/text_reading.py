@@ -93,7 +93,7 @@ def _json_texts(file: Path, column: str) -> Iterator[str]:
             text = row[column]
             if text is not None and not isinstance(text, str):
                 raise ConfigurationError(f"{where} has {shown(text)} in {column!r}, which is no text")
-            if text and not _is_unicode(text):
+            if text and not is_unicode(text):
                 raise ConfigurationError(
                     f"{where} has half a character in {column!r}, a \\ud800 without its other half"
                 )
@@ -128,7 +128,8 @@ def _no_column(where: str, column: str, names: Iterable[str]) -> ConfigurationEr
     )
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: it has no lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,14 +11,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from wavelet_core import build, build_model
+from wavelet_core import build_model
 from wavelet_core.config import ConfigurationError
 from wavelet_train.precision import autocast
 from wavelet_train.quantities import byte_size
 from wavelet_train.run_config import RunConfig
 from wavelet_train.tables import table
 from wavelet_train.training_loss import TrainingLoss
-from wavelet_train.training_state import make_optimizer_state, optimizer_tensors
+from wavelet_train.training_state import optimizer_bytes
 
 FLOAT32 = 4
 
@@ -107,7 +106,7 @@ def training_memory(run: RunConfig, processes: int = 1, device: str = "cpu") -> 
         activations, flops = _step(loss, run, windows, dtype)
     numbers = sum(parameter.numel() for parameter in parameters.values())
     parts = processes if sharded else 1
-    optimizer = _optimizer_bytes(run, parameters)
+    optimizer = optimizer_bytes(config.optimizer, parameters, config.lr)
     return TrainingMemory(
         parameters=numbers,
         processes=processes,
@@ -145,19 +144,6 @@ def _step(loss: nn.Module, run: RunConfig, windows: int, dtype: torch.dtype) -> 
             value = loss(tokens, tokens)
         value.backward()
     return sum(kept.values()), counter.get_total_flops()
-
-
-def _optimizer_bytes(run: RunConfig, parameters: Mapping[str, nn.Parameter]) -> int | None:
-    stand_ins = {
-        name: nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype, device="meta"), parameter.requires_grad)
-        for name, parameter in parameters.items()
-    }
-    try:
-        optimizer = build("optimizer", run.train.optimizer, list(stand_ins.items()), run.train.lr)
-        make_optimizer_state(optimizer, stand_ins, {}, step=1)
-    except Exception:  # whatever another's optimizer does with tensors that have no content
-        return None
-    return sum(tensor.nbytes for tensor in optimizer_tensors(optimizer, stand_ins).values())
 
 
 def _gathered(model: nn.Module, dtype: torch.dtype) -> int:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from wavelet_core.config import ConfigurationError, parse
+from wavelet_core.registry import build
 from wavelet_core.tensor_files import CheckpointError, load_tensors, save_tensors
 from wavelet_core.threads import MOST_THREADS
 from wavelet_train.parallel import assign
@@ -198,3 +200,17 @@ def restore_optimizer(
                 assign(value, new)
             else:
                 optimizer.state[parameter][key] = type(value)(new.item())
+
+
+def optimizer_bytes(config: Any, parameters: Mapping[str, nn.Parameter], lr: float) -> int | None:
+    """Bytes of the state that an optimizer will keep, found without memory; None where it needs real numbers."""
+    stand_ins = {
+        name: nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype, device="meta"), parameter.requires_grad)
+        for name, parameter in parameters.items()
+    }
+    try:
+        optimizer = build("optimizer", config, list(stand_ins.items()), lr)
+        make_optimizer_state(optimizer, stand_ins, {}, step=1)
+    except Exception:  # whatever another's optimizer does with tensors that have no content
+        return None
+    return sum(tensor.nbytes for tensor in optimizer_tensors(optimizer, stand_ins).values())

@@ -8,6 +8,7 @@ from typing import Any
 from wavelet_core.config import ConfigurationError
 from wavelet_core.testing.subject import Subject
 from wavelet_train.datasets import SPLITS, Split, whole_documents
+from wavelet_train.text_reading import is_unicode
 
 # How far `size` may be off: it is there for the time that is left.
 ROUGHLY = 4
@@ -34,7 +35,7 @@ def _check_documents(subject: Subject) -> None:
                 )
             if not isinstance(first, str):
                 subject.fail(f"gives a {type(first).__name__} in the {split} split", "yield every document as a str")
-            if not _is_unicode(first):
+            if not is_unicode(first):
                 subject.fail(
                     f"gives a document in the {split} split that cannot be written as UTF-8: {first[:40]!r}",
                     "decode files strictly, or with errors='replace'",
@@ -123,14 +124,6 @@ def _check_fingerprint(subject: Subject) -> None:
             "has another fingerprint when it is asked again, or made again",
             "hash content and options, not times, ids or the order of a set: the tokens would be made anew every time",
         )
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 DATASET_CHECKS = (_check_documents, _check_parts, _check_fingerprint)
