@@ -60,7 +60,10 @@ class Kernel(ABC):
         return False
 
     def walsh_hadamard(self, x: Tensor) -> Tensor:
-        """The transforms in the order of Sylvester, divided by sqrt(P). Shapes: (..., P) -> (..., P)."""
+        """The transforms in the order of Sylvester, divided by sqrt(P). Shapes: (..., P) -> (..., P).
+
+        Called only where `accepts_walsh_hadamard`; a kernel without it has nothing here.
+        """
         raise NotImplementedError
 
 
