@@ -114,6 +114,11 @@ class TextScores:
     byte_counts: np.ndarray
     by_position: LossByPosition
 
+    @property
+    def documents(self) -> int:
+        """How many documents have scored tokens."""
+        return int(np.count_nonzero(self.tokens))
+
 
 def score_text(
     model: LanguageModel,
