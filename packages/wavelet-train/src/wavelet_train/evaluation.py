@@ -145,7 +145,7 @@ def score_text(
     starts, lengths = split.document_starts, token_byte_lengths(tokenizer)
     sums = np.zeros((len(starts), 4))
     by_position = np.zeros((len(POSITION_EDGES), 2))
-    for scores in token_scores(model, passages, reading, batch_size, dtype, ranks):
+    for scores in token_scores(model, passages, reading, batch_size, dtype, ranks, split.counts):
         document = np.searchsorted(starts, scores.places, side="right") - 1
         tokens = split.tokens[scores.places]
         byte_counts = lengths[tokens]

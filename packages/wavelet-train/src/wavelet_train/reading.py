@@ -63,7 +63,7 @@ class Reading:
         Raises ConfigurationError when there is nothing to predict.
         """
         tokens = split.tokens if limit is None else split.tokens[: limit + 1]
-        if not self.with_state and not self.separate_documents:
+        if not (self.with_state or self.separate_documents or split.counts is not None):
             passages = [Passage(tokens, 1)]
         else:
             starts = split.document_starts[: np.searchsorted(split.document_starts, len(tokens))]
