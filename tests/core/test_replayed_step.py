@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from wavelet_core.generation import DecodingSession
+from wavelet_core.generation import DecodingSession, replayed_step
 from wavelet_core.generation.replayed_step import MOST_STATES, STEPS_BEFORE_REPLAY
 from wavelet_core.kernels import use_kernel
 from wavelet_core.state import leaves
@@ -150,6 +150,18 @@ def test_only_without_gradients_and_resets(small):
     with torch.inference_mode():
         state.document_positions = torch.zeros(2, 1, dtype=torch.int64)
         assert not is_replayed(session, state)
+
+
+def test_a_record_that_would_keep_much_is_not_kept(make_model, headline, monkeypatch):
+    monkeypatch.setattr(replayed_step, "MOST_BYTES", 100_000)
+    model = make_model(headline)
+    session, plain = DecodingSession(model), DecodingSession(model, replay=False)
+    state, other, large = session.new_state(2), plain.new_state(2), session.new_state(64)
+    with torch.inference_mode():
+        for _ in range(STEPS_BEFORE_REPLAY):
+            session.next_logits(TOKENS[0, :1].repeat(64), large)
+    assert_same(session, plain, state, other)
+    assert is_replayed(session, state) and not is_replayed(session, large)
 
 
 def test_states_have_records_of_their_own_and_the_oldest_go(make_model, headline):

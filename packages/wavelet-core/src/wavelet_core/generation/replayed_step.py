@@ -39,7 +39,7 @@ REFUSED = {torch.Tag.nondeterministic_seeded, torch.Tag.data_dependent_output, t
 
 
 class NotReplayableError(RuntimeError):
-    """A step whose operations depend on numbers, draw random ones, or leave too much behind."""
+    """A step whose operations depend on numbers, or draw random ones."""
 
 
 @functools.cache
@@ -152,8 +152,9 @@ class _NoReads(TorchFunctionMode):
 class ReplayedStep:
     """The step of a session for the texts of one state, as it was computed when this was made: once more, and kept.
 
-    logits: (B, V), of the step that was recorded. Raises NotReplayableError for a step that cannot be recorded; the
-    state has moved on by an unknown part of it then.
+    logits: (B, V), of the step that was recorded. result_bytes: memory that it keeps.
+
+    Raises NotReplayableError for a step that cannot be recorded; the state has moved on by an unknown part of it then.
     """
 
     def __init__(self, session: DecodingSession, tokens: Tensor, state: State):
@@ -172,8 +173,7 @@ class ReplayedStep:
         with _NoReads(), _Record() as record:
             self.logits = session.step_as_it_is(self._tokens, state)
         self._calls, self._kept = record.calls, record.kept
-        if record.result_bytes > MOST_BYTES:
-            raise NotReplayableError(f"{record.result_bytes:,} bytes of results")
+        self.result_bytes = record.result_bytes
         self._circumstances = self._now()
 
     def _now(self) -> list[Any]:
@@ -209,6 +209,7 @@ class _State:
     def __init__(self, state: State):
         self.state = weakref.ref(state)
         self.plain = self.checked = 0
+        self.is_too_large = False
         self.step: ReplayedStep | None = None
 
 
@@ -244,7 +245,7 @@ class ReplayedSteps:
             return self._check(known, known.step, tokens, state)
         known.step, known.checked = None, 0
         known.plain += 1
-        if known.plain <= PLAIN_STEPS:
+        if known.plain <= PLAIN_STEPS or known.is_too_large:
             return self._session.step_as_it_is(tokens, state)
         return self._record(known, tokens, state)
 
@@ -271,7 +272,10 @@ class ReplayedSteps:
         except Exception:  # whatever a part does not bear, it may bear when nobody looks on
             self._give_up()
             return self._session.step_as_it_is(tokens, state.copy_(before))
-        return known.step.logits.clone()
+        logits = known.step.logits.clone()
+        if known.step.result_bytes > MOST_BYTES:
+            known.step, known.is_too_large = None, True
+        return logits
 
     def _check(self, known: _State, step: ReplayedStep, tokens: Tensor, state: State) -> Tensor:
         """Replay a step and compute it as it is; what the latter gives counts, and decides whether the record stays."""
