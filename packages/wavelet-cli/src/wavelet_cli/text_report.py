@@ -27,6 +27,7 @@ def text_report(
         **scores.total.as_dict(),
         "documents": scores.documents,
         "intervals": {"level": LEVEL, "resamples": resamples, "seed": seed, **intervals} if intervals else None,
+        "sources": scores.by_source(text),
         "by_position": scores.by_position.as_list(),
     }
 
@@ -44,6 +45,7 @@ def describe(report: dict[str, Any]) -> str:
     if report["window"] is None:
         reading = "every document in a row, with the model's state"
     lines = [f"{report['checkpoint']} on {report['text']}", table(rows), reading]
+    lines += [f"{source['bits_per_byte']:.4f} bits per byte of {source['name']}" for source in report["sources"]]
     if intervals:
         draws = f"{intervals['resamples']:,} draws of documents, seed {intervals['seed']}"
         lines.append(f"intervals hold with a probability of {intervals['level']:.0%}: {draws}")

@@ -119,6 +119,17 @@ class TextScores:
         """How many documents have scored tokens."""
         return int(np.count_nonzero(self.tokens))
 
+    def by_source(self, split: TokenSplit) -> list[dict[str, Any]]:
+        """The scores of each data set in the split of a mix, for JSON; none for other splits."""
+        found = []
+        for number, source in enumerate(split.sources):
+            documents = split.document_sources == number
+            nats, tokens, byte_count = (each[documents].sum() for each in (self.nats, self.tokens, self.byte_counts))
+            if byte_count:
+                rates = {"nats_per_token": nats / tokens, "bits_per_byte": nats / math.log(2) / byte_count}
+                found.append({"name": source.name, "tokens": int(tokens), **rates})
+        return found
+
 
 def score_text(
     model: LanguageModel,
