@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -14,13 +14,10 @@ from wavelet_core.checkpoint import read_config
 from wavelet_core.config import ConfigurationError, parse
 from wavelet_core.messages import shortened
 from wavelet_core.registry import build, nearest, registry
-from wavelet_train.figures import WIDTH, figure, line_style, plain
+from wavelet_train.probes.figure import settings_label, varied_settings
 from wavelet_train.probes.probe import Probe
 from wavelet_train.search_space import split_list
 from wavelet_train.tables import table
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Settings = list[dict[str, Any]]
 
@@ -71,7 +68,7 @@ def make_probe(kind: str, settings: dict[str, Any], directory: Path, vocabulary_
 def describe(report: dict[str, Any]) -> str:
     """Two tables: the accuracy for all settings, and by distance."""
     results = report["results"]
-    varied = _varied(results)
+    varied = varied_settings(results)
     scores, by_distance = [], []
     for result in results:
         settings = [str(result["settings"][name]) for name in varied]
@@ -83,44 +80,5 @@ def describe(report: dict[str, Any]) -> str:
     first = table(scores, [*varied, "accuracy", "nats per answer", "answers"])
     second = table(by_distance, [*varied, "distance", "accuracy", "answers"])
     fixed = {name: value for name, value in results[0]["settings"].items() if name not in varied}
-    title = ", ".join(filter(None, (f"{report['checkpoint']} on {report['probe']}", _label(fixed))))
+    title = ", ".join(filter(None, (f"{report['checkpoint']} on {report['probe']}", settings_label(fixed))))
     return "\n".join([titled(f"{title}\n{first}"), "", titled(f"By how many tokens back it stood\n{second}")])
-
-
-def draw(report: dict[str, Any]) -> Figure:
-    """The accuracy against the first setting that has several values, and against the distance.
-
-    Raises ConfigurationError where matplotlib is not installed.
-    """
-    results = report["results"]
-    varied = _varied(results)
-    with figure(width=2 * WIDTH) as drawn:
-        left, right = drawn.subplots(1, 2, sharey=True)
-        if varied:
-            lines: dict[str, list[tuple[str, float]]] = {}
-            for result in results:
-                across, *others = (result["settings"][name] for name in varied)
-                label = _label(dict(zip(varied[1:], others, strict=True)))
-                lines.setdefault(label, []).append((str(across), result["accuracy"]))
-            for index, (label, points) in enumerate(lines.items()):
-                left.plot(*zip(*points, strict=True), marker="o", markersize=4, label=plain(label), **line_style(index))
-            left.set(xlabel=varied[0], ylabel="accuracy", ylim=(0, 1.02))
-            if len(lines) > 1:
-                left.legend()
-        for index, result in enumerate(results):
-            points = [((entry["first"] * entry["last"]) ** 0.5, entry["accuracy"]) for entry in result["by_distance"]]
-            label = plain(_label({name: result["settings"][name] for name in varied}))
-            right.plot(*zip(*points, strict=True), marker="o", markersize=4, label=label, **line_style(index))
-        right.set(xlabel="distance in tokens", xscale="log")
-        if len(results) > 1:
-            right.legend()
-    return drawn
-
-
-def _varied(results: Sequence[dict[str, Any]]) -> list[str]:
-    """The settings that have several values."""
-    return [name for name in results[0]["settings"] if len({str(each["settings"][name]) for each in results}) > 1]
-
-
-def _label(settings: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in settings.items())

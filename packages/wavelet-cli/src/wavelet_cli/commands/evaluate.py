@@ -184,6 +184,7 @@ def command(
     from wavelet_train.evaluation import score_text
     from wavelet_train.figures import check_picture, save_figure
     from wavelet_train.precision import resolve_precision
+    from wavelet_train.probes.figure import draw_recall
     from wavelet_train.probes.scores import score_probe
     from wavelet_train.progress import Progress
     from wavelet_train.reading import Reading
@@ -207,7 +208,7 @@ def command(
                 results.append({"settings": fields, **scores.as_dict()})
         report |= {"probe": probe, "results": results}
         if picture is not None:
-            save_figure(probe_report.draw(report), picture)
+            save_figure(draw_recall(results), picture)
         print_report(report, as_json, probe_report.describe)
         return
 
