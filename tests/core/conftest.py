@@ -73,6 +73,11 @@ ARCHITECTURES = {
         "loop_iterations": 2,
         "shared_block": True,
     },
+    "gated_delta": {"memories": [{"kind": "gated_delta", "heads": 2, "key_width": 4, "value_width": 6}]},
+    "relu_squared": {"memories": [{"kind": "mlp", "activation": "relu_squared", "bias": False}]},
+    "bigrams": {"bigram_rows": 37, "embedding_scaling": True},
+    "value_embeddings": {"block": {"value_embedding": True}, "shared_block": True, "layers": 3},
+    "soft_cap": {"logit_soft_cap": 3.0, "tied_embedding": True},
     "multinodal": {"kind": "multinodal", "cells": 2, "width": 12, "features_per_cell": 8},
     "multinodal_gated": {
         "kind": "multinodal",

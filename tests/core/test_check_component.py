@@ -26,7 +26,7 @@ from wavelet_core.bypass import Bypass
 from wavelet_core.testing import check_component
 from wavelet_core.testing.part_contract import PART_CONTRACTS
 from wavelet_core.transforms import DiscreteCosine, Hartley, Identity, LearnedButterfly
-from wavelet_memory import FastWeightProductKeyMemory, ProductKeyMemory
+from wavelet_memory import FastWeightProductKeyMemory, GatedDeltaMemory, ProductKeyMemory
 
 OURS = {
     WalshHadamard: {},
@@ -44,7 +44,13 @@ OURS = {
     MLP: {"dropout": 0.1, "layers": 3},
     ProductKeyMemory: {"num_keys": 16, "top_k": 3, "heads": 2},
     FastWeightProductKeyMemory: {"num_keys": 16, "top_k": 3, "inference_updates": True, "chunk_size": 8},
-    WaveletBlock: {"embedding_residual": True, "decomposition_norm": True, "reconstruction_norm": True},
+    GatedDeltaMemory: {"heads": 2, "key_width": 4, "value_width": 6, "chunk_size": 16},
+    WaveletBlock: {
+        "embedding_residual": True,
+        "decomposition_norm": True,
+        "reconstruction_norm": True,
+        "value_embedding": True,
+    },
 }
 
 

@@ -71,7 +71,8 @@ class WaveletBlock(nn.Module):
     reconstruct), `transform`, `mixer`, `bypass` (or None) and `memories`. Options that are off are identities
     without parameters.
 
-    Shapes: x and embedding (B, T, C); previous_mean (B, T, C), (B, 1, C) or None. Returns the new x and the bypass
+    Shapes: x and embedding (B, T, C); previous_mean (B, T, C), (B, 1, C) or None; value, the block's own embedding of
+    the tokens, (B, T, C) or None. Returns the new x and the bypass
     mean, both (B, T, C); without a bypass the mean is None.
     """
 
@@ -80,6 +81,10 @@ class WaveletBlock(nn.Module):
     class Config(ComponentConfig):
         kind: Literal["wavelet"] = "wavelet"
         embedding_residual: bool = Field(False, description="add gamma * embedding to every block's input")
+        value_embedding: bool = Field(
+            False,
+            description="every block has a token embedding of its own, added to what its wavelet and memories read",
+        )
         learned_residual: bool = Field(True, description="the two residual connections have a learned scalar")
         projection: bool = Field(True, description="Linear(P, C) after reconstruction; off needs a width equal to P")
         projection_scaling: bool = Field(False, description="divide the projection's initial weights by sqrt(C layers)")
@@ -114,6 +119,8 @@ class WaveletBlock(nn.Module):
         self.mixer = mixer
         self.bypass = bypass
         self.embedding_residual = EmbeddingResidual(width) if config.embedding_residual else None
+        # What the wavelet reads of the value embedding, and what the memories read.
+        self.value_gains = nn.Parameter(torch.ones(2, width)) if config.value_embedding else None
         self.norm_in = LayerNorm(width)
         self.decomposition_norm = ScaleNorm(scales, padded_width) if config.decomposition_norm else nn.Identity()
         self.reconstruction_norm = ScaleNorm(scales, padded_width) if config.reconstruction_norm else nn.Identity()
@@ -135,6 +142,11 @@ class WaveletBlock(nn.Module):
                 projection.weight *= (shape.width * shape.layers) ** -0.5
             projection.bias.zero_()
         return projection
+
+    @property
+    def takes_value(self) -> bool:
+        """Whether `forward` takes a value embedding."""
+        return self.value_gains is not None
 
     def new_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Tree:
         return {part: new_state_of(getattr(self, part), batch_size, device, dtype) for part in STATEFUL_PARTS}
@@ -165,11 +177,21 @@ class WaveletBlock(nn.Module):
                 "they start at 1.",
             )
 
+    def _with_value(self, rows: Tensor, value: Tensor | None, reader: int) -> Tensor:
+        if self.value_gains is None or value is None:
+            return rows
+        return torch.addcmul(rows, self.value_gains[reader].to(rows.dtype), value.to(rows.dtype))
+
     def _padded(self, x: Tensor) -> Tensor:
         return F.pad(x, (0, self.padding)) if self.padding else x
 
     def forward(
-        self, x: Tensor, embedding: Tensor, previous_mean: Tensor | None = None, state: Tree | None = None
+        self,
+        x: Tensor,
+        embedding: Tensor,
+        previous_mean: Tensor | None = None,
+        state: Tree | None = None,
+        value: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         history: Any = dict.fromkeys(STATEFUL_PARTS) if state is None else state
         bias = mean = None
@@ -178,7 +200,8 @@ class WaveletBlock(nn.Module):
         if self.embedding_residual is not None:
             x = self.embedding_residual(x, embedding)
 
-        coefficients = self.wavelet.decompose(self._padded(self.norm_in(x)), history["wavelet"])
+        rows = self._with_value(self.norm_in(x), value, 0)
+        coefficients = self.wavelet.decompose(self._padded(rows), history["wavelet"])
         coefficients = self.decomposition_norm(coefficients)
         if bias is not None:
             coefficients = coefficients + self._padded(bias)
@@ -189,4 +212,5 @@ class WaveletBlock(nn.Module):
         update = self.projection_dropout(update) if self.training else update
 
         x = self.spectral_residual(x, update)
-        return self.memory_residual(x, self.memories(self.norm_memory(x), history["memories"])), mean
+        q = self._with_value(self.norm_memory(x), value, 1)
+        return self.memory_residual(x, self.memories(q, history["memories"])), mean

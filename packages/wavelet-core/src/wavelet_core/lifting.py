@@ -10,30 +10,17 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from wavelet_core.computed import Computed
 from wavelet_core.config import ComponentConfig, ModelShape
 from wavelet_core.diagnostics import Diagnostic
 from wavelet_core.linear import Linear
-from wavelet_core.state import Tree, document_positions, in_document, move_on
+from wavelet_core.look_backs import blend, with_history
+from wavelet_core.state import Tree, document_positions, in_document
 
 SQRT_HALF = math.sqrt(0.5)
 SQRT_TWO = math.sqrt(2.0)
-
-
-def with_history(rows: Tensor, history: Tensor | None, reach: int) -> Tensor:
-    """`rows` (B, T, P) with the `reach` rows before them in front: zeros at the start of a text, else the history.
-
-    The history (B, reach, P) is moved on to the last `reach` rows, in place.
-    """
-    if history is None:
-        return F.pad(rows, (0, 0, reach, 0))
-    extended = torch.cat([history if history.dtype is rows.dtype else history.to(rows.dtype), rows], dim=1)
-    move_on(history, extended)
-    return extended
 
 
 def scales_together(scales: list[Tensor]) -> Tensor:
@@ -58,35 +45,6 @@ class FixedDelay(nn.Module):
     ) -> Tensor:
         past = with_history(rows, history, self.reach(level))[:, : rows.shape[1]]
         return in_document(past, self.reach(level), positions)
-
-
-def _blend(extended: Tensor, weights: Tensor, length: int) -> Tensor:
-    """sum_j weights_j * extended[:, j : j + length]. Shapes: extended (B, T + K - 1, P) or longer -> (B, T, P)."""
-    blended = extended[:, :length] * weights[0]
-    for start in range(1, len(weights)):
-        blended.addcmul_(extended[:, start : start + length], weights[start])
-    return blended
-
-
-class _Blend(torch.autograd.Function):
-    """`_blend` as one node of the graph: its backward makes no tensor for every look-back."""
-
-    @staticmethod
-    def forward(ctx: Any, extended: Tensor, weights: Tensor, length: int) -> Tensor:
-        ctx.save_for_backward(extended, weights)
-        return _blend(extended, weights, length)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        extended, weights = ctx.saved_tensors
-        length = gradient.shape[1]
-        to_extended = torch.zeros_like(extended)
-        to_weights = []
-        for start, weight in enumerate(weights):
-            to_extended[:, start : start + length].addcmul_(gradient, weight)
-            to_weights.append((extended[:, start : start + length] * gradient).sum())
-        return to_extended, torch.stack(to_weights), None
 
 
 class WaveletCrawl(Computed):
@@ -134,19 +92,8 @@ class WaveletCrawl(Computed):
     def forward(
         self, rows: Tensor, level: int, history: Tensor | None = None, positions: Tensor | None = None
     ) -> Tensor:
-        reach = self.reach(level)
-        extended = with_history(rows, history, reach)
         weights = self.computed()[level].to(rows.dtype)
-        length = rows.shape[1]
-        if length == 1 and positions is None:
-            return torch.bmm(weights.expand(len(rows), 1, self.size), extended[:, : self.size])
-        if positions is None:
-            blend = _Blend.apply if torch.is_grad_enabled() else _blend
-            return blend(extended, weights, length)
-        past = weights[0] * in_document(extended[:, :length], reach, positions)
-        for start in range(1, self.size):
-            past = past + weights[start] * in_document(extended[:, start : start + length], reach - start, positions)
-        return past
+        return blend(rows, weights, self.first_offset(level), history, positions)
 
 
 class DelayWavelet(nn.Module):
