@@ -77,6 +77,7 @@ ARCHITECTURES = {
     "relu_squared": {"memories": [{"kind": "mlp", "activation": "relu_squared", "bias": False}]},
     "bigrams": {"bigram_rows": 37, "embedding_scaling": True},
     "value_embeddings": {"block": {"value_embedding": True}, "shared_block": True, "layers": 3},
+    "convolutions": {"block": {"wavelet_convolution": 4, "memory_convolution": 3}, "memories": [{"kind": "mlp"}]},
     "soft_cap": {"logit_soft_cap": 3.0, "tied_embedding": True},
     "multinodal": {"kind": "multinodal", "cells": 2, "width": 12, "features_per_cell": 8},
     "multinodal_gated": {

@@ -50,6 +50,8 @@ OURS = {
         "decomposition_norm": True,
         "reconstruction_norm": True,
         "value_embedding": True,
+        "wavelet_convolution": 4,
+        "memory_convolution": 3,
     },
 }
 

@@ -108,6 +108,12 @@ OPTIONS = {
     "model.memories": Option({"memories": ["mlp", "mlp"]}, "parameters output", "memories"),
     "block.wavelet.embedding_residual": Option(block(embedding_residual=True), "parameters output", "gamma"),
     "block.wavelet.value_embedding": Option(block(value_embedding=True), "parameters output", "value_"),
+    **{
+        f"block.wavelet.{name}": Option(
+            block(**{name: 4}) | memory("mlp"), "parameters state output", name, memory("mlp")
+        )
+        for name in ("wavelet_convolution", "memory_convolution")
+    },
     "block.wavelet.learned_residual": Option(
         {}, "parameters output", r"residual\.alpha", off=block(learned_residual=False)
     ),

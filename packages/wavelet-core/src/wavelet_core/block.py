@@ -14,9 +14,14 @@ from wavelet_core.config import ComponentConfig, ModelConfig, ModelShape
 from wavelet_core.diagnostics import Diagnostic, scale_names
 from wavelet_core.linear import Linear
 from wavelet_core.norms import LayerNorm, ScaleNorm
+from wavelet_core.short_convolution import ShortConvolution
 from wavelet_core.state import Tree, call, new_state_of
 
-STATEFUL_PARTS = ("wavelet", "mixer", "bypass", "memories")
+STATEFUL_PARTS = ("wavelet_convolution", "wavelet", "mixer", "bypass", "memory_convolution", "memories")
+
+
+def _convolution(channels: int, width: int | None) -> ShortConvolution | None:
+    return None if width is None else ShortConvolution(channels, width, residual=True)
 
 
 class EmbeddingResidual(nn.Module):
@@ -85,6 +90,12 @@ class WaveletBlock(nn.Module):
             False,
             description="every block has a token embedding of its own, added to what its wavelet and memories read",
         )
+        wavelet_convolution: int | None = Field(
+            None, ge=2, le=64, description="positions that a short convolution before the wavelet spans; null: none"
+        )
+        memory_convolution: int | None = Field(
+            None, ge=2, le=64, description="positions that a short convolution before the memories spans; null: none"
+        )
         learned_residual: bool = Field(True, description="the two residual connections have a learned scalar")
         projection: bool = Field(True, description="Linear(P, C) after reconstruction; off needs a width equal to P")
         projection_scaling: bool = Field(False, description="divide the projection's initial weights by sqrt(C layers)")
@@ -95,6 +106,11 @@ class WaveletBlock(nn.Module):
 
         def check(self, model: ModelConfig) -> None:
             shape = model.shape
+            if self.memory_convolution is not None and not model.memories:
+                raise ValueError(
+                    f"memory_convolution={self.memory_convolution} stands before the memories, but model.memories is "
+                    "empty; give some, or memory_convolution: null"
+                )
             if not self.projection and shape.padded_width != shape.width:
                 raise ValueError(
                     f"projection=false needs model.width to equal the padded width, but model.width={shape.width} is "
@@ -122,6 +138,7 @@ class WaveletBlock(nn.Module):
         # What the wavelet reads of the value embedding, and what the memories read.
         self.value_gains = nn.Parameter(torch.ones(2, width)) if config.value_embedding else None
         self.norm_in = LayerNorm(width)
+        self.wavelet_convolution = _convolution(width, config.wavelet_convolution)
         self.decomposition_norm = ScaleNorm(scales, padded_width) if config.decomposition_norm else nn.Identity()
         self.reconstruction_norm = ScaleNorm(scales, padded_width) if config.reconstruction_norm else nn.Identity()
         self.mixer_dropout = nn.Dropout(config.mixer_dropout)
@@ -130,6 +147,7 @@ class WaveletBlock(nn.Module):
         self.projection_dropout = nn.Dropout(config.projection_dropout)
         self.spectral_residual = Residual(config.learned_residual)
         self.norm_memory = LayerNorm(width)
+        self.memory_convolution = _convolution(width, config.memory_convolution)
         self.memories = MemorySum(memories)
         self.memory_residual = Residual(config.learned_residual)
 
@@ -201,6 +219,8 @@ class WaveletBlock(nn.Module):
             x = self.embedding_residual(x, embedding)
 
         rows = self._with_value(self.norm_in(x), value, 0)
+        if self.wavelet_convolution is not None:
+            rows = self.wavelet_convolution(rows, history["wavelet_convolution"])
         coefficients = self.wavelet.decompose(self._padded(rows), history["wavelet"])
         coefficients = self.decomposition_norm(coefficients)
         if bias is not None:
@@ -213,4 +233,6 @@ class WaveletBlock(nn.Module):
 
         x = self.spectral_residual(x, update)
         q = self._with_value(self.norm_memory(x), value, 1)
+        if self.memory_convolution is not None:
+            q = self.memory_convolution(q, history["memory_convolution"])
         return self.memory_residual(x, self.memories(q, history["memories"])), mean
