@@ -78,6 +78,9 @@ ARCHITECTURES = {
     "bigrams": {"bigram_rows": 37, "embedding_scaling": True},
     "value_embeddings": {"block": {"value_embedding": True}, "shared_block": True, "layers": 3},
     "convolutions": {"block": {"wavelet_convolution": 4, "memory_convolution": 3}, "memories": [{"kind": "mlp"}]},
+    "selective_crawl": {"wavelet": {"crawl": 5, "crawl_groups": 4}},
+    "decayed_mean": {"bypass": "decayed_mean"},
+    "decayed_mean_scales": {"bypass": {"kind": "decayed_mean", "longest": 100}},
     "soft_cap": {"logit_soft_cap": 3.0, "tied_embedding": True},
     "multinodal": {"kind": "multinodal", "cells": 2, "width": 12, "features_per_cell": 8},
     "multinodal_gated": {

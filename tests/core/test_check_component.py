@@ -23,6 +23,7 @@ from wavelet_core import (
     registry,
 )
 from wavelet_core.bypass import Bypass
+from wavelet_core.decayed_mean import DecayedMeanBypass
 from wavelet_core.testing import check_component
 from wavelet_core.testing.part_contract import PART_CONTRACTS
 from wavelet_core.transforms import DiscreteCosine, Hartley, Identity, LearnedButterfly
@@ -34,13 +35,14 @@ OURS = {
     Hartley: {},
     DiscreteCosine: {},
     LearnedButterfly: {},
-    LiftingWavelet: {"crawl": 5, "untied_reconstruction": True, "dropout": 0.1},
+    LiftingWavelet: {"crawl": 5, "crawl_groups": 4, "untied_reconstruction": True, "dropout": 0.1},
     HaarWavelet: {},
     MultiBasisWavelet: {"untied_reconstruction": True},
     GatedSpectralMixer: {"routing": True, "widths": [1, 0.5, 0.5], "parametrization": "spectral_norm"},
     DeepGatedSpectralMixer: {"stabilizers": True, "residuals": True, "parametrization": "exponential"},
     RunningMeanBypass: {},
     ExponentialMovingAverageBypass: {},
+    DecayedMeanBypass: {},
     MLP: {"dropout": 0.1, "layers": 3},
     ProductKeyMemory: {"num_keys": 16, "top_k": 3, "heads": 2},
     FastWeightProductKeyMemory: {"num_keys": 16, "top_k": 3, "inference_updates": True, "chunk_size": 8},

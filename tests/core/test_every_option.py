@@ -90,6 +90,7 @@ OPTIONS = {
     "model.embedding_scaling": Option({"embedding_scaling": True}, "output"),
     "model.embedding_dropout": Option({"embedding_dropout": 0.5}, "training"),
     "model.head_dropout": Option({"head_dropout": 0.5}, "training"),
+    "model.embedding_std": Option({"embedding_std": 0.02}, "initial"),
     "model.head_std": Option({"head_std": 0.001}, "initial"),
     "model.logit_soft_cap": Option({"logit_soft_cap": 0.5}, "parameters output"),
     "model.bigram_rows": Option({"bigram_rows": 37}, "parameters state output", "bigram"),
@@ -121,6 +122,7 @@ OPTIONS = {
         {"width": 16}, "parameters output", "project", off={"width": 16, **block(projection=False)}
     ),
     "block.wavelet.projection_scaling": Option(block(projection_scaling=True), "initial"),
+    "block.wavelet.zero_projection": Option(block(zero_projection=True), "initial"),
     "block.wavelet.mixer_dropout": Option(block(mixer_dropout=0.5), "training"),
     "block.wavelet.projection_dropout": Option(block(projection_dropout=0.5), "training"),
     "block.wavelet.decomposition_norm": Option(
@@ -135,8 +137,14 @@ OPTIONS = {
     "wavelet.lifting.initialization": Option(wavelet(initialization="zero"), "initial"),
     "wavelet.lifting.level_scaling": Option(wavelet(level_scaling=True), "initial"),
     "wavelet.lifting.crawl": Option(wavelet(crawl=5), "parameters state output", "theta"),
+    "wavelet.lifting.crawl_groups": Option(
+        wavelet(crawl=3, crawl_groups=2), "parameters output", "select", wavelet(crawl=3)
+    ),
     "wavelet.lifting.untied_reconstruction": Option(
         wavelet(untied_reconstruction=True), "parameters output", "reconstruction_update"
+    ),
+    "bypass.decayed_mean.longest": Option(
+        {"bypass": {"kind": "decayed_mean", "longest": 50}}, "initial state output", off={"bypass": "decayed_mean"}
     ),
     "wavelet.multi_basis.bases": Option(
         bases({}, {}, {}), "parameters state output", r"bases\.2|\.2\.level", bases({}, {})

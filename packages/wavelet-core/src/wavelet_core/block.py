@@ -99,6 +99,7 @@ class WaveletBlock(nn.Module):
         learned_residual: bool = Field(True, description="the two residual connections have a learned scalar")
         projection: bool = Field(True, description="Linear(P, C) after reconstruction; off needs a width equal to P")
         projection_scaling: bool = Field(False, description="divide the projection's initial weights by sqrt(C layers)")
+        zero_projection: bool = Field(False, description="the projection's weights start at zero")
         mixer_dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability of the mixed coefficients")
         projection_dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability of the block's update")
         decomposition_norm: bool = Field(False, description="a LayerNorm per scale right after decomposition")
@@ -106,6 +107,8 @@ class WaveletBlock(nn.Module):
 
         def check(self, model: ModelConfig) -> None:
             shape = model.shape
+            if self.zero_projection and not self.projection:
+                raise ValueError("zero_projection=true is about a projection, but projection=false; set one of the two")
             if self.memory_convolution is not None and not model.memories:
                 raise ValueError(
                     f"memory_convolution={self.memory_convolution} stands before the memories, but model.memories is "
@@ -155,7 +158,7 @@ class WaveletBlock(nn.Module):
     def _projection(config: Config, shape: ModelShape) -> Linear:
         projection = Linear(shape.padded_width, shape.width)
         with torch.no_grad():
-            projection.weight *= 1e-3
+            projection.weight *= 0.0 if config.zero_projection else 1e-3
             if config.projection_scaling:
                 projection.weight *= (shape.width * shape.layers) ** -0.5
             projection.bias.zero_()

@@ -182,6 +182,12 @@ class ModelConfig(LanguageModelConfig):
     embedding_scaling: bool = Field(False, description="multiply embeddings by sqrt(C)")
     embedding_dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability after the embedding")
     head_dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability before the head")
+    embedding_std: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="standard deviation of the initial token embeddings; null: 1/sqrt(C)",
+    )
     head_std: float | None = Field(
         None,
         gt=0,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from wavelet_core.computed import Computed
-from wavelet_core.config import ComponentConfig, ModelShape
+from wavelet_core.config import ComponentConfig, ModelConfig, ModelShape
 from wavelet_core.diagnostics import Diagnostic
 from wavelet_core.linear import Linear
 from wavelet_core.look_backs import blend, with_history
@@ -96,6 +96,29 @@ class WaveletCrawl(Computed):
         return blend(rows, weights, self.first_offset(level), history, positions)
 
 
+class SelectiveCrawl(WaveletCrawl):
+    """A crawl whose weights depend on what a level reads, for each of G groups of channels: softmax(theta_k + W_k c_t).
+
+    W (G K, P) starts at zero, so that every position starts with the weights of the plain crawl (docs/model.md, section
+    12). Shapes: (B, T, P) -> (B, T, P).
+    """
+
+    def __init__(self, levels: int, size: int, width: int, groups: int):
+        super().__init__(levels, size)
+        self.groups = groups
+        self.select = nn.ModuleList(Linear(width, groups * size, bias=False) for _ in range(levels))
+        for parameter in self.select.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(
+        self, rows: Tensor, level: int, history: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        scores = self.select[level](rows).unflatten(-1, (self.groups, self.size))
+        precise = torch.promote_types(rows.dtype, torch.float32)
+        weights = (self.theta[level] + scores.to(precise)).softmax(-1).to(rows.dtype)
+        return blend(rows, weights.flip(-1).movedim(-1, 0), self.first_offset(level), history, positions)
+
+
 class DelayWavelet(nn.Module):
     """A wavelet whose levels read their input and a delayed copy of it.
 
@@ -169,6 +192,11 @@ class LiftingWavelet(DelayWavelet):
         crawl: int | None = Field(
             None, ge=1, le=33, description="K, odd: blend K consecutive look-backs a level; null looks back 2^k only"
         )
+        crawl_groups: int | None = Field(
+            None,
+            ge=1,
+            description="groups of channels, each with crawl weights that depend on the input; null: fixed weights",
+        )
         untied_reconstruction: bool = Field(False, description="reconstruction has its own Update networks")
 
         @model_validator(mode="after")
@@ -178,6 +206,11 @@ class LiftingWavelet(DelayWavelet):
                     f"crawl={self.crawl} is even, but the look-backs lie around the delay 2^k of each level of "
                     f"model.levels; use {self.crawl - 1} or {self.crawl + 1}"
                 )
+            if self.crawl_groups is not None and self.crawl is None:
+                raise ValueError(
+                    f"crawl_groups={self.crawl_groups} is about the weights of a crawl, but crawl is null; set both or "
+                    "neither"
+                )
             if self.network == "linear" and (self.hidden_multiplier != 1 or self.dropout):
                 raise ValueError(
                     f"network='linear' has no hidden layer, but hidden_multiplier={self.hidden_multiplier} and "
@@ -185,8 +218,21 @@ class LiftingWavelet(DelayWavelet):
                 )
             return self
 
+        def check(self, model: ModelConfig) -> None:
+            width = model.shape.padded_width
+            if self.crawl_groups is not None and width % self.crawl_groups:
+                raise ValueError(
+                    f"crawl_groups={self.crawl_groups} does not divide the padded width {width} of "
+                    f"model.width={model.width}; choose a divisor of it"
+                )
+
     def __init__(self, config: Config, shape: ModelShape):
-        super().__init__(shape, FixedDelay() if config.crawl is None else WaveletCrawl(shape.levels, config.crawl))
+        delay: FixedDelay | WaveletCrawl = FixedDelay()
+        if config.crawl is not None and config.crawl_groups is None:
+            delay = WaveletCrawl(shape.levels, config.crawl)
+        elif config.crawl is not None and config.crawl_groups is not None:
+            delay = SelectiveCrawl(shape.levels, config.crawl, shape.padded_width, config.crawl_groups)
+        super().__init__(shape, delay)
         self.config = config
         self.levels = shape.levels
         self.recompute_levels = False

@@ -29,26 +29,27 @@ def blend(
 ) -> Tensor:
     """sum_j weights_j * rows, as they were `nearest` + K - 1 - j positions before: K look-backs, the furthest first.
 
-    history and positions: as `with_history` and `in_document` take them. Shapes: rows (B, T, P), weights (K) or (K, P)
-    -> (B, T, P).
+    weights: (K); or (K, P), for every channel; or (K, B, T, G), for every position and each of G groups of channels.
+    history and positions: as `with_history` and `in_document` take them. Shapes: rows (B, T, P) -> (B, T, P).
     """
     size, length = len(weights), rows.shape[1]
     reach = nearest + size - 1
     extended = with_history(rows, history, reach)
-    if length == 1 and positions is None:
-        if weights.dim() == 1:
-            return torch.bmm(weights.expand(len(rows), 1, size), extended[:, :size])
-        return (extended[:, :size] * weights).sum(1, keepdim=True)
+    if weights.dim() == 4:
+        extended, weights = extended.unflatten(-1, (weights.shape[-1], -1)), weights.unsqueeze(-1)
+    if length == 1 and positions is None and weights.dim() == 1:
+        return torch.bmm(weights.expand(len(rows), 1, size), extended[:, :size])
     if positions is None:
-        return (_Blend.apply if torch.is_grad_enabled() else _blend)(extended, weights, length)
-    past = weights[0] * in_document(extended[:, :length], reach, positions)
-    for start in range(1, size):
-        past = past + weights[start] * in_document(extended[:, start : start + length], reach - start, positions)
-    return past
+        past = (_Blend.apply if torch.is_grad_enabled() else _blend)(extended, weights, length)
+    else:
+        past = weights[0] * in_document(extended[:, :length], reach, positions)
+        for start in range(1, size):
+            past = past + weights[start] * in_document(extended[:, start : start + length], reach - start, positions)
+    return past.flatten(2)
 
 
 def _blend(extended: Tensor, weights: Tensor, length: int) -> Tensor:
-    """sum_j weights_j * extended[:, j : j + length]. Shapes: extended (B, T + K - 1, P) or longer -> (B, T, P)."""
+    """sum_j weights_j * extended[:, j : j + length]. Shapes: extended (B, T + K - 1, ...) or longer -> (B, T, ...)."""
     blended = extended[:, :length] * weights[0]
     for start in range(1, len(weights)):
         blended.addcmul_(extended[:, start : start + length], weights[start])
@@ -73,5 +74,5 @@ class _Blend(torch.autograd.Function):
         for start, weight in enumerate(weights):
             to_extended[:, start : start + length].addcmul_(gradient, weight)
             product = extended[:, start : start + length] * gradient
-            to_weights.append(product.sum((0, 1)) if weight.dim() else product.sum())
+            to_weights.append(product.sum_to_size(weight.shape) if weight.dim() else product.sum())
         return to_extended, torch.stack(to_weights), None

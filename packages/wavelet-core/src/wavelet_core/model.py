@@ -36,7 +36,7 @@ class WaveletLM(nn.Module, Pretrained):
         self.config = config
         shape = config.shape
         self.embedding = nn.Embedding(config.vocabulary, config.width)
-        nn.init.normal_(self.embedding.weight, std=config.width**-0.5)
+        nn.init.normal_(self.embedding.weight, std=config.embedding_std or config.width**-0.5)
         self.embedding_scale = config.width**0.5 if config.embedding_scaling else 1.0
         self.bigram_embedding = None
         if config.bigram_rows is not None:
