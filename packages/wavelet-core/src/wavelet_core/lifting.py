@@ -105,7 +105,7 @@ class SelectiveCrawl(WaveletCrawl):
 
     def __init__(self, levels: int, size: int, width: int, groups: int):
         super().__init__(levels, size)
-        self.groups = groups
+        self.groups, self.group_width = groups, width // groups
         self.select = nn.ModuleList(Linear(width, groups * size, bias=False) for _ in range(levels))
         for parameter in self.select.parameters():
             nn.init.zeros_(parameter)
@@ -115,8 +115,10 @@ class SelectiveCrawl(WaveletCrawl):
     ) -> Tensor:
         scores = self.select[level](rows).unflatten(-1, (self.groups, self.size))
         precise = torch.promote_types(rows.dtype, torch.float32)
-        weights = (self.theta[level] + scores.to(precise)).softmax(-1).to(rows.dtype)
-        return blend(rows, weights.flip(-1).movedim(-1, 0), self.first_offset(level), history, positions)
+        weights = (self.theta[level] + scores.to(precise)).softmax(-1).flip(-1).to(rows.dtype)
+        # As a product: spreading a weight over the channels of a group would be slower.
+        spread = torch.eye(self.groups, dtype=rows.dtype, device=rows.device).repeat_interleave(self.group_width, 1)
+        return blend(rows, weights.movedim(-1, 0) @ spread, self.first_offset(level), history, positions)
 
 
 class DelayWavelet(nn.Module):

@@ -110,12 +110,12 @@ def _differentiate(logits: Tensor, places: Tensor, precise: torch.dtype, soft_ca
     for part, place in zip(logits.split(at_once), places.split(at_once), strict=True):
         values = part.to(precise)
         if soft_cap is not None:
-            capped = torch.tanh(values / soft_cap)
+            capped = (values / soft_cap).tanh_()
             values = capped * soft_cap
         probabilities = values.softmax(-1)
         # The largest probability is one over the sum of exponentials, all of them relative to the largest value.
         normalizers = values.amax(-1, keepdim=True) - probabilities.amax(-1, keepdim=True).log()
         losses.append(normalizers - values.gather(-1, place))
         gradient = probabilities.scatter_add_(-1, place, torch.full_like(losses[-1], -1))
-        part.copy_(gradient if soft_cap is None else gradient.mul_(1 - capped.square_()))
+        part.copy_(gradient if soft_cap is None else gradient.addcmul_(gradient * capped, capped, value=-1))
     return torch.cat(losses)

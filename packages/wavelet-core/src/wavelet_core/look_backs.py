@@ -29,27 +29,24 @@ def blend(
 ) -> Tensor:
     """sum_j weights_j * rows, as they were `nearest` + K - 1 - j positions before: K look-backs, the furthest first.
 
-    weights: (K); or (K, P), for every channel; or (K, B, T, G), for every position and each of G groups of channels.
+    weights: (K); or (K, P), for every channel; or (K, B, T, P), for every position and channel.
     history and positions: as `with_history` and `in_document` take them. Shapes: rows (B, T, P) -> (B, T, P).
     """
     size, length = len(weights), rows.shape[1]
     reach = nearest + size - 1
     extended = with_history(rows, history, reach)
-    if weights.dim() == 4:
-        extended, weights = extended.unflatten(-1, (weights.shape[-1], -1)), weights.unsqueeze(-1)
     if length == 1 and positions is None and weights.dim() == 1:
         return torch.bmm(weights.expand(len(rows), 1, size), extended[:, :size])
     if positions is None:
-        past = (_Blend.apply if torch.is_grad_enabled() else _blend)(extended, weights, length)
-    else:
-        past = weights[0] * in_document(extended[:, :length], reach, positions)
-        for start in range(1, size):
-            past = past + weights[start] * in_document(extended[:, start : start + length], reach - start, positions)
-    return past.flatten(2)
+        return (_Blend.apply if torch.is_grad_enabled() else _blend)(extended, weights, length)
+    past = weights[0] * in_document(extended[:, :length], reach, positions)
+    for start in range(1, size):
+        past = past + weights[start] * in_document(extended[:, start : start + length], reach - start, positions)
+    return past
 
 
 def _blend(extended: Tensor, weights: Tensor, length: int) -> Tensor:
-    """sum_j weights_j * extended[:, j : j + length]. Shapes: extended (B, T + K - 1, ...) or longer -> (B, T, ...)."""
+    """sum_j weights_j * extended[:, j : j + length]. Shapes: extended (B, T + K - 1, P) or longer -> (B, T, P)."""
     blended = extended[:, :length] * weights[0]
     for start in range(1, len(weights)):
         blended.addcmul_(extended[:, start : start + length], weights[start])
