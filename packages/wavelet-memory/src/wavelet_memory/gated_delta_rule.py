@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from wavelet_core.kernels import Kernel, active_kernels
+
 CHUNK = 32
 # Entries of the largest matrices of the heads that a processor computes at once, so that they stay in its cache.
 CACHED = 1 << 17
@@ -51,19 +53,52 @@ def gated_delta_rule(
     batch, heads, length = q.shape[:3]
     if length == 1:
         return gated_delta_rule_by_position(q, k, v, log_decay, strength, memory)
-    chunk = min(chunk, length)
+    q, k, v, log_decay, strength, memory = (x.flatten(0, 1) for x in (q, k, v, log_decay, strength, memory))
+    kernel = next((kernel for kernel in active_kernels() if kernel.accepts_gated_delta_rule(q, v, chunk)), None)
+    if kernel is None:
+        outputs, memory = _by_products(q, k, v, log_decay, strength, memory, min(chunk, length))
+    else:
+        outputs, memory = _ByKernel.apply(kernel, chunk, q, k, v, log_decay, strength, memory)
+    return outputs.unflatten(0, (batch, heads)), memory.unflatten(0, (batch, heads))
+
+
+class _ByKernel(torch.autograd.Function):
+    """The rule as a kernel computes it."""
+
+    @staticmethod
+    def forward(ctx: Any, kernel: Kernel, chunk: int, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        *inputs, memory = tensors
+        outputs, memory, *kept = kernel.gated_delta_rule(tuple(inputs), memory, chunk)
+        ctx.kernel, ctx.chunk = kernel, chunk
+        ctx.save_for_backward(*inputs, *kept)
+        return outputs, memory
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, to_outputs: Tensor, to_memory: Tensor) -> tuple[Any, ...]:
+        *inputs, memories, corrections = ctx.saved_tensors
+        kept = (memories, corrections)
+        gradients = ctx.kernel.gated_delta_rule_gradients(tuple(inputs), kept, to_outputs, to_memory, ctx.chunk)
+        return None, None, *gradients
+
+
+def _by_products(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, strength: Tensor, memory: Tensor, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """The rule for N heads by torch's products; shapes (N, T, ...) and (N, K, D)."""
+    heads, length = q.shape[:2]
     padding = -length % chunk  # positions of zeros change nothing: no decay, no strength
-    together = max(1, CACHED // (length * chunk)) if q.device.type == "cpu" else batch * heads
+    together = max(1, CACHED // (length * chunk)) if q.device.type == "cpu" else heads
 
     def in_chunks(x: Tensor) -> Tensor:
         """(N, T, ...) as (chunks, N, chunk, ...), in one piece."""
         padded = F.pad(x, (0, 0) * (x.dim() - 2) + (0, padding)) if padding else x
         return padded.unflatten(1, (-1, chunk)).transpose(0, 1).contiguous()
 
-    parts = zip(*(x.flatten(0, 1).split(together) for x in (q, k, v, log_decay, strength, memory)), strict=True)
+    parts = zip(*(x.split(together) for x in (q, k, v, log_decay, strength, memory)), strict=True)
     outputs, memories = zip(*(_Chunks.apply(*map(in_chunks, rows), part) for *rows, part in parts), strict=True)
     joined = torch.cat([output.transpose(0, 1).flatten(1, 2)[:, :length] for output in outputs])
-    return joined.unflatten(0, (batch, heads)), torch.cat(memories).unflatten(0, (batch, heads))
+    return joined, torch.cat(memories)
 
 
 class _Chunks(torch.autograd.Function):

@@ -37,6 +37,8 @@ def library() -> Any:
     loaded.multiply_packed.restype = None
     loaded.walsh_hadamard.argtypes = [integer, integer, address, address, *[long] * 3]
     loaded.walsh_hadamard.restype = None
+    loaded.delta_rule.argtypes = [integer, *[address] * 9, *[long] * 6, *[address] * 7]
+    loaded.delta_rule.restype = None
     loaded.read_bytes.argtypes = [integer, address, long, long]
     return loaded
 

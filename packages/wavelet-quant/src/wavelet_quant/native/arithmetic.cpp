@@ -874,6 +874,8 @@ void walsh_hadamard(Type type, const void *x, void *out, long rows, long width, 
     of_type(type, [=](auto kind) { walsh_hadamard<decltype(kind)>(x, out, rows, width, row); });
 }
 
+#include "delta_rule.h"
+
 unsigned read(const void *memory, long bytes) {
     const char *from = static_cast<const char *>(memory);
     constexpr long size = sizeof(Words);
@@ -895,4 +897,4 @@ unsigned read(const void *memory, long bytes) {
 
 extern const InstructionSet SET = {prepared_bytes, prepare, scratch, multiply,
                                     packed_parts, prepared_packed_bytes, prepare_packed, packed_scratch, multiply_packed,
-                                    walsh_hadamard, read};
+                                    walsh_hadamard, delta_scratch, delta_rule, delta_gradients, read};

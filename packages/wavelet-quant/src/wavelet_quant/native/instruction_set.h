@@ -23,6 +23,21 @@ struct Packed {
     long group;
 };
 
+// The gated delta rule for heads (heads, length, ...), all float32 and contiguous (wavelet_memory/gated_delta_rule.py).
+// memory (heads, keys, values) is moved on; memories (heads, chunks, keys, values) gets what it was before each chunk, and
+// corrections (heads, length, values) what was written. keys, values and chunk are multiples of 16.
+struct DeltaRule {
+    const float *q, *k, *v, *log_decay, *strength;
+    float *outputs, *memory, *memories, *corrections;
+    long length, keys, values, chunk;
+};
+
+// Gradients of the outputs and of the last memory, which becomes that of the first one; and those that they give.
+struct DeltaGradients {
+    const float *outputs;
+    float *memory, *q, *k, *v, *log_decay, *strength;
+};
+
 struct InstructionSet {
     // Vectors are prepared once for the whole product: the bytes that a prepared one takes.
     long (*prepared_bytes)(Type type, long width);
@@ -40,6 +55,10 @@ struct InstructionSet {
     // Walsh-Hadamard transforms of contiguous rows, divided by the square root of their width, a power of two of at least
     // 16; memory for one row of floats comes from the caller.
     void (*walsh_hadamard)(Type type, const void *x, void *out, long rows, long width, float *row);
+    // The gated delta rule of one head, or its gradients, in so many bytes of memory.
+    long (*delta_scratch)(const DeltaRule &rule);
+    void (*delta_rule)(const DeltaRule &rule, long head, void *scratch);
+    void (*delta_gradients)(const DeltaRule &rule, const DeltaGradients &to, long head, void *scratch);
     // Reads memory as fast as it can, and returns what depends on all of it.
     unsigned (*read)(const void *memory, long bytes);
 };
