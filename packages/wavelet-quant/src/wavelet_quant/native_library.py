@@ -46,6 +46,8 @@ def library() -> Any:
     loaded.best_pairs.restype = None
     loaded.read_gradients.argtypes = [integer, *[address] * 6, *[long] * 4]
     loaded.read_gradients.restype = None
+    loaded.delta_rule.argtypes = [integer, *[address] * 9, *[long] * 6, *[address] * 7]
+    loaded.delta_rule.restype = None
     loaded.read_bytes.argtypes = [integer, address, long, long]
     return loaded
 

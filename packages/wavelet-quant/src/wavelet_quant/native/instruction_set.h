@@ -46,6 +46,21 @@ struct Reads {
     long vectors, reads, width;
 };
 
+// The gated delta rule for heads (heads, length, ...), all float32 and contiguous (wavelet_memory/gated_delta_rule.py).
+// memory (heads, keys, values) is moved on; memories (heads, chunks, keys, values) gets what it was before each chunk, and
+// corrections (heads, length, values) what was written. keys, values and chunk are multiples of 16.
+struct DeltaRule {
+    const float *q, *k, *v, *log_decay, *strength;
+    float *outputs, *memory, *memories, *corrections;
+    long length, keys, values, chunk;
+};
+
+// Gradients of the outputs and of the last memory, which becomes that of the first one; and those that they give.
+struct DeltaGradients {
+    const float *outputs;
+    float *memory, *q, *k, *v, *log_decay, *strength;
+};
+
 struct InstructionSet {
     // Vectors are prepared once for the whole product: the bytes that a prepared one takes.
     long (*prepared_bytes)(Type type, long width);
@@ -72,6 +87,10 @@ struct InstructionSet {
     void (*best_pairs)(const Pairs &pairs, long begin, long end, void *scratch);
     void (*weight_gradients)(const Reads &reads, long begin, long end);
     void (*table_gradients)(const Reads &reads, long begin, long end);
+    // The gated delta rule of one head, or its gradients, in so many bytes of memory.
+    long (*delta_scratch)(const DeltaRule &rule);
+    void (*delta_rule)(const DeltaRule &rule, long head, void *scratch);
+    void (*delta_gradients)(const DeltaRule &rule, const DeltaGradients &to, long head, void *scratch);
     // Reads memory as fast as it can, and returns what depends on all of it.
     unsigned (*read)(const void *memory, long bytes);
 };

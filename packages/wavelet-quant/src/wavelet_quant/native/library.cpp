@@ -209,6 +209,27 @@ extern "C" void read_gradients(int set, const float *gradient, const float *tabl
     }
 }
 
+// The gated delta rule, and its gradients where the last seven addresses are not null; see DeltaRule and DeltaGradients.
+extern "C" void delta_rule(int set, const float *q, const float *k, const float *v, const float *log_decay, const float *strength,
+                           float *outputs, float *memory, float *memories, float *corrections, long heads, long length, long keys,
+                           long values, long chunk, long threads, const float *to_outputs, float *to_memory, float *to_q, float *to_k,
+                           float *to_v, float *to_log_decay, float *to_strength) {
+    const DeltaRule rule = {q, k, v, log_decay, strength, outputs, memory, memories, corrections, length, keys, values, chunk};
+    const DeltaGradients to = {to_outputs, to_memory, to_q, to_k, to_v, to_log_decay, to_strength};
+    const InstructionSet &use = *sets[set];
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        static thread_local Memory memory_of_thread;
+        char *const scratch = memory_of_thread.of(use.delta_scratch(rule));
+#pragma omp for schedule(static)
+        for (long head = 0; head < heads; head++)
+            if (to_outputs)
+                use.delta_gradients(rule, to, head, scratch);
+            else
+                use.delta_rule(rule, head, scratch);
+    }
+}
+
 // Read memory with all threads, as `multiply` does.
 extern "C" unsigned read_bytes(int set, const void *memory, long bytes, long threads) {
     unsigned result = 0;
