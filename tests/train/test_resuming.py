@@ -222,14 +222,14 @@ def test_stop_during_validation_validates_after_resuming(
 ) -> None:
     run = tiny_run()
     train(run, tmp_path / "whole")
-    original = trainer.evaluate
+    original = trainer.score_text
 
     def interrupted(*arguments: Any, **keywords: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments, **keywords)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "evaluate", interrupted)
+        patch.setattr(trainer, "score_text", interrupted)
         assert train(run, tmp_path / "parts").step == 3
     assert read_metrics(tmp_path / "parts", "validation") == []
     train(run, tmp_path / "parts", resume=True)

@@ -1,4 +1,5 @@
-"""The native kernel: few vectors times one large matrix, Walsh-Hadamard transforms, and the torch operators for both.
+"""The native kernel: few vectors times one large matrix, Walsh-Hadamard transforms, and the torch operators for both;
+the gated delta rule in training.
 
 Decoding consists of such products, and reading the matrix is all that takes time there. torch reads it once per vector
 or worse on a processor (measured in docs/benchmarks.md); the kernel reads it once for all of them. For many vectors
@@ -29,15 +30,16 @@ from wavelet_core import ComponentConfig
 from wavelet_core.atomic_files import write_atomically
 from wavelet_core.cache_directory import default_cache_directory
 from wavelet_core.digests import file_digest
-from wavelet_quant.native_library import LIBRARY, instruction_set, library
+from wavelet_quant.native_library import LIBRARY, TYPES, instruction_set, library, observed
+from wavelet_quant.native_training import NativeTraining
 from wavelet_quant.packed_kernel import PackedKernel
 
-TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 SMALLEST_WIDTH = 64  # channels; narrower rows are mostly ends
 SMALLEST_TRANSFORM = 16  # channels: a register
 SMALLEST_COMPILED = 1 << 18  # entries; below, and in float32, a compiled graph is faster without another operator
 ROWS = (0, 1, 2, 4, 8, 16, 32, 64, 128)  # up to which the kernel may be the faster one; the last stands for any number
 MEASURED_MATRIX = (2048, 1024)
+DELTA_STEP = 16  # keys, values and chunks of the gated delta rule are multiples of it
 
 
 def _multiply(
@@ -180,7 +182,7 @@ def _most_compiled_rows(dtype: torch.dtype, instructions: int) -> int:
     return _most_rows(dtype, torch.get_num_threads(), instructions)
 
 
-class Native(PackedKernel):
+class Native(NativeTraining, PackedKernel):
     """Reads a matrix once for all rows, on a processor, in float32, bfloat16 or float16 or packed, in C++."""
 
     needs: ClassVar[str] = "the native library, which a C++ compiler makes when wavelet-quant is installed"
@@ -240,6 +242,48 @@ class Native(PackedKernel):
     def walsh_hadamard(self, x: Tensor) -> Tensor:
         return _walsh_hadamard(x) if observed() else _transform(x, self.instructions)
 
+    def accepts_gated_delta_rule(self, q: Tensor, v: Tensor, chunk: int) -> bool:
+        return (
+            type(q) is Tensor
+            and not torch.compiler.is_compiling()
+            and torch._C._len_torch_dispatch_stack() == 0
+            and q.is_cpu
+            and q.dtype is torch.float32
+            and all(size % DELTA_STEP == 0 for size in (q.shape[-1], v.shape[-1], chunk))
+        )
+
+    def gated_delta_rule(
+        self, inputs: tuple[Tensor, ...], memory: Tensor, chunk: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        q, _, v, *_ = inputs
+        memory = memory.clone(memory_format=torch.contiguous_format)
+        memories = memory.new_empty(len(q), -(-q.shape[1] // chunk), *memory.shape[1:])
+        outputs, corrections = v.new_empty(v.shape), v.new_empty(v.shape)
+        self._delta_rule(inputs, (outputs, memory, memories, corrections), chunk, (None,) * 7)
+        return outputs, memory, memories, corrections
+
+    def gated_delta_rule_gradients(
+        self, inputs: tuple[Tensor, ...], kept: tuple[Tensor, Tensor], to_outputs: Tensor, to_memory: Tensor, chunk: int
+    ) -> tuple[Tensor, ...]:
+        to_memory = to_memory.clone(memory_format=torch.contiguous_format)
+        gradients = [x.new_empty(x.shape) for x in inputs]
+        self._delta_rule(inputs, (None, None, *kept), chunk, (to_outputs.contiguous(), to_memory, *gradients))
+        return *gradients, to_memory
+
+    def _delta_rule(
+        self,
+        inputs: tuple[Tensor, ...],
+        results: tuple[Tensor | None, ...],
+        chunk: int,
+        gradients: tuple[Tensor | None, ...],
+    ) -> None:
+        inputs = tuple(x.contiguous() for x in inputs)
+        heads, length, keys = inputs[0].shape
+        sizes = (heads, length, keys, inputs[2].shape[-1], chunk, torch.get_num_threads())
+        addresses = [None if x is None else x.data_ptr() for x in (*inputs, *results)]
+        to = [None if x is None else x.data_ptr() for x in gradients]
+        library().delta_rule(self.instructions, *addresses, *sizes, *to)
+
     def accepts_packed(self, x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None, bits: int) -> bool:
         return x.is_cpu and values.is_cpu and x.dtype in TYPES and scales.dtype in TYPES
 
@@ -268,18 +312,6 @@ class Native(PackedKernel):
                 product = _packed_product(self.instructions, out, x, values, scales, bias, bits, gelu)
                 return functools.partial(library().multiply_packed, *product)
         return None
-
-
-def observed() -> bool:
-    """Whether somebody wants to see operators: the compiler, the profiler or a dispatch mode.
-
-    Starting an operator that is written in Python takes a third of the time of a small product, so nobody else pays it.
-    """
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._autograd._profiler_enabled()
-    )
 
 
 def _checked(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
