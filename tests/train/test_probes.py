@@ -174,10 +174,10 @@ def recall_run(**overrides: Any) -> RunConfig:
             "device": "cpu",
             "precision": "float32",
             "compile": False,
-            "steps": 200,
+            "steps": 300,
             "batch_size": 64,
             "lr": 0.01,
-            "validate_every": 50,
+            "validate_every": 300,
         },
     }
     content["model"] |= {"expansion": 1, "context_length": 16}
