@@ -7,7 +7,8 @@ All batches are int64 tensors on the CPU.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,15 +31,26 @@ class Windows(NamedTuple):
     document_positions: Tensor | None = None
 
 
+class Passage(NamedTuple):
+    """Tokens that are read from silence, in a row. The first is not predicted; place: where the second stands in the
+    text that the passage is of, from which the others follow."""
+
+    tokens: np.ndarray
+    place: int
+
+
 class ScoredWindows(NamedTuple):
     """A batch of evaluation windows (B, T); scored: (B, T) bool, which targets count.
 
-    The last batch may be narrower or have rows that are padded with token 0 after their end, which is not scored.
+    places: (B, T), where targets stand in the text. read: (B, T), tokens that were read when a target is predicted.
+    Rows may be padded with token 0 after their end, which is not scored.
     """
 
     inputs: Tensor
     targets: Tensor
     scored: Tensor
+    places: Tensor
+    read: Tensor
 
 
 def _require(available: int, needed: int, split: str, why: str) -> None:
@@ -244,32 +256,46 @@ def _place(state: Mapping[str, Any], windows: int, whole: str, last: int = 0) ->
 
 
 def evaluation_windows(
-    tokens: np.ndarray, context_length: int, stride: int | None = None, batch_size: int = 1, split: str = "validation"
+    passages: Iterable[Passage], context_length: int, stride: int | None = None, batch_size: int = 1
 ) -> Iterator[ScoredWindows]:
-    """Batches of windows that together score every token but the first exactly once.
+    """Batches of windows that together score every token of every passage but its first exactly once.
 
     stride: positions between the starts of two windows, context_length by default (non-overlapping windows). With
-    context_length // 2 every window but the first scores the tokens that the window before it did not reach, with at
-    least half a window of context. The windows before the last are full; the last stops where the text does.
+    context_length // 2 every window but a passage's first scores the tokens that the window before it did not reach,
+    with at least half a window of context. The last window of a passage stops where the passage does.
 
-    The first batch raises ConfigurationError when there is nothing to predict, ValueError for a stride outside
-    1..context_length.
+    The first batch raises ValueError for a stride outside 1..context_length.
     """
     stride = context_length if stride is None else stride
     if not 1 <= stride <= context_length:
         raise ValueError(f"the stride must be between 1 and context_length={context_length}, not {stride}")
-    _require(len(tokens), 2, split, "evaluation")
-    predictions = len(tokens) - 1
-    all_starts = range(0, max(1, predictions - context_length + stride), stride)
-    for first in range(0, len(all_starts), batch_size):
-        starts = all_starts[first : first + batch_size]
-        inputs = torch.zeros(len(starts), min(context_length, predictions - starts[0]), dtype=torch.long)
-        targets = torch.zeros_like(inputs)
-        scored = torch.zeros_like(inputs, dtype=torch.bool)
-        for row, start in enumerate(starts):
-            end = min(start + context_length, predictions)
-            window = torch.from_numpy(tokens[start : end + 1].astype(np.int64))
-            inputs[row, : end - start], targets[row, : end - start] = window[:-1], window[1:]
-            already_scored = context_length - stride if start else 0
-            scored[row, already_scored : end - start] = True
-        yield ScoredWindows(inputs, targets, scored)
+
+    def windows() -> Iterator[tuple[Passage, int]]:
+        for tokens, place in passages:
+            predictions = len(tokens) - 1
+            if predictions < 1:
+                continue
+            for start in range(0, max(1, predictions - context_length + stride), stride):
+                window = Passage(tokens[start : start + context_length + 1], place + start)
+                yield window, context_length - stride if start else 0
+
+    rows = windows()
+    while batch := list(islice(rows, batch_size)):
+        yield padded_windows(*zip(*batch, strict=True))
+
+
+def padded_windows(passages: Sequence[Passage], already_scored: Sequence[int], read: int = 0) -> ScoredWindows:
+    """Passages as rows of one batch. already_scored: how many of a row's first targets do not count. read: tokens that
+    each row has read before."""
+    length = max(len(tokens) for tokens, _ in passages) - 1
+    inputs = torch.zeros(len(passages), length, dtype=torch.long)
+    targets = torch.zeros_like(inputs)
+    scored = torch.zeros_like(inputs, dtype=torch.bool)
+    for row, ((tokens, _), before) in enumerate(zip(passages, already_scored, strict=True)):
+        window = torch.from_numpy(tokens.astype(np.int64))
+        end = len(window) - 1
+        inputs[row, :end], targets[row, :end] = window[:-1], window[1:]
+        scored[row, before:end] = True
+    steps = torch.arange(length)
+    places = torch.tensor([place for _, place in passages]).unsqueeze(1) + steps
+    return ScoredWindows(inputs, targets, scored, places, (read + 1 + steps).expand_as(inputs))
