@@ -1,4 +1,4 @@
-"""The `tokenizer.json` that the library `tokenizers` reads encodes every text to our ids and decodes them to its text."""
+"""The `tokenizer.json` for the library `tokenizers` encodes every text to our ids and decodes them to its text."""
 
 from __future__ import annotations
 

@@ -31,6 +31,8 @@ WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_DIRECTORY = "tokenizer"
 MODEL_PARTS = (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_DIRECTORY)
 FORMAT_VERSION = 3
+# What the transformers library looks for in config.json; wavelet-ecosystem registers the classes.
+HUB_TYPE = {"model_type": "wavelet_lm", "architectures": ["WaveletForCausalLM"]}
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -163,7 +165,7 @@ def save_checkpoint(
 
     def write(fresh: Path) -> None:
         fresh.mkdir()
-        config = json.dumps(_config_content(model, extra or {}), indent=2) + "\n"
+        config = json.dumps(config_content(model, extra or {}), indent=2) + "\n"
         (fresh / CONFIG_FILE).write_text(config, "utf-8")
         save_tensors(weights, fresh / WEIGHTS_FILE, metadata={"format": "pt"})
         if tokenizer is not None:
@@ -174,10 +176,11 @@ def save_checkpoint(
     write_atomically(path, write)
 
 
-def _config_content(model: Any, extra: Mapping[str, Any]) -> dict[str, Any]:
+def config_content(model: Any, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a model's config.json. extra: further sections."""
     config: LanguageModelConfig = model.config
     components = [("model", config.kind), *((kind, component.kind) for _, kind, component in config.components())]
-    content = {"format_version": FORMAT_VERSION, "model": config.model_dump(mode="json")}
+    content = {**HUB_TYPE, "format_version": FORMAT_VERSION, "model": config.model_dump(mode="json")}
     quantization: ComponentConfig | None = getattr(model, "quantization", None)
     if quantization is not None:
         content["quantization"] = quantization.model_dump(mode="json")
@@ -285,11 +288,12 @@ def _hub() -> Any:
     return huggingface_hub
 
 
-def locate_checkpoint(source: str | Path) -> Path:
+def locate_checkpoint(source: str | Path, **hub_options: Any) -> Path:
     """The checkpoint directory that `source` stands for.
 
     A checkpoint directory is one itself. A run directory stands for its `best/`, or else its `last/`. What exists
-    nowhere here and reads `owner/name` is downloaded from the Hugging Face hub.
+    nowhere here and reads `owner/name` is downloaded from the Hugging Face hub. hub_options: how, as of
+    `huggingface_hub.snapshot_download`.
     """
     path = Path(source)
     places = (path, path / "best", path / "last")
@@ -304,7 +308,7 @@ def locate_checkpoint(source: str | Path) -> Path:
         return path
     wanted = [CONFIG_FILE, WEIGHTS_FILE, f"{TOKENIZER_DIRECTORY}/*", DIGESTS_FILE]
     try:
-        return Path(_hub().snapshot_download(str(source), allow_patterns=wanted))
+        return Path(_hub().snapshot_download(str(source), allow_patterns=wanted, **hub_options))
     except CheckpointError:
         raise CheckpointError(
             f"{source}: no such directory here; to load it from the Hugging Face hub: pip install 'wavelet-core[hub]'"

@@ -1,12 +1,13 @@
 """The file `tokenizer.json` of the Hugging Face library `tokenizers`, for byte-level byte-pair vocabularies.
 
-What it encodes has the ids that the tokenizer here gives. The names of special tokens are entries of the vocabulary that
-no text is encoded to, as they are here.
+Its ids are those of the tokenizers here. The names of special tokens are entries of the vocabulary that no text is
+encoded to, as they are here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 
@@ -73,13 +74,12 @@ def merges(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
     return found
 
 
-def _encode(text: bytes, ranks: Mapping[bytes, int], below: int) -> Sequence[bytes]:
+def _encode(text: bytes, ranks: Mapping[bytes, int], below: int) -> list[bytes]:
     """The parts of a text after the merges whose rank is below a limit, the lowest first."""
     parts = [text[place : place + 1] for place in range(len(text))]
     while len(parts) > 1:
         rank, place = min(
-            (ranks.get(first + second, below), place)
-            for place, (first, second) in enumerate(zip(parts, parts[1:], strict=False))
+            (ranks.get(first + second, below), place) for place, (first, second) in enumerate(pairwise(parts))
         )
         if rank >= below:
             break

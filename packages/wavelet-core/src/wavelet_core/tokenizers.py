@@ -390,7 +390,8 @@ def load_tokenizer(directory: str | Path, verify: bool = True) -> Tokenizer:
     its kind, and TokenizerError when a package that it needs is missing.
     """
     directory = Path(directory)
-    if not (directory / FILE_NAME).is_file() and (directory / "tokenizer" / FILE_NAME).is_file():
+    # A checkpoint can have a file of this name for the library `tokenizers`.
+    if (directory / "tokenizer" / FILE_NAME).is_file():
         directory = directory / "tokenizer"
     if verify and (directory / FILE_NAME).is_file():
         for place, parts in ((directory, None), (directory.parent, (directory.name,))):
