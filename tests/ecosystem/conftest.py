@@ -18,9 +18,10 @@ from wavelet_train.byte_pair import train_byte_pair
 SOURCE = Path(json.__file__).with_name("decoder.py").read_text(encoding="utf-8")
 VOCABULARY = 400
 FAMILIES = {
-    "wavelet": {"width": 16, "levels": 3, "layers": 2, "memories": ["mlp"]},
+    "wavelet": {"width": 16, "levels": 2, "layers": 1, "memories": ["mlp"]},
     "transformer": {"kind": "transformer", "width": 16, "layers": 1, "heads": 2, "capacity": 64},
     "residual_lstm": {"kind": "residual_lstm", "width": 16, "layers": 1},
+    "gated_delta_net": {"kind": "gated_delta_net", "width": 16, "layers": 1, "heads": 2},
 }
 
 
@@ -59,11 +60,11 @@ def greedy():
 def fresh_process():
     """Run a program in a process that has imported nothing, without what this one has in its path; its output."""
 
-    def run(program, **variables):
+    def run(program, *arguments):
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         done = subprocess.run(
-            [sys.executable, "-c", program],
-            env={**environment, "OMP_NUM_THREADS": "1", **variables},
+            [sys.executable, "-c", program, *map(str, arguments)],
+            env={**environment, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
         )

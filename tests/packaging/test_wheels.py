@@ -39,7 +39,7 @@ RUNTIME = {
     "cli": {"wavelet-core", "wavelet-memory", "wavelet-quant", "wavelet-train", "click"},
 }
 EXTRAS = {
-    "core": {"text": {"tiktoken"}, "hub": {"huggingface-hub"}},
+    "core": {"text": {"tiktoken"}, "onnx": {"onnx", "onnxscript"}, "hub": {"huggingface-hub"}},
     "quant": {"triton": {"triton"}},
     "train": {
         "sentencepiece": {"sentencepiece"},
@@ -52,7 +52,7 @@ EXTRAS = {
     "cli": {
         "transformers": {"wavelet-ecosystem[transformers]"},
         "lm-eval": {"wavelet-ecosystem[lm-eval]"},
-        "onnx": {"onnx", "onnxscript"},
+        "onnx": {"wavelet-core[onnx]"},
         "hub": {"wavelet-core[hub]"},
     },
 }
