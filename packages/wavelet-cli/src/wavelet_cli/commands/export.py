@@ -15,21 +15,21 @@ from wavelet_cli.shared_options import checkpoint_argument, new_directory_argume
 @click.option(
     "--format",
     "output_format",
-    type=click.Choice(["pt2", "onnx", "seed"]),
+    type=click.Choice(["pt2", "onnx", "hub", "seed"]),
     required=True,
-    help="pt2: programs that torch runs alone. onnx: programs for ONNX. seed: config.json and best_model.pt as the "
-    "original WaveletLM reads them.",
+    help="pt2: programs that torch runs alone. onnx: programs for ONNX. hub: what `wavelet push` uploads. seed: "
+    "config.json and best_model.pt as the original WaveletLM reads them.",
 )
-@click.option("--batch", type=click.IntRange(min=1), help="Texts read side by side. Default: 1. Not for seed.")
+@click.option("--batch", type=click.IntRange(min=1), help="Texts that a program reads side by side. Default: 1.")
 @click.option(
     "--prompt-tokens",
     type=click.IntRange(min=2),
-    help="Tokens that the prompt's program reads at a time. Default: 64. Not for seed.",
+    help="Tokens that the prompt's program reads at a time. Default: 64.",
 )
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="Type of the weights; default: as stored. Not for seed.",
+    help="Type of a program's weights; default: as stored.",
 )
 def command(
     checkpoint: str, out: Path, output_format: str, batch: int | None, prompt_tokens: int | None, dtype: str | None
@@ -47,7 +47,7 @@ def command(
       wavelet export runs/demo exported --format seed
     """
     programs = {"--batch": batch, "--prompt-tokens": prompt_tokens, "--dtype": dtype}
-    if output_format == "seed" and (given := [name for name, value in programs.items() if value is not None]):
+    if output_format in ("hub", "seed") and (given := [name for name, value in programs.items() if value is not None]):
         raise click.UsageError(f"{given[0]} is for the formats pt2 and onnx")
 
     from wavelet_core.checkpoint import locate_checkpoint
@@ -57,6 +57,10 @@ def command(
         from wavelet_cli.seed.conversion import export_seed
 
         export_seed(directory, out)
+    elif output_format == "hub":
+        from wavelet_cli.hub_layout import write_with_card
+
+        write_with_card(directory, out, out.name)
     else:
         import torch
 

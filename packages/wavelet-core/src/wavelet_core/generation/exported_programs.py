@@ -136,10 +136,11 @@ def _save_onnx(program: Any, path: Path, state: Mapping[str, Tensor]) -> None:
         import onnxscript  # noqa: F401
     except ModuleNotFoundError:
         raise ExportError("the format onnx needs extra packages: pip install 'wavelet-core[onnx]'") from None
-    names = {"input_names": ["tokens", *state], "output_names": ["logits", *(f"{name}.next" for name in state)]}
+    inputs, outputs = ["tokens", *state], ["logits", *(f"{name}.next" for name in state)]
     with _explained("be written as ONNX"):
         program = program.run_decompositions({torch.ops.aten.linalg_solve_triangular.default: _solve_triangular})
-        torch.onnx.export(program, dynamo=True, verbose=False, **names).save(path)
+        written: Any = torch.onnx.export(program, dynamo=True, verbose=False, input_names=inputs, output_names=outputs)
+        written.save(path)
 
 
 def _solve_triangular(a: Tensor, b: Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False) -> Tensor:
