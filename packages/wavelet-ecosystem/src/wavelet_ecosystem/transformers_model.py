@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -140,6 +141,8 @@ class WaveletForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> None:
         """Write config.json and model.safetensors, which our own commands read too, beside what else is there.
 
+        What config.json told of an earlier training is left out.
+
         state_dict: the weights, instead of the model's own. max_shard_size: of no effect, the weights are one file.
         """
         from wavelet_core.atomic_files import write_atomically
@@ -156,10 +159,10 @@ class WaveletForCausalLM(PreTrainedModel, GenerationMixin):
         if state_dict is not None:
             weights = {name: state_dict[name] for name in weights}
         check_finite(f"{directory} is not saved", weights)
-        config = WaveletConfig(**{**self.config.to_dict(), **config_content(self.model, {})})
+        config = json.dumps(config_content(self.model, {}), indent=2) + "\n"
         directory.mkdir(parents=True, exist_ok=True)
         save_tensors(weights, directory / WEIGHTS_FILE, {"format": "pt"})
-        write_atomically(directory / CONFIG_FILE, lambda file: file.write_text(config.to_json_string(), "utf-8"))
+        write_atomically(directory / CONFIG_FILE, lambda file: file.write_text(config, "utf-8"))
         self.generation_config.save_pretrained(directory)
         write_digests(directory, MODEL_PARTS)
 
