@@ -124,7 +124,7 @@ def test_a_run_is_uploaded_with_a_card_about_it(hub, run, tmp_path):
 
 
 def test_what_was_uploaded_loads_in_tokenizers_and_transformers(hub, run, tmp_path, greedy):
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", minversion="5.24")
     push(run, "ada/demo")
     directory = written(hub, tmp_path / "downloaded")
     ids = load_tokenizer(directory).encode("def f(x):")

@@ -13,7 +13,7 @@ from wavelet_core.checkpoint import load_checkpoint, save_checkpoint
 from wavelet_core.tensor_files import CheckpointError
 from wavelet_core.tokenizers import END_OF_TEXT, BytesTokenizer, load_tokenizer
 
-transformers = pytest.importorskip("transformers", reason="needs wavelet-ecosystem[transformers]")
+transformers = pytest.importorskip("transformers", minversion="5.24", reason="needs wavelet-ecosystem[transformers]")
 
 import wavelet_ecosystem  # noqa: E402
 from wavelet_ecosystem import import_hook  # noqa: E402

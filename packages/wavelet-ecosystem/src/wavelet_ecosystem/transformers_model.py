@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 
+from wavelet_ecosystem.padding import read_texts, text_starts, without_first
 from wavelet_ecosystem.transformers_configuration import WaveletConfig
 
 HUB_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
@@ -78,19 +79,19 @@ class WaveletForCausalLM(PreTrainedModel, GenerationMixin):
 
         if use_cache and cache is None:
             cache = StateCache(self.model, len(input_ids))
-        starts = _starts(input_ids, attention_mask, cache is not None)
+        starts = text_starts(input_ids, attention_mask, cache is not None)
         model, state = self.model, None
         if cache is not None:
             state = cache.advance(input_ids.shape[1])
             model = model if torch.is_grad_enabled() else cache.model
         if isinstance(logits_to_keep, int) and not logits_to_keep:
-            logits = _read(model, input_ids, starts, state)
+            logits = read_texts(model, input_ids, starts, state)
         else:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = model.head(_read(model.hidden, input_ids, starts, state)[:, kept])
+            logits = model.head(read_texts(model.hidden, input_ids, starts, state)[:, kept])
         loss = None
         if labels is not None:
-            labels = _without_first(labels, starts)
+            labels = without_first(labels, starts)
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=logits.shape[-1], num_items_in_batch=num_items_in_batch
             )
@@ -180,64 +181,6 @@ def _without_prefix(module: nn.Module, state: dict[str, Tensor], prefix: str, me
 def _with_prefix(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     for name in [name for name in state if name.startswith(prefix)]:
         state[f"{prefix}model.{name.removeprefix(prefix)}"] = state.pop(name)
-
-
-def _read(function: Callable[..., Tensor], tokens: Tensor, starts: list[int], state: Any) -> Tensor:
-    """What the function gives for tokens (B, T) that begin at `starts`, zero where there is padding."""
-    if not any(starts):
-        return function(tokens, state)
-    result: Tensor | None = None
-    for start in sorted(set(starts) - {tokens.shape[1]}):
-        rows = [row for row, other in enumerate(starts) if other == start]
-        part = None if state is None else state[rows]
-        read = function(tokens[rows, start:], part)
-        if result is None:
-            result = read.new_zeros(*tokens.shape, read.shape[-1])
-        result[rows, start:] = read
-        if state is not None:
-            state.write(rows, part)
-    if result is None:
-        raise ValueError("attention_mask leaves nothing to read in any text of the batch")
-    return result
-
-
-def _starts(tokens: Tensor, mask: Tensor | None, cached: bool) -> list[int]:
-    """The place of each row's first token that is not padding."""
-    batch, length = tokens.shape
-    if mask is None:
-        return [0] * batch
-    if mask.dim() != 2 or len(mask) != batch or mask.shape[1] < length:
-        raise ValueError(
-            f"attention_mask has the shape {list(mask.shape)}, but a mask of texts and positions is needed, "
-            f"[{batch}, {length}] or longer"
-        )
-    mask = mask[:, -length:].bool()
-    if bool(mask.all()):
-        return [0] * batch
-    read = mask.long().cumsum(1)
-    starts = (read == 0).sum(1)
-    ends = length - (read == read[:, -1:]).sum(1) + 1
-    ends = torch.where(starts == length, length, ends)
-    if bool((mask.sum(1) != ends - starts).any()):
-        raise ValueError(
-            "attention_mask leaves out tokens inside a text; only padding before or after it can be left out"
-        )
-    if cached and bool((ends != length).any()):
-        raise ValueError(
-            "attention_mask has padding after a text, which a streaming state would read; pad on the left: "
-            "tokenizer.padding_side = 'left'"
-        )
-    found: list[int] = starts.tolist()
-    return found
-
-
-def _without_first(labels: Tensor, starts: list[int]) -> Tensor:
-    """Labels without those of tokens that follow padding, which nothing predicts."""
-    rows = [row for row, start in enumerate(starts) if 0 < start < labels.shape[1]]
-    if rows:
-        labels = labels.clone()
-        labels[rows, [starts[row] for row in rows]] = -100
-    return labels
 
 
 def _device(device_map: Any) -> torch.device:
