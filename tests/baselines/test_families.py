@@ -12,8 +12,9 @@ from wavelet_baselines.lstm import LSTM, LSTMBlock
 from wavelet_baselines.mamba2 import Mamba2
 from wavelet_baselines.state_space_duality import state_space, state_space_by_position
 from wavelet_baselines.transformer import Attention, Transformer
+from wavelet_core.generation import DecodingSession
+from wavelet_core.state import leaves
 from wavelet_core.testing import check_model
-from wavelet_memory.gated_delta_rule import gated_delta_rule, gated_delta_rule_by_position
 from wavelet_quant import quantize
 
 SMALL = {"width": 16, "layers": 2, "zero_outputs": False, "head_std": 0.02}
@@ -41,22 +42,23 @@ def test_families_are_language_models(name):
     check_model(FAMILIES[type(config)], config)
 
 
+@pytest.mark.parametrize("recipe", [None, "int8", "int4"])
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+@torch.inference_mode()
+def test_replayed_steps_are_the_same_bit_by_bit(name, recipe):
+    config = CONFIGURATIONS[name].model_copy(update={"vocabulary_size": 29, "width": 32})
+    model = FAMILIES[type(config)](config).eval()
+    model = model if recipe is None else quantize(model, recipe)
+    session, plain = DecodingSession(model), DecodingSession(model, replay=False)
+    state, other = session.new_state(2), plain.new_state(2)
+    for tokens in torch.randint(29, (20, 2)):
+        assert torch.equal(session.next_logits(tokens, state), plain.next_logits(tokens, other))
+    assert session.is_replayed(state)
+    for (_, own), (_, others) in zip(leaves(state.tree), leaves(other.tree), strict=True):
+        assert torch.equal(own, others)
+
+
 lengths = st.sampled_from([1, 2, 7, 63, 64, 65, 130])
-
-
-@settings(max_examples=20, deadline=None)
-@given(length=lengths, chunk=st.sampled_from([1, 5, 16, 64]), seed=st.integers(0, 1 << 30))
-def test_the_gated_delta_rule_in_chunks_is_the_rule_by_position(length, chunk, seed):
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*sizes: int) -> torch.Tensor:
-        return torch.randn(2, 3, *sizes, generator=generator)
-
-    q, k, v = normal(length, 5), torch.nn.functional.normalize(normal(length, 5), dim=-1), normal(length, 4)
-    log_decay, strength = -normal(length).exp(), normal(length).sigmoid()
-    arguments = (q, k, v, log_decay, strength, normal(5, 4))
-    for fast, slow in zip(gated_delta_rule(*arguments, chunk), gated_delta_rule_by_position(*arguments), strict=True):
-        torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-4)
 
 
 @settings(max_examples=20, deadline=None)
@@ -73,13 +75,12 @@ def test_the_state_space_in_chunks_is_the_recurrence(length, chunk, seed):
 
 
 def test_strong_decay_gives_finite_gradients():
-    q, k, v = (torch.randn(1, 1, 70, 4, requires_grad=True) for _ in range(3))
-    log_decay = torch.full((1, 1, 70), -40.0, requires_grad=True)
-    out, _ = gated_delta_rule(q, k, v, log_decay, torch.ones(1, 1, 70), torch.zeros(1, 1, 4, 4))
-    x = torch.randn(1, 70, 1, 4, requires_grad=True)
-    other, _ = state_space(x, log_decay.mT, q[0], k[0], torch.zeros(1, 1, 4, 4))
-    (out.sum() + other.sum()).backward()
-    assert all(leaf.grad.isfinite().all() for leaf in (q, k, v, log_decay, x))
+    log_decay = torch.full((1, 70, 1), -40.0, requires_grad=True)
+    x, enter, leave = torch.randn(1, 70, 1, 4), torch.randn(1, 70, 4), torch.randn(1, 70, 4)
+    leaves = [leaf.requires_grad_() for leaf in (x, enter, leave)]
+    out, _ = state_space(x, log_decay, enter, leave, torch.zeros(1, 1, 4, 4))
+    out.sum().backward()
+    assert all(leaf.grad.isfinite().all() for leaf in (*leaves, log_decay))
 
 
 def by_position(attention: Attention, x: torch.Tensor) -> torch.Tensor:

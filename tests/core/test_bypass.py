@@ -2,12 +2,9 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 from wavelet_core import ExponentialMovingAverageBypass, ModelShape, RunningMeanBypass
-from wavelet_core.bypass import gated_scan
 
 SHAPE = ModelShape(width=6, levels=2)
 BYPASSES = [RunningMeanBypass, ExponentialMovingAverageBypass]
@@ -20,28 +17,6 @@ def bypass_of(component, randomize=True):
         for parameter in bypass.parameters():
             nn.init.normal_(parameter)
     return bypass
-
-
-@settings(max_examples=40, deadline=None)
-@given(length=st.integers(1, 70), seed=st.integers(0, 2**16))
-def test_the_scan_equals_a_loop_over_positions(length, seed):
-    generator = torch.Generator().manual_seed(seed)
-    gates = torch.rand(2, length, 3, generator=generator)
-    inputs = torch.randn(2, length, 3, generator=generator)
-    expected, previous = [], torch.zeros(2, 3)
-    for position in range(length):
-        previous = gates[:, position] * previous + inputs[:, position]
-        expected.append(previous)
-    torch.testing.assert_close(gated_scan(gates, inputs), torch.stack(expected, 1), atol=1e-5, rtol=1e-5)
-
-
-def test_the_scan_takes_a_logarithmic_number_of_steps_and_has_right_gradients():
-    gates = torch.rand(1, 9, 2, dtype=torch.float64, requires_grad=True)
-    inputs = torch.randn(1, 9, 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(gated_scan, (gates, inputs))
-    with torch.profiler.profile() as profile:
-        gated_scan(torch.rand(1, 1024, 2), torch.randn(1, 1024, 2))
-    assert sum(event.name == "aten::cat" for event in profile.events()) == 20
 
 
 def test_the_running_mean_is_the_mean_of_everything_so_far():

@@ -23,10 +23,11 @@ from wavelet_core import (
     registry,
 )
 from wavelet_core.bypass import Bypass
+from wavelet_core.decayed_mean import DecayedMeanBypass
 from wavelet_core.testing import check_component
 from wavelet_core.testing.part_contract import PART_CONTRACTS
 from wavelet_core.transforms import DiscreteCosine, Hartley, Identity, LearnedButterfly
-from wavelet_memory import FastWeightProductKeyMemory, ProductKeyMemory
+from wavelet_memory import FastWeightProductKeyMemory, GatedDeltaMemory, ProductKeyMemory
 
 OURS = {
     WalshHadamard: {},
@@ -34,17 +35,26 @@ OURS = {
     Hartley: {},
     DiscreteCosine: {},
     LearnedButterfly: {},
-    LiftingWavelet: {"crawl": 5, "untied_reconstruction": True, "dropout": 0.1},
+    LiftingWavelet: {"crawl": 5, "crawl_groups": 4, "untied_reconstruction": True, "dropout": 0.1},
     HaarWavelet: {},
     MultiBasisWavelet: {"untied_reconstruction": True},
     GatedSpectralMixer: {"routing": True, "widths": [1, 0.5, 0.5], "parametrization": "spectral_norm"},
     DeepGatedSpectralMixer: {"stabilizers": True, "residuals": True, "parametrization": "exponential"},
     RunningMeanBypass: {},
     ExponentialMovingAverageBypass: {},
+    DecayedMeanBypass: {},
     MLP: {"dropout": 0.1, "layers": 3},
     ProductKeyMemory: {"num_keys": 16, "top_k": 3, "heads": 2},
     FastWeightProductKeyMemory: {"num_keys": 16, "top_k": 3, "inference_updates": True, "chunk_size": 8},
-    WaveletBlock: {"embedding_residual": True, "decomposition_norm": True, "reconstruction_norm": True},
+    GatedDeltaMemory: {"heads": 2, "key_width": 4, "value_width": 6, "chunk_size": 16},
+    WaveletBlock: {
+        "embedding_residual": True,
+        "decomposition_norm": True,
+        "reconstruction_norm": True,
+        "value_embedding": True,
+        "wavelet_convolution": 4,
+        "memory_convolution": 3,
+    },
 }
 
 

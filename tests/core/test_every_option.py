@@ -59,7 +59,7 @@ def deep(**options):
 
 
 def memory(kind, **options):
-    keys = {} if kind == "mlp" else {"num_keys": 16, "top_k": 3}
+    keys = SIZES.get(kind, {})
     return {"memories": [{"kind": kind, **keys, **options}]}
 
 
@@ -72,7 +72,12 @@ def cells(**options):
 
 
 LEARNING = {"inference_updates": True, "chunk_size": 4, "update_learning_rate": 2.0}
-FAST = "fast_weight_product_key"
+FAST, DELTA = "fast_weight_product_key", "gated_delta"
+SIZES = {
+    "product_key": {"num_keys": 16, "top_k": 3},
+    FAST: {"num_keys": 16, "top_k": 3},
+    DELTA: {"heads": 2, "key_width": 4, "value_width": 4},
+}
 
 OPTIONS = {
     "model.vocabulary_size": Option({"vocabulary_size": 31}, "parameters output"),
@@ -85,6 +90,10 @@ OPTIONS = {
     "model.embedding_scaling": Option({"embedding_scaling": True}, "output"),
     "model.embedding_dropout": Option({"embedding_dropout": 0.5}, "training"),
     "model.head_dropout": Option({"head_dropout": 0.5}, "training"),
+    "model.embedding_std": Option({"embedding_std": 0.02}, "initial"),
+    "model.head_std": Option({"head_std": 0.001}, "initial"),
+    "model.logit_soft_cap": Option({"logit_soft_cap": 0.5}, "parameters output"),
+    "model.bigram_rows": Option({"bigram_rows": 37}, "parameters state output", "bigram"),
     "model.shared_block": Option({"shared_block": True}, "parameters output"),
     "model.shared_wavelet": Option({"shared_wavelet": False}, "parameters output", r"blocks\.1\.wavelet\.predict"),
     "model.loop_iterations": Option({"loop_iterations": 2}, "state output", r"^blocks\.[23]\..*level0"),
@@ -99,6 +108,13 @@ OPTIONS = {
     "model.bypass": Option({}, "parameters state output", "bypass", off={"bypass": None}),
     "model.memories": Option({"memories": ["mlp", "mlp"]}, "parameters output", "memories"),
     "block.wavelet.embedding_residual": Option(block(embedding_residual=True), "parameters output", "gamma"),
+    "block.wavelet.value_embedding": Option(block(value_embedding=True), "parameters output", "value_"),
+    **{
+        f"block.wavelet.{name}": Option(
+            block(**{name: 4}) | memory("mlp"), "parameters state output", name, memory("mlp")
+        )
+        for name in ("wavelet_convolution", "memory_convolution")
+    },
     "block.wavelet.learned_residual": Option(
         {}, "parameters output", r"residual\.alpha", off=block(learned_residual=False)
     ),
@@ -106,6 +122,7 @@ OPTIONS = {
         {"width": 16}, "parameters output", "project", off={"width": 16, **block(projection=False)}
     ),
     "block.wavelet.projection_scaling": Option(block(projection_scaling=True), "initial"),
+    "block.wavelet.zero_projection": Option(block(zero_projection=True), "initial"),
     "block.wavelet.mixer_dropout": Option(block(mixer_dropout=0.5), "training"),
     "block.wavelet.projection_dropout": Option(block(projection_dropout=0.5), "training"),
     "block.wavelet.decomposition_norm": Option(
@@ -120,8 +137,14 @@ OPTIONS = {
     "wavelet.lifting.initialization": Option(wavelet(initialization="zero"), "initial"),
     "wavelet.lifting.level_scaling": Option(wavelet(level_scaling=True), "initial"),
     "wavelet.lifting.crawl": Option(wavelet(crawl=5), "parameters state output", "theta"),
+    "wavelet.lifting.crawl_groups": Option(
+        wavelet(crawl=3, crawl_groups=2), "parameters output", "select", wavelet(crawl=3)
+    ),
     "wavelet.lifting.untied_reconstruction": Option(
         wavelet(untied_reconstruction=True), "parameters output", "reconstruction_update"
+    ),
+    "bypass.decayed_mean.longest": Option(
+        {"bypass": {"kind": "decayed_mean", "longest": 50}}, "initial state output", off={"bypass": "decayed_mean"}
     ),
     "wavelet.multi_basis.bases": Option(
         bases({}, {}, {}), "parameters state output", r"bases\.2|\.2\.level", bases({}, {})
@@ -148,6 +171,9 @@ OPTIONS = {
     "mixer.deep_gated_spectral.residuals": Option(deep(residuals=True), "output", off=deep()),
     "memory.mlp.expansion": Option(memory("mlp", expansion=2), "parameters output", off=memory("mlp")),
     "memory.mlp.layers": Option(memory("mlp", layers=3), "parameters output", r"layers\.4", memory("mlp")),
+    "memory.mlp.activation": Option(memory("mlp", activation="relu_squared"), "output", off=memory("mlp")),
+    "memory.mlp.bias": Option(memory("mlp"), "parameters output", r"layers.*bias", memory("mlp", bias=False)),
+    "memory.mlp.zero_output": Option(memory("mlp", zero_output=True), "initial", off=memory("mlp")),
     "memory.mlp.dropout": Option(memory("mlp", dropout=0.5), "training", off=memory("mlp")),
     "memory.mlp.output_scaling": Option(memory("mlp", output_scaling=True), "initial", off=memory("mlp")),
     **{
@@ -168,6 +194,20 @@ OPTIONS = {
     f"memory.{FAST}.chunk_size": Option(
         memory(FAST, **LEARNING | {"chunk_size": 7}), "state streamed", off=memory(FAST, **LEARNING)
     ),
+    **{
+        f"memory.gated_delta.{name}": Option(memory(DELTA, **on), changes, own, memory(DELTA, **off))
+        for name, on, off, changes, own in (
+            ("heads", {"heads": 3}, {}, "parameters state output", ""),
+            ("key_width", {"key_width": 5}, {}, "parameters state output", ""),
+            ("value_width", {"value_width": 5}, {}, "parameters state output", ""),
+            ("chunk_size", {"chunk_size": 7}, {}, "memory", ""),
+            ("convolution", {}, {"convolution": None}, "parameters state output", "convolution"),
+            ("decay", {}, {"decay": False}, "parameters output", "log_rate|step_bias"),
+            ("output_norm", {}, {"output_norm": False}, "parameters output", "gain$"),
+            ("output_gate", {}, {"output_gate": False}, "parameters output", ""),
+            ("zero_output", {}, {"zero_output": False}, "initial", ""),
+        )
+    },
     "multinodal.cells": Option(cells(), "parameters state output", r"cells\.1|^1\.", cells(cells=1)),
     "multinodal.seeds": Option(cells(seeds=[1, 2]), "initial", off=cells()),
     "multinodal.combination": Option(cells(combination="sum"), "output", off=cells()),

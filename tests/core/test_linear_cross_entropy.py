@@ -18,15 +18,19 @@ from wavelet_core.linear import Linear
 from wavelet_core.linear_cross_entropy import IGNORED, linear_cross_entropy
 
 
-def plain(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> Tensor:
+def plain(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, soft_cap: float | None = None
+) -> Tensor:
     logits = F.linear(hidden, weight, bias)
+    if soft_cap is not None:
+        logits = soft_cap * torch.tanh(logits / soft_cap)
     return F.cross_entropy(
         logits.flatten(0, -2).to(torch.promote_types(logits.dtype, torch.float32)), targets.flatten()
     )
 
 
 def gradients(loss: Any, *tensors: Any) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(3 * loss(*tensors), [t for t in tensors if t is not None and t.requires_grad])
+    return torch.autograd.grad(3 * loss(*tensors), [t for t in tensors if isinstance(t, Tensor) and t.requires_grad])
 
 
 def draw(count: int, width: int, vocabulary: int, bias: bool, dtype: torch.dtype = torch.float64) -> list[Any]:
@@ -37,10 +41,18 @@ def draw(count: int, width: int, vocabulary: int, bias: bool, dtype: torch.dtype
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(1, 40), st.integers(2, 60), st.integers(1, 400), st.booleans(), st.floats(0, 1), st.randoms())
-def test_loss_and_gradients_are_those_of_the_plain_form(count, vocabulary, chunk, bias, ignored, random):
+@given(
+    st.integers(1, 40),
+    st.integers(2, 60),
+    st.integers(1, 400),
+    st.booleans(),
+    st.floats(0, 1),
+    st.sampled_from([None, 2.0]),
+    st.randoms(),
+)
+def test_loss_and_gradients_are_those_of_the_plain_form(count, vocabulary, chunk, bias, ignored, soft_cap, random):
     torch.manual_seed(random.randrange(1 << 32))
-    tensors = draw(count, 5, vocabulary, bias)
+    tensors = [*draw(count, 5, vocabulary, bias), soft_cap]
     tensors[2][1:][torch.rand(count - 1) < ignored] = IGNORED
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "CHUNK", chunk)

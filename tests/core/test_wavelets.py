@@ -216,3 +216,41 @@ def test_the_state_holds_just_as_many_rows_as_the_oldest_look_back(crawl):
         size = crawl or 1
         oldest = max(1, 2**level - size // 2) + size - 1
         assert state[f"level{level}"].shape == (2, oldest, WIDTH)
+
+
+def crawling(**options):
+    torch.manual_seed(0)
+    wavelet = LiftingWavelet(LiftingWavelet.Config(crawl=5, **options), ModelShape(width=8, levels=3))
+    nn.init.normal_(wavelet.delay.theta)
+    return wavelet
+
+
+def test_a_selective_crawl_starts_as_the_plain_one():
+    rows = torch.randn(2, 20, 8)
+    selective, plain = crawling(crawl_groups=2), crawling()
+    selective.delay.theta = plain.delay.theta
+    for level in range(3):
+        torch.testing.assert_close(selective.delay(rows, level), plain.delay(rows, level))
+
+
+def test_a_selective_crawl_weighs_look_backs_by_what_it_reads():
+    delay = crawling(crawl_groups=2).delay
+    nn.init.normal_(delay.select[1].weight)
+    rows = torch.randn(2, 20, 8)
+    past = delay(rows, 1)
+    for position in (0, 1, 3, 19):
+        scores = delay.theta[1] + (delay.select[1].weight @ rows[1, position]).view(2, 5)
+        wanted = torch.zeros(2, 4)
+        for place in range(5):
+            if position - 1 - place >= 0:  # level 1 looks 1 to 5 positions back
+                wanted += scores.softmax(-1)[:, place, None] * rows[1, position - 1 - place].view(2, 4)
+        torch.testing.assert_close(past[1, position], wanted.flatten())
+
+
+def test_a_selective_crawl_has_right_gradients():
+    delay = crawling(crawl_groups=2).delay.double()
+    rows = torch.randn(2, 9, 8, dtype=torch.float64, requires_grad=True)
+    nn.init.normal_(delay.select[2].weight)
+    assert torch.autograd.gradcheck(
+        lambda rows, weight, theta: delay(rows, 2), (rows, delay.select[2].weight, delay.theta)
+    )

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from wavelet_core import ModelConfig, ModelShape, WalshHadamard, build_model, kernels
 from wavelet_core.linear import SMALLEST_MATRIX, Linear, linear, stacked_linear
 from wavelet_core.transforms import hadamard
+from wavelet_memory.gated_delta_rule import gated_delta_rule
 from wavelet_quant import native_kernel
 from wavelet_quant.decode_benchmark import matrix_products
 from wavelet_quant.native_kernel import SMALLEST_COMPILED, Native
@@ -315,3 +316,33 @@ def test_walsh_hadamard_transforms_compile():
     with profile() as seen:
         run(x)
     assert "wavelet_quant::walsh_hadamard" in {event.name for event in seen.events()}
+
+
+def delta_rule_with_gradients(tensors, chunk):
+    outputs, memory = gated_delta_rule(*tensors, chunk)
+    worth = (outputs * outputs.detach().cos()).sum() + memory.square().sum()
+    return (outputs, memory, *torch.autograd.grad(worth, tensors))
+
+
+@needs_kernel
+@pytest.mark.parametrize("instructions", instruction_sets())
+@pytest.mark.parametrize(("length", "chunk", "keys", "values"), [(2, 16, 16, 32), (33, 16, 48, 16), (70, 32, 32, 32)])
+def test_the_gated_delta_rule_and_its_gradients_are_those_of_torch(
+    monkeypatch, instructions, length, chunk, keys, values
+):
+    kernel = Native(Native.Config(instruction_set=instructions))
+    asked = []
+    monkeypatch.setattr(kernel, "gated_delta_rule", lambda *x: asked.append(1) or Native.gated_delta_rule(kernel, *x))
+    q, k, v = numbers(2, 3, length, keys), numbers(2, 3, length, keys), numbers(2, 3, length, values)
+    log_decay, strength = -numbers(2, 3, length).exp(), numbers(2, 3, length).sigmoid()
+    log_decay[0, 1, length // 2] = -50
+    tensors = [q.transpose(0, 1), F.normalize(k, dim=-1).transpose(0, 1), v.transpose(0, 1)]
+    tensors += [log_decay.transpose(0, 1), strength.transpose(0, 1), numbers(3, 2, keys, values)]
+    tensors = [tensor.detach().requires_grad_() for tensor in tensors]
+    results = []
+    for chosen in ([(kernel,)], [()]):
+        monkeypatch.setattr(kernels, "_chosen", chosen)
+        results.append(delta_rule_with_gradients(tensors, chunk))
+    for found, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    assert asked == [1]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wavelet_baselines.residual_stack import output_projection
 from wavelet_core.linear import Linear
+from wavelet_core.relu_squared import relu_squared
 
 Activation = Literal["relu_squared", "swiglu", "gelu"]
 
@@ -35,6 +35,6 @@ class FeedForward(nn.Module):
             gate, value = self.first(x).chunk(2, dim=-1)
             hidden = F.silu(gate) * value
         else:
-            hidden = torch.relu(self.first(x)).square()
+            hidden = relu_squared(self.first(x))
         out: Tensor = self.last(hidden)
         return out

@@ -9,12 +9,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wavelet_baselines.gated_delta_net import initial_decay_rates
 from wavelet_baselines.residual_stack import ResidualStack, ResidualStackConfig, output_projection
 from wavelet_baselines.state_space_duality import state_space
 from wavelet_core.linear import Linear
 from wavelet_core.short_convolution import ShortConvolution
 from wavelet_core.state import Tree
+from wavelet_memory.gated_delta import initial_decay_rates
 
 
 class Mamba2Block(nn.Module):

@@ -14,9 +14,14 @@ from wavelet_core.config import ComponentConfig, ModelConfig, ModelShape
 from wavelet_core.diagnostics import Diagnostic, scale_names
 from wavelet_core.linear import Linear
 from wavelet_core.norms import LayerNorm, ScaleNorm
+from wavelet_core.short_convolution import ShortConvolution
 from wavelet_core.state import Tree, call, new_state_of
 
-STATEFUL_PARTS = ("wavelet", "mixer", "bypass", "memories")
+STATEFUL_PARTS = ("wavelet_convolution", "wavelet", "mixer", "bypass", "memory_convolution", "memories")
+
+
+def _convolution(channels: int, width: int | None) -> ShortConvolution | None:
+    return None if width is None else ShortConvolution(channels, width, residual=True)
 
 
 class EmbeddingResidual(nn.Module):
@@ -71,7 +76,8 @@ class WaveletBlock(nn.Module):
     reconstruct), `transform`, `mixer`, `bypass` (or None) and `memories`. Options that are off are identities
     without parameters.
 
-    Shapes: x and embedding (B, T, C); previous_mean (B, T, C), (B, 1, C) or None. Returns the new x and the bypass
+    Shapes: x and embedding (B, T, C); previous_mean (B, T, C), (B, 1, C) or None; value, the block's own embedding of
+    the tokens, (B, T, C) or None. Returns the new x and the bypass
     mean, both (B, T, C); without a bypass the mean is None.
     """
 
@@ -80,9 +86,20 @@ class WaveletBlock(nn.Module):
     class Config(ComponentConfig):
         kind: Literal["wavelet"] = "wavelet"
         embedding_residual: bool = Field(False, description="add gamma * embedding to every block's input")
+        value_embedding: bool = Field(
+            False,
+            description="every block has a token embedding of its own, added to what its wavelet and memories read",
+        )
+        wavelet_convolution: int | None = Field(
+            None, ge=2, le=64, description="positions that a short convolution before the wavelet spans; null: none"
+        )
+        memory_convolution: int | None = Field(
+            None, ge=2, le=64, description="positions that a short convolution before the memories spans; null: none"
+        )
         learned_residual: bool = Field(True, description="the two residual connections have a learned scalar")
         projection: bool = Field(True, description="Linear(P, C) after reconstruction; off needs a width equal to P")
         projection_scaling: bool = Field(False, description="divide the projection's initial weights by sqrt(C layers)")
+        zero_projection: bool = Field(False, description="the projection's weights start at zero")
         mixer_dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability of the mixed coefficients")
         projection_dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability of the block's update")
         decomposition_norm: bool = Field(False, description="a LayerNorm per scale right after decomposition")
@@ -90,6 +107,13 @@ class WaveletBlock(nn.Module):
 
         def check(self, model: ModelConfig) -> None:
             shape = model.shape
+            if self.zero_projection and not self.projection:
+                raise ValueError("zero_projection=true is about a projection, but projection=false; set one of the two")
+            if self.memory_convolution is not None and not model.memories:
+                raise ValueError(
+                    f"memory_convolution={self.memory_convolution} stands before the memories, but model.memories is "
+                    "empty; give some, or memory_convolution: null"
+                )
             if not self.projection and shape.padded_width != shape.width:
                 raise ValueError(
                     f"projection=false needs model.width to equal the padded width, but model.width={shape.width} is "
@@ -114,7 +138,10 @@ class WaveletBlock(nn.Module):
         self.mixer = mixer
         self.bypass = bypass
         self.embedding_residual = EmbeddingResidual(width) if config.embedding_residual else None
+        # What the wavelet reads of the value embedding, and what the memories read.
+        self.value_gains = nn.Parameter(torch.ones(2, width)) if config.value_embedding else None
         self.norm_in = LayerNorm(width)
+        self.wavelet_convolution = _convolution(width, config.wavelet_convolution)
         self.decomposition_norm = ScaleNorm(scales, padded_width) if config.decomposition_norm else nn.Identity()
         self.reconstruction_norm = ScaleNorm(scales, padded_width) if config.reconstruction_norm else nn.Identity()
         self.mixer_dropout = nn.Dropout(config.mixer_dropout)
@@ -123,6 +150,7 @@ class WaveletBlock(nn.Module):
         self.projection_dropout = nn.Dropout(config.projection_dropout)
         self.spectral_residual = Residual(config.learned_residual)
         self.norm_memory = LayerNorm(width)
+        self.memory_convolution = _convolution(width, config.memory_convolution)
         self.memories = MemorySum(memories)
         self.memory_residual = Residual(config.learned_residual)
 
@@ -130,11 +158,16 @@ class WaveletBlock(nn.Module):
     def _projection(config: Config, shape: ModelShape) -> Linear:
         projection = Linear(shape.padded_width, shape.width)
         with torch.no_grad():
-            projection.weight *= 1e-3
+            projection.weight *= 0.0 if config.zero_projection else 1e-3
             if config.projection_scaling:
                 projection.weight *= (shape.width * shape.layers) ** -0.5
             projection.bias.zero_()
         return projection
+
+    @property
+    def takes_value(self) -> bool:
+        """Whether `forward` takes a value embedding."""
+        return self.value_gains is not None
 
     def new_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Tree:
         return {part: new_state_of(getattr(self, part), batch_size, device, dtype) for part in STATEFUL_PARTS}
@@ -165,11 +198,21 @@ class WaveletBlock(nn.Module):
                 "they start at 1.",
             )
 
+    def _with_value(self, rows: Tensor, value: Tensor | None, reader: int) -> Tensor:
+        if self.value_gains is None or value is None:
+            return rows
+        return torch.addcmul(rows, self.value_gains[reader].to(rows.dtype), value.to(rows.dtype))
+
     def _padded(self, x: Tensor) -> Tensor:
         return F.pad(x, (0, self.padding)) if self.padding else x
 
     def forward(
-        self, x: Tensor, embedding: Tensor, previous_mean: Tensor | None = None, state: Tree | None = None
+        self,
+        x: Tensor,
+        embedding: Tensor,
+        previous_mean: Tensor | None = None,
+        state: Tree | None = None,
+        value: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         history: Any = dict.fromkeys(STATEFUL_PARTS) if state is None else state
         bias = mean = None
@@ -178,7 +221,10 @@ class WaveletBlock(nn.Module):
         if self.embedding_residual is not None:
             x = self.embedding_residual(x, embedding)
 
-        coefficients = self.wavelet.decompose(self._padded(self.norm_in(x)), history["wavelet"])
+        rows = self._with_value(self.norm_in(x), value, 0)
+        if self.wavelet_convolution is not None:
+            rows = self.wavelet_convolution(rows, history["wavelet_convolution"])
+        coefficients = self.wavelet.decompose(self._padded(rows), history["wavelet"])
         coefficients = self.decomposition_norm(coefficients)
         if bias is not None:
             coefficients = coefficients + self._padded(bias)
@@ -189,4 +235,7 @@ class WaveletBlock(nn.Module):
         update = self.projection_dropout(update) if self.training else update
 
         x = self.spectral_residual(x, update)
-        return self.memory_residual(x, self.memories(self.norm_memory(x), history["memories"])), mean
+        q = self._with_value(self.norm_memory(x), value, 1)
+        if self.memory_convolution is not None:
+            q = self.memory_convolution(q, history["memory_convolution"])
+        return self.memory_residual(x, self.memories(q, history["memories"])), mean

@@ -13,6 +13,7 @@ from wavelet_core.config import ComponentConfig, ModelShape
 from wavelet_core.diagnostics import Diagnostic, scale_names
 from wavelet_core.linear import Linear
 from wavelet_core.norms import product_type
+from wavelet_core.scan import gated_scan
 from wavelet_core.state import Tree, document_positions, in_document, move_on
 
 
@@ -91,20 +92,6 @@ class RunningMeanBypass(Bypass):
             move_on(history, sums)
             move_on(read, counts)
         return (sums / counts).to(x.dtype)
-
-
-def gated_scan(gates: Tensor, inputs: Tensor) -> Tensor:
-    """m_t = gates_t * m_{t-1} + inputs_t with m_{-1} = 0, over axis 1, in log2(T) parallel steps.
-
-    Each step composes every position's affine map with the one `stride` positions before it (Hillis and Steele 1986).
-    Gates lie in [0, 1], so nothing can overflow.
-    """
-    stride = 1
-    while stride < inputs.shape[1]:
-        inputs = torch.cat([inputs[:, :stride], inputs[:, stride:] + gates[:, stride:] * inputs[:, :-stride]], dim=1)
-        gates = torch.cat([gates[:, :stride], gates[:, stride:] * gates[:, :-stride]], dim=1)
-        stride *= 2
-    return inputs
 
 
 class ExponentialMovingAverageBypass(Bypass):

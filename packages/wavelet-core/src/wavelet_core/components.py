@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from wavelet_core.block import WaveletBlock
 from wavelet_core.bypass import ExponentialMovingAverageBypass, RunningMeanBypass
+from wavelet_core.decayed_mean import DecayedMeanBypass
 from wavelet_core.generation.samplers import (
     EntropyAdaptive,
     MinP,
@@ -37,7 +38,7 @@ def register_components(register: Callable[[str, type], None]) -> None:
         register("wavelet", wavelet)
     for mixer in (GatedSpectralMixer, DeepGatedSpectralMixer):
         register("mixer", mixer)
-    for bypass in (RunningMeanBypass, ExponentialMovingAverageBypass):
+    for bypass in (RunningMeanBypass, ExponentialMovingAverageBypass, DecayedMeanBypass):
         register("bypass", bypass)
     register("memory", MLP)
     register("block", WaveletBlock)

@@ -182,6 +182,27 @@ class ModelConfig(LanguageModelConfig):
     embedding_scaling: bool = Field(False, description="multiply embeddings by sqrt(C)")
     embedding_dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability after the embedding")
     head_dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability before the head")
+    embedding_std: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="standard deviation of the initial token embeddings; null: 1/sqrt(C)",
+    )
+    head_std: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="standard deviation of the head's initial weights; null: uniform up to 1/sqrt(C), or the tied ones",
+    )
+    logit_soft_cap: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="c, logits z become c tanh(z / c); null leaves them"
+    )
+    bigram_rows: int | None = Field(
+        None,
+        ge=1,
+        description="rows of a table, starting at zero, whose row for a token and the one before it, by a hash, is "
+        "added to the token's embedding; null: none",
+    )
 
     shared_block: bool = Field(False, description="one block applied `layers` times instead of `layers` blocks")
     shared_wavelet: bool = Field(True, description="all blocks share one wavelet's parameters")
@@ -282,6 +303,8 @@ class ModelConfig(LanguageModelConfig):
                 raise _error_at(type(self).__name__, place, config, str(error)) from error
         if self.cross_window_state and self.bypass is None:
             raise ValueError("cross_window_state needs a bypass, but model.bypass is null; set one of the two")
+        if self.head_std is not None and self.tied_embedding:
+            raise ValueError("head_std cannot be used with tied_embedding: the head's weights are the embedding's")
         if self.stochastic_depth and self.shared_block:
             raise ValueError("stochastic_depth cannot be used with shared_block: a looped block is never skipped")
         return self

@@ -18,8 +18,9 @@ class _Repeatable:
     Reading moves a streaming state on, and a training pass moves buffers such as power iteration's.
     """
 
-    def __init__(self, block: nn.Module, state: Tree | None):
+    def __init__(self, block: nn.Module, state: Tree | None, named: dict[str, Tensor]):
         self.block = block
+        self.named = named
         self.state = state
         self.state_before = None if state is None else map_tree(Tensor.clone, state)
         tensors = block.state_dict(keep_vars=True)
@@ -31,14 +32,14 @@ class _Repeatable:
     def __call__(self, *inputs: Tensor | None) -> Any:
         if self.first:
             self.first = False
-            return self.block(*inputs, self.state)
+            return self.block(*inputs, self.state, **self.named)
         state = None if self.state_before is None else map_tree(Tensor.clone, self.state_before)
         buffers = {name: tensor.clone() for name, tensor in self.buffers_before.items()}
-        return functional_call(self.block, buffers, (*inputs, state))
+        return functional_call(self.block, buffers, (*inputs, state), self.named)
 
 
-def run_checkpointed(block: nn.Module, *inputs: Tensor | None, state: Tree | None) -> Any:
-    """block(*inputs, state), to be recomputed in the backward pass: the same numbers, less memory, more time."""
+def run_checkpointed(block: nn.Module, *inputs: Tensor | None, state: Tree | None, **named: Any) -> Any:
+    """block(*inputs, state, **named), recomputed in the backward pass: the same numbers, less memory, more time."""
     if torch.compiler.is_compiling():
-        return checkpoint(block, *inputs, state, use_reentrant=False)
-    return checkpoint(_Repeatable(block, state), *inputs, use_reentrant=False)
+        return checkpoint(block, *inputs, state, use_reentrant=False, **named)
+    return checkpoint(_Repeatable(block, state, named), *inputs, use_reentrant=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -66,6 +66,37 @@ class Kernel(ABC):
         Called only where `accepts_walsh_hadamard`; a kernel without it has nothing here.
         """
         raise NotImplementedError
+
+    def accepts_gated_delta_rule(self, q: Tensor, v: Tensor, chunk: int) -> bool:
+        """Whether it computes the gated delta rule of q and k (N, T, K) and v (N, T, D) by chunks, also in training."""
+        return False
+
+    def gated_delta_rule(
+        self, inputs: tuple[Tensor, ...], memory: Tensor, chunk: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Outputs (N, T, D), the memory after them (N, K, D), and two tensors that the gradients need.
+
+        Called only where `accepts_gated_delta_rule`. inputs: q, k, v, log_decay (N, T) and strength (N, T). memory:
+        (N, K, D), the one before.
+        """
+        raise NotImplementedError
+
+    def gated_delta_rule_gradients(
+        self, inputs: tuple[Tensor, ...], kept: tuple[Tensor, Tensor], to_outputs: Tensor, to_memory: Tensor, chunk: int
+    ) -> tuple[Tensor, ...]:
+        """Gradients of q, k, v, log_decay, strength and memory, given those of the outputs and of the last memory.
+
+        inputs: as above. kept: the two tensors.
+        """
+        raise NotImplementedError
+
+    def bound(self, operator: Any, out: Tensor, *arguments: Any, **keywords: Any) -> Callable[[], Any] | None:
+        """An operator of the kernel on fixed tensors: a function that writes to `out` what it gives for their numbers.
+
+        None, unless the operator is the kernel's and `out`, which it has given for these arguments, stays its result's
+        place. Steps of decoding call it again and again, without starting the operator.
+        """
+        return None
 
 
 _chosen: list[tuple[Kernel, ...]] = []

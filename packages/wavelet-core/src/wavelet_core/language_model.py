@@ -14,6 +14,7 @@ from wavelet_core.config import ConfigurationError, LanguageModelConfig
 from wavelet_core.linear import Linear
 from wavelet_core.linear_cross_entropy import linear_cross_entropy
 from wavelet_core.registry import build
+from wavelet_core.soft_cap import SoftCappedHead
 from wavelet_core.state import State
 
 # How torch says that a tensor is too large.
@@ -96,12 +97,18 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def head_cross_entropy(head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor) -> Tensor:
-    """`cross_entropy(head(hidden), targets)`, by chunks of the logits where the head is a plain linear map.
+    """`cross_entropy(head(hidden), targets)`, by chunks of the logits where the head is a linear map, capped or not.
 
     A quantized head, one with hooks and any other callable is called. Shapes: hidden (B, T, C), targets (B, T) -> ().
     """
-    if isinstance(head, nn.Linear) and type(head) in (nn.Linear, Linear):
-        hooks = (head._forward_pre_hooks, head._forward_hooks, head._backward_pre_hooks, head._backward_hooks)
-        if not any(hooks):
-            return linear_cross_entropy(hidden, head.weight, targets, head.bias)
+    linear, cap = (head.linear, head.cap) if isinstance(head, SoftCappedHead) else (head, None)
+    if isinstance(linear, nn.Linear) and type(linear) in (nn.Linear, Linear) and not _has_hooks(head, linear):
+        return linear_cross_entropy(hidden, linear.weight, targets, linear.bias, cap)
     return cross_entropy(head(hidden), targets)
+
+
+def _has_hooks(*modules: Any) -> bool:
+    return any(
+        module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
+        for module in modules
+    )

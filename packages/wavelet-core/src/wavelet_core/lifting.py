@@ -10,30 +10,17 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from wavelet_core.computed import Computed
-from wavelet_core.config import ComponentConfig, ModelShape
+from wavelet_core.config import ComponentConfig, ModelConfig, ModelShape
 from wavelet_core.diagnostics import Diagnostic
 from wavelet_core.linear import Linear
-from wavelet_core.state import Tree, document_positions, in_document, move_on
+from wavelet_core.look_backs import blend, with_history
+from wavelet_core.state import Tree, document_positions, in_document
 
 SQRT_HALF = math.sqrt(0.5)
 SQRT_TWO = math.sqrt(2.0)
-
-
-def with_history(rows: Tensor, history: Tensor | None, reach: int) -> Tensor:
-    """`rows` (B, T, P) with the `reach` rows before them in front: zeros at the start of a text, else the history.
-
-    The history (B, reach, P) is moved on to the last `reach` rows, in place.
-    """
-    if history is None:
-        return F.pad(rows, (0, 0, reach, 0))
-    extended = torch.cat([history if history.dtype is rows.dtype else history.to(rows.dtype), rows], dim=1)
-    move_on(history, extended)
-    return extended
 
 
 def scales_together(scales: list[Tensor]) -> Tensor:
@@ -58,35 +45,6 @@ class FixedDelay(nn.Module):
     ) -> Tensor:
         past = with_history(rows, history, self.reach(level))[:, : rows.shape[1]]
         return in_document(past, self.reach(level), positions)
-
-
-def _blend(extended: Tensor, weights: Tensor, length: int) -> Tensor:
-    """sum_j weights_j * extended[:, j : j + length]. Shapes: extended (B, T + K - 1, P) or longer -> (B, T, P)."""
-    blended = extended[:, :length] * weights[0]
-    for start in range(1, len(weights)):
-        blended.addcmul_(extended[:, start : start + length], weights[start])
-    return blended
-
-
-class _Blend(torch.autograd.Function):
-    """`_blend` as one node of the graph: its backward makes no tensor for every look-back."""
-
-    @staticmethod
-    def forward(ctx: Any, extended: Tensor, weights: Tensor, length: int) -> Tensor:
-        ctx.save_for_backward(extended, weights)
-        return _blend(extended, weights, length)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        extended, weights = ctx.saved_tensors
-        length = gradient.shape[1]
-        to_extended = torch.zeros_like(extended)
-        to_weights = []
-        for start, weight in enumerate(weights):
-            to_extended[:, start : start + length].addcmul_(gradient, weight)
-            to_weights.append((extended[:, start : start + length] * gradient).sum())
-        return to_extended, torch.stack(to_weights), None
 
 
 class WaveletCrawl(Computed):
@@ -134,19 +92,33 @@ class WaveletCrawl(Computed):
     def forward(
         self, rows: Tensor, level: int, history: Tensor | None = None, positions: Tensor | None = None
     ) -> Tensor:
-        reach = self.reach(level)
-        extended = with_history(rows, history, reach)
         weights = self.computed()[level].to(rows.dtype)
-        length = rows.shape[1]
-        if length == 1 and positions is None:
-            return torch.bmm(weights.expand(len(rows), 1, self.size), extended[:, : self.size])
-        if positions is None:
-            blend = _Blend.apply if torch.is_grad_enabled() else _blend
-            return blend(extended, weights, length)
-        past = weights[0] * in_document(extended[:, :length], reach, positions)
-        for start in range(1, self.size):
-            past = past + weights[start] * in_document(extended[:, start : start + length], reach - start, positions)
-        return past
+        return blend(rows, weights, self.first_offset(level), history, positions)
+
+
+class SelectiveCrawl(WaveletCrawl):
+    """A crawl whose weights depend on what a level reads, for each of G groups of channels: softmax(theta_k + W_k c_t).
+
+    W (G K, P) starts at zero, so that every position starts with the weights of the plain crawl (docs/model.md, section
+    12). Shapes: (B, T, P) -> (B, T, P).
+    """
+
+    def __init__(self, levels: int, size: int, width: int, groups: int):
+        super().__init__(levels, size)
+        self.groups, self.group_width = groups, width // groups
+        self.select = nn.ModuleList(Linear(width, groups * size, bias=False) for _ in range(levels))
+        for parameter in self.select.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(
+        self, rows: Tensor, level: int, history: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        scores = self.select[level](rows).unflatten(-1, (self.groups, self.size))
+        precise = torch.promote_types(rows.dtype, torch.float32)
+        weights = (self.theta[level] + scores.to(precise)).softmax(-1).flip(-1).to(rows.dtype)
+        # As a product: spreading a weight over the channels of a group would be slower.
+        spread = torch.eye(self.groups, dtype=rows.dtype, device=rows.device).repeat_interleave(self.group_width, 1)
+        return blend(rows, weights.movedim(-1, 0) @ spread, self.first_offset(level), history, positions)
 
 
 class DelayWavelet(nn.Module):
@@ -222,6 +194,11 @@ class LiftingWavelet(DelayWavelet):
         crawl: int | None = Field(
             None, ge=1, le=33, description="K, odd: blend K consecutive look-backs a level; null looks back 2^k only"
         )
+        crawl_groups: int | None = Field(
+            None,
+            ge=1,
+            description="groups of channels, each with crawl weights that depend on the input; null: fixed weights",
+        )
         untied_reconstruction: bool = Field(False, description="reconstruction has its own Update networks")
 
         @model_validator(mode="after")
@@ -231,6 +208,11 @@ class LiftingWavelet(DelayWavelet):
                     f"crawl={self.crawl} is even, but the look-backs lie around the delay 2^k of each level of "
                     f"model.levels; use {self.crawl - 1} or {self.crawl + 1}"
                 )
+            if self.crawl_groups is not None and self.crawl is None:
+                raise ValueError(
+                    f"crawl_groups={self.crawl_groups} is about the weights of a crawl, but crawl is null; set both or "
+                    "neither"
+                )
             if self.network == "linear" and (self.hidden_multiplier != 1 or self.dropout):
                 raise ValueError(
                     f"network='linear' has no hidden layer, but hidden_multiplier={self.hidden_multiplier} and "
@@ -238,8 +220,21 @@ class LiftingWavelet(DelayWavelet):
                 )
             return self
 
+        def check(self, model: ModelConfig) -> None:
+            width = model.shape.padded_width
+            if self.crawl_groups is not None and width % self.crawl_groups:
+                raise ValueError(
+                    f"crawl_groups={self.crawl_groups} does not divide the padded width {width} of "
+                    f"model.width={model.width}; choose a divisor of it"
+                )
+
     def __init__(self, config: Config, shape: ModelShape):
-        super().__init__(shape, FixedDelay() if config.crawl is None else WaveletCrawl(shape.levels, config.crawl))
+        delay: FixedDelay | WaveletCrawl = FixedDelay()
+        if config.crawl is not None and config.crawl_groups is None:
+            delay = WaveletCrawl(shape.levels, config.crawl)
+        elif config.crawl is not None and config.crawl_groups is not None:
+            delay = SelectiveCrawl(shape.levels, config.crawl, shape.padded_width, config.crawl_groups)
+        super().__init__(shape, delay)
         self.config = config
         self.levels = shape.levels
         self.recompute_levels = False

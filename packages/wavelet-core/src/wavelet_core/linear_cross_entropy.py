@@ -14,14 +14,20 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from wavelet_core.training_kernel import training_kernel
+
 IGNORED = -100
 # Entries of a chunk of logits, its most rows (sums over more could leave the range of float16), and entries that become
 # probabilities at once on a processor, so that they stay in its cache.
 CHUNK, CHUNK_ROWS, CACHED = 1 << 23, 1 << 12, 1 << 18
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None, soft_cap: float | None = None
+) -> Tensor:
     """Mean cross entropy in nats of logits hidden W^T + b against targets; positions with the target -100 do not count.
+
+    soft_cap: c, logits z become c tanh(z / c).
 
     Products are computed in autocast's type where there is one, all else in float32 at least. There are no gradients of
     the gradients. Shapes: hidden (..., C), weight (V, C), targets (...), bias (V) -> ().
@@ -29,7 +35,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, bias: 
     kind = hidden.device.type
     casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     dtype = torch.get_autocast_dtype(kind) if casts else weight.dtype
-    arguments = (hidden.reshape(-1, hidden.shape[-1]), weight, bias, targets.flatten(), dtype)
+    arguments = (hidden.reshape(-1, hidden.shape[-1]), weight, bias, targets.flatten(), dtype, soft_cap)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in arguments[:3]):
         loss: Tensor = _LinearCrossEntropy.apply(*arguments)
         return loss
@@ -39,9 +45,15 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, bias: 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, dtype: torch.dtype
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        dtype: torch.dtype,
+        soft_cap: float | None,
     ) -> Tensor:
-        loss, *gradients = _loss_and_gradients(hidden, weight, bias, targets, dtype, ctx.needs_input_grad[:3])
+        loss, *gradients = _loss_and_gradients(hidden, weight, bias, targets, dtype, soft_cap, ctx.needs_input_grad[:3])
         ctx.save_for_backward(*gradients)
         return loss
 
@@ -51,7 +63,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         count, *gradients = ctx.saved_tensors
         factor = scale / count
         # In place, which autograd notices should the graph be walked again.
-        return (*(None if gradient is None else gradient.mul_(factor) for gradient in gradients), None, None)
+        return (*(None if gradient is None else gradient.mul_(factor) for gradient in gradients), None, None, None)
 
 
 def _loss_and_gradients(
@@ -60,6 +72,7 @@ def _loss_and_gradients(
     bias: Tensor | None,
     targets: Tensor,
     dtype: torch.dtype,
+    soft_cap: float | None,
     needed: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """The loss, how many positions count, and that number times the gradients that are needed."""
@@ -77,7 +90,7 @@ def _loss_and_gradients(
         part = slice(start, start + rows)
         x = hidden[part].to(dtype)
         logits = F.linear(x, matrix, offset)
-        losses = _differentiate(logits, places[part], precise)
+        losses = _differentiate(logits, places[part], precise, soft_cap)
         total += torch.where(counts[part], losses.squeeze(-1), 0).sum()
         if hidden_gradient is not None:
             hidden_gradient[part] = (logits @ matrix) * mask[part]
@@ -89,17 +102,24 @@ def _loss_and_gradients(
     return total / count, count, hidden_gradient, weight_gradient, bias_gradient
 
 
-def _differentiate(logits: Tensor, places: Tensor, precise: torch.dtype) -> Tensor:
-    """Losses (n, 1) of logits (n, V) for targets (n, 1); turns the logits into their gradient, in place."""
+def _differentiate(logits: Tensor, places: Tensor, precise: torch.dtype, soft_cap: float | None) -> Tensor:
+    """Losses (n, 1) of logits (n, V), capped where asked, for targets (n, 1); turns the logits into their gradient, in
+    place."""
+    if soft_cap is None and (kernel := training_kernel(logits)) is not None:
+        return kernel.cross_entropy(logits, places.squeeze(-1)).unsqueeze(-1)
     at_once = len(logits)
     if logits.is_cpu and not torch.compiler.is_compiling():
         at_once = max(1, CACHED // logits.shape[-1])
     losses = []
     for part, place in zip(logits.split(at_once), places.split(at_once), strict=True):
         values = part.to(precise)
+        if soft_cap is not None:
+            capped = (values / soft_cap).tanh_()
+            values = capped * soft_cap
         probabilities = values.softmax(-1)
         # The largest probability is one over the sum of exponentials, all of them relative to the largest value.
         normalizers = values.amax(-1, keepdim=True) - probabilities.amax(-1, keepdim=True).log()
         losses.append(normalizers - values.gather(-1, place))
-        part.copy_(probabilities.scatter_add_(-1, place, torch.full_like(losses[-1], -1)))
+        gradient = probabilities.scatter_add_(-1, place, torch.full_like(losses[-1], -1))
+        part.copy_(gradient if soft_cap is None else gradient.addcmul_(gradient * capped, capped, value=-1))
     return torch.cat(losses)

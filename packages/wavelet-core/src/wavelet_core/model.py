@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wavelet_core.bigrams import HashedBigramEmbedding
 from wavelet_core.checkpoint import Pretrained
 from wavelet_core.config import ConfigurationError, ModelConfig
 from wavelet_core.gradient_checkpointing import run_checkpointed
@@ -15,7 +16,8 @@ from wavelet_core.language_model import head_cross_entropy
 from wavelet_core.linear import Linear
 from wavelet_core.norms import LayerNorm
 from wavelet_core.registry import build
-from wavelet_core.state import State, Tree, document_positions
+from wavelet_core.soft_cap import SoftCappedHead
+from wavelet_core.state import State, Tree, document_positions, new_state_of
 from wavelet_core.stochastic_depth import StochasticDepth
 
 
@@ -34,17 +36,24 @@ class WaveletLM(nn.Module, Pretrained):
         self.config = config
         shape = config.shape
         self.embedding = nn.Embedding(config.vocabulary, config.width)
-        nn.init.normal_(self.embedding.weight, std=config.width**-0.5)
+        nn.init.normal_(self.embedding.weight, std=config.embedding_std or config.width**-0.5)
         self.embedding_scale = config.width**0.5 if config.embedding_scaling else 1.0
+        self.bigram_embedding = None
+        if config.bigram_rows is not None:
+            self.bigram_embedding = HashedBigramEmbedding(config.bigram_rows, config.width)
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.blocks = nn.ModuleList(self._blocks(config))
+        self.value_embeddings = self._value_embeddings()
         if config.gradient_checkpointing == "lifting":
             self._recompute_levels()
         self.norm = LayerNorm(shape.width)
         self.head_dropout = nn.Dropout(config.head_dropout)
-        self.head = Linear(config.width, config.vocabulary, bias=False)
+        head = Linear(config.width, config.vocabulary, bias=False)
         if config.tied_embedding:
-            self.head.weight = self.embedding.weight
+            head.weight = self.embedding.weight
+        elif config.head_std is not None:
+            nn.init.normal_(head.weight, std=config.head_std)
+        self.head = head if config.logit_soft_cap is None else SoftCappedHead(head, config.logit_soft_cap)
         self.stochastic_depth = None
         if config.stochastic_depth:
             self.stochastic_depth = StochasticDepth(config.stochastic_depth, config.layers, config.loop_iterations)
@@ -68,6 +77,15 @@ class WaveletLM(nn.Module, Pretrained):
                 bypass=None if config.bypass is None else build("bypass", config.bypass, shape),
                 memories=[build("memory", memory, shape) for memory in config.memories],
             )
+
+    def _value_embeddings(self) -> nn.ModuleList | None:
+        """A table (V, C) for every block that takes the embedding of its own; it starts at zero."""
+        if not any(getattr(block, "takes_value", False) for block in self.blocks):
+            return None
+        tables = [nn.Embedding(self.config.vocabulary, self.config.width) for _ in self.blocks]
+        for table in tables:
+            nn.init.zeros_(table.weight)
+        return nn.ModuleList(tables)
 
     def _recompute_levels(self) -> None:
         wavelets: list[Any] = [module for module in self.blocks.modules() if hasattr(module, "recompute_levels")]
@@ -100,6 +118,8 @@ class WaveletLM(nn.Module, Pretrained):
                 for index, block in enumerate(applications)
             }
         }
+        if self.bigram_embedding is not None:
+            tree["bigrams"] = new_state_of(self.bigram_embedding, batch_size, device, dtype)
         if self.config.cross_window_state:
             tree["window"] = {
                 name: torch.zeros(batch_size, 1, self.config.width, device=device, dtype=dtype)
@@ -144,11 +164,18 @@ class WaveletLM(nn.Module, Pretrained):
         embedding = self.embedding(tokens)
         return embedding * self.embedding_scale if self.embedding_scale != 1.0 else embedding
 
+    def embed_text(self, tokens: Tensor, tree: Any) -> Tensor:
+        """What the first block reads, (B, T, C), before dropout; moves the state's tree on, an empty one for none."""
+        embedding = self.embed(tokens)
+        if self.bigram_embedding is not None:
+            embedding = embedding + self.bigram_embedding(tokens, tree.get("bigrams"))
+        return embedding
+
     def passes(self, tokens: Tensor, state: State | None = None) -> Iterator[Tensor]:
         """The normalised output (B, T, C) of every pass of the stack over its own output."""
-        embedding = self.embed(tokens)
-        x = self.embedding_dropout(embedding) if self.training else embedding
         tree: Any = {} if state is None else state.chunk_tree
+        embedding = self.embed_text(tokens, tree)
+        x = self.embedding_dropout(embedding) if self.training else embedding
         trees, window = tree.get("blocks", {}), tree.get("window")
         mean = None if window is None else window["carried_mean"].clone()
         if mean is not None and (positions := document_positions(window)) is not None:
@@ -156,7 +183,7 @@ class WaveletLM(nn.Module, Pretrained):
             mean = mean * earlier.unsqueeze(-1)  # a document that begins in this window has none
         kept = self.draw_depth()
         for index in range(self.config.loop_iterations * self.config.layers):
-            x, mean = self.apply_block(index, x, embedding, mean, trees.get(str(index)), kept)
+            x, mean = self.apply_block(index, x, tokens, embedding, mean, trees.get(str(index)), kept)
             if (index + 1) % self.config.layers == 0:
                 yield self.norm(x)
         if window is not None and mean is not None:
@@ -170,6 +197,7 @@ class WaveletLM(nn.Module, Pretrained):
         self,
         index: int,
         x: Tensor,
+        tokens: Tensor,
         embedding: Tensor,
         mean: Tensor | None,
         tree: Tree | None,
@@ -180,11 +208,13 @@ class WaveletLM(nn.Module, Pretrained):
         kept = kept if layer else None  # the first block always is
         if kept is not None and not torch.compiler.is_compiling() and not kept[index]:
             return x, mean
-        block = self.blocks[0 if self.config.shared_block else layer]
+        place = 0 if self.config.shared_block else layer
+        block = self.blocks[place]
+        named = {} if self.value_embeddings is None else {"value": self.value_embeddings[place](tokens)}
         if self.config.gradient_checkpointing is True and self.training and torch.is_grad_enabled():
-            output, new_mean = run_checkpointed(block, x, embedding, mean, state=tree)
+            output, new_mean = run_checkpointed(block, x, embedding, mean, state=tree, **named)
         else:
-            output, new_mean = block(x, embedding, mean, tree)
+            output, new_mean = block(x, embedding, mean, tree, **named)
         if kept is not None and torch.compiler.is_compiling():
             # One graph for every decision: the block is computed and its result left out.
             output = torch.where(kept[index], output, x)

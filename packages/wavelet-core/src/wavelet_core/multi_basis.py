@@ -43,6 +43,7 @@ class MultiBasisWavelet(nn.Module):
                     "model.wavelet.kind: lifting"
                 )
             for index, basis in enumerate(self.bases):
+                basis.check(model)
                 if basis.untied_reconstruction:
                     raise ValueError(
                         f"bases[{index}].untied_reconstruction=true: a blend is untied as a whole; set "

@@ -180,14 +180,17 @@ class MultinodalLM(nn.Module, Pretrained):
     def _gated(self, cells: list[Any], tokens: Tensor, states: list[Any]) -> Iterator[tuple[Tensor, ...]]:
         assert self.gates is not None
         trees = [{} if state is None else state.chunk_tree["blocks"] for state in states]
-        hidden = [cell.embedding_dropout(cell.embed(tokens)) for cell in cells]
+        hidden = [
+            cell.embedding_dropout(cell.embed_text(tokens, {} if state is None else state.chunk_tree))
+            for cell, state in zip(cells, states, strict=True)
+        ]
         means: list[Tensor | None] = [None] * len(hidden)
         kept = [cell.draw_depth() for cell in cells]
         silence = torch.zeros_like(hidden[0])
         for index in range(self.config.layers * self.config.loop_iterations):
             for i, cell in enumerate(cells):
                 hidden[i], means[i] = cell.apply_block(
-                    index, hidden[i], silence, means[i], trees[i].get(str(index)), kept[i]
+                    index, hidden[i], tokens, silence, means[i], trees[i].get(str(index)), kept[i]
                 )
             done = index % self.config.layers + 1
             if done % self.config.gate_interval == 0:

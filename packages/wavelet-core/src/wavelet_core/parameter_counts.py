@@ -11,6 +11,7 @@ from wavelet_core.mixers import ScaleRouting
 from wavelet_core.registry import KINDS, registry
 
 REST = "rest"
+EMBEDDINGS_AND_HEAD = ("embedding", "bigram_embedding", "value_embeddings", "head")
 
 
 @dataclass
@@ -60,9 +61,9 @@ def parameter_parts(model: nn.Module) -> list[ParameterPart]:
 def module_parts(model: nn.Module) -> Iterator[tuple[nn.Module, str, bool]]:
     """Every module in every place of a model, with the name of the part it belongs to and whether a part begins there.
 
-    Parts are the components of the blocks, the embedding and the head. Cross-scale routing is told from its mixer. What
-    a block holds besides its components (norms, projection, residual scalars) is the block's, and what no block holds
-    (the final LayerNorm) is the "rest".
+    Parts are the components of the blocks, the embeddings and the head. Cross-scale routing is told from its mixer.
+    What a block holds besides its components (norms, projection, residual scalars) is the block's, and what no block
+    holds (the final LayerNorm) is the "rest".
     """
     kinds_of_parts = [kind for kind in KINDS if kind != "model"]
     names = {registry.get(kind, name): f"{kind} {name}" for kind in kinds_of_parts for name in registry.names(kind)}
@@ -77,7 +78,7 @@ def module_parts(model: nn.Module) -> Iterator[tuple[nn.Module, str, bool]]:
         part = name if name is not None and begins else outer
         yield module, part, begins
         for child_name, child in module.named_children():
-            named = type(module) in families and child_name in ("embedding", "head")
+            named = type(module) in families and child_name in EMBEDDINGS_AND_HEAD
             yield from visit(child, part, child_name if named else None)
 
     yield from visit(model, REST, None)

@@ -1,4 +1,5 @@
-"""The native kernel: few vectors times one large matrix, Walsh-Hadamard transforms, and the torch operators for both.
+"""The native kernel: few vectors times one large matrix, Walsh-Hadamard transforms, and the torch operators for both;
+the gated delta rule in training.
 
 Decoding consists of such products, and reading the matrix is all that takes time there. torch reads it once per vector
 or worse on a processor (measured in docs/benchmarks.md); the kernel reads it once for all of them. For many vectors
@@ -29,15 +30,16 @@ from wavelet_core import ComponentConfig
 from wavelet_core.atomic_files import write_atomically
 from wavelet_core.cache_directory import default_cache_directory
 from wavelet_core.digests import file_digest
-from wavelet_quant.native_library import LIBRARY, instruction_set, library
+from wavelet_quant.native_library import LIBRARY, TYPES, instruction_set, library, observed
+from wavelet_quant.native_training import NativeTraining
 from wavelet_quant.packed_kernel import PackedKernel
 
-TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 SMALLEST_WIDTH = 64  # channels; narrower rows are mostly ends
 SMALLEST_TRANSFORM = 16  # channels: a register
 SMALLEST_COMPILED = 1 << 18  # entries; below, and in float32, a compiled graph is faster without another operator
 ROWS = (0, 1, 2, 4, 8, 16, 32, 64, 128)  # up to which the kernel may be the faster one; the last stands for any number
 MEASURED_MATRIX = (2048, 1024)
+DELTA_STEP = 16  # keys, values and chunks of the gated delta rule are multiples of it
 
 
 def _multiply(
@@ -47,12 +49,20 @@ def _multiply(
     x = x.contiguous()
     if bias is not None:
         bias = bias.contiguous()
-    shape = x.shape
-    width, height = shape[-1], weight.shape[-2]
-    out = x.new_empty((*shape[:-1], height))
-    matrices = 1 if weight.dim() == 2 else shape[0]
-    library().multiply(
-        instruction_set() if instructions is None else instructions,
+    out = x.new_empty((*x.shape[:-1], weight.shape[-2]))
+    instructions = instruction_set() if instructions is None else instructions
+    library().multiply(*_product(instructions, out, x, weight, bias, gelu))
+    return out
+
+
+def _product(
+    instructions: int, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False
+) -> tuple[Any, ...]:
+    """What the library's `multiply` takes, for contiguous tensors."""
+    width, height = weight.shape[-1], weight.shape[-2]
+    matrices = 1 if weight.dim() == 2 else len(x)
+    return (
+        instructions,
         TYPES[weight.dtype],
         weight.data_ptr(),
         x.data_ptr(),
@@ -65,23 +75,55 @@ def _multiply(
         height,
         torch.get_num_threads(),
     )
-    return out
 
 
 def _transform(x: Tensor, instructions: int | None = None) -> Tensor:
     """The Walsh-Hadamard transforms of the rows of x (..., P), P a power of two of at least SMALLEST_TRANSFORM."""
     x = x.contiguous()
     out = torch.empty_like(x)
-    library().walsh_hadamard(
-        instruction_set() if instructions is None else instructions,
+    instructions = instruction_set() if instructions is None else instructions
+    library().walsh_hadamard(*_transformation(instructions, out, x))
+    return out
+
+
+def _transformation(instructions: int, out: Tensor, x: Tensor) -> tuple[Any, ...]:
+    """What the library's `walsh_hadamard` takes, for contiguous tensors."""
+    width = x.shape[-1]
+    places = x.data_ptr(), out.data_ptr()
+    return instructions, TYPES[x.dtype], *places, x.numel() // width, width, torch.get_num_threads()
+
+
+def _packed_product(
+    instructions: int,
+    out: Tensor,
+    x: Tensor,
+    values: Tensor,
+    scales: Tensor,
+    bias: Tensor | None,
+    bits: int,
+    gelu: bool,
+) -> tuple[Any, ...]:
+    """What the library's `multiply_packed` takes, for contiguous tensors."""
+    width, groups = x.shape[-1], scales.shape[-2]
+    matrices = 1 if values.dim() == 4 else len(x)
+    return (
+        instructions,
         TYPES[x.dtype],
+        bits,
+        TYPES[scales.dtype],
+        values.data_ptr(),
+        scales.data_ptr(),
         x.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        gelu,
         out.data_ptr(),
-        x.numel() // x.shape[-1],
-        x.shape[-1],
+        matrices,
+        x.numel() // (matrices * width),
+        width,
+        out.shape[-1],
+        0 if groups == 1 else width // groups,
         torch.get_num_threads(),
     )
-    return out
 
 
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -140,7 +182,7 @@ def _most_compiled_rows(dtype: torch.dtype, instructions: int) -> int:
     return _most_rows(dtype, torch.get_num_threads(), instructions)
 
 
-class Native(PackedKernel):
+class Native(NativeTraining, PackedKernel):
     """Reads a matrix once for all rows, on a processor, in float32, bfloat16 or float16 or packed, in C++."""
 
     needs: ClassVar[str] = "the native library, which a C++ compiler makes when wavelet-quant is installed"
@@ -155,10 +197,10 @@ class Native(PackedKernel):
 
     def __init__(self, config: Config):
         super().__init__(config)
-        self.instructions = instruction_set(config.instruction_set) if library() else None
+        self.instructions = instruction_set(config.instruction_set) if library() else -1
 
     def available(self) -> bool:
-        return self.instructions is not None
+        return self.instructions >= 0
 
     def accepts(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
         return (
@@ -200,6 +242,48 @@ class Native(PackedKernel):
     def walsh_hadamard(self, x: Tensor) -> Tensor:
         return _walsh_hadamard(x) if observed() else _transform(x, self.instructions)
 
+    def accepts_gated_delta_rule(self, q: Tensor, v: Tensor, chunk: int) -> bool:
+        return (
+            type(q) is Tensor
+            and not torch.compiler.is_compiling()
+            and torch._C._len_torch_dispatch_stack() == 0
+            and q.is_cpu
+            and q.dtype is torch.float32
+            and all(size % DELTA_STEP == 0 for size in (q.shape[-1], v.shape[-1], chunk))
+        )
+
+    def gated_delta_rule(
+        self, inputs: tuple[Tensor, ...], memory: Tensor, chunk: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        q, _, v, *_ = inputs
+        memory = memory.clone(memory_format=torch.contiguous_format)
+        memories = memory.new_empty(len(q), -(-q.shape[1] // chunk), *memory.shape[1:])
+        outputs, corrections = v.new_empty(v.shape), v.new_empty(v.shape)
+        self._delta_rule(inputs, (outputs, memory, memories, corrections), chunk, (None,) * 7)
+        return outputs, memory, memories, corrections
+
+    def gated_delta_rule_gradients(
+        self, inputs: tuple[Tensor, ...], kept: tuple[Tensor, Tensor], to_outputs: Tensor, to_memory: Tensor, chunk: int
+    ) -> tuple[Tensor, ...]:
+        to_memory = to_memory.clone(memory_format=torch.contiguous_format)
+        gradients = [x.new_empty(x.shape) for x in inputs]
+        self._delta_rule(inputs, (None, None, *kept), chunk, (to_outputs.contiguous(), to_memory, *gradients))
+        return *gradients, to_memory
+
+    def _delta_rule(
+        self,
+        inputs: tuple[Tensor, ...],
+        results: tuple[Tensor | None, ...],
+        chunk: int,
+        gradients: tuple[Tensor | None, ...],
+    ) -> None:
+        inputs = tuple(x.contiguous() for x in inputs)
+        heads, length, keys = inputs[0].shape
+        sizes = (heads, length, keys, inputs[2].shape[-1], chunk, torch.get_num_threads())
+        addresses = [None if x is None else x.data_ptr() for x in (*inputs, *results)]
+        to = [None if x is None else x.data_ptr() for x in gradients]
+        library().delta_rule(self.instructions, *addresses, *sizes, *to)
+
     def accepts_packed(self, x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None, bits: int) -> bool:
         return x.is_cpu and values.is_cpu and x.dtype in TYPES and scales.dtype in TYPES
 
@@ -210,40 +294,24 @@ class Native(PackedKernel):
         if bias is not None:
             bias = bias.to(x.dtype).contiguous()
         out = x.new_empty((*x.shape[:-1], height))
-        width, groups = x.shape[-1], scales.shape[-2]
-        matrices = 1 if values.dim() == 4 else len(x)
         if out.numel():
-            library().multiply_packed(
-                self.instructions,
-                TYPES[x.dtype],
-                bits,
-                TYPES[scales.dtype],
-                values.data_ptr(),
-                scales.data_ptr(),
-                x.data_ptr(),
-                None if bias is None else bias.data_ptr(),
-                gelu,
-                out.data_ptr(),
-                matrices,
-                x.numel() // (matrices * width),
-                width,
-                height,
-                0 if groups == 1 else width // groups,
-                torch.get_num_threads(),
-            )
+            library().multiply_packed(*_packed_product(self.instructions, out, x, values, scales, bias, bits, gelu))
         return out
 
-
-def observed() -> bool:
-    """Whether somebody wants to see operators: the compiler, the profiler or a dispatch mode.
-
-    Starting an operator that is written in Python takes a third of the time of a small product, so nobody else pays it.
-    """
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._autograd._profiler_enabled()
-    )
+    def bound(self, operator: Any, out: Tensor, *arguments: Any, **keywords: Any) -> Callable[[], Any] | None:
+        tensors = [each for each in (out, *arguments) if isinstance(each, Tensor)]
+        if keywords or not all(tensor.is_contiguous() and tensor.numel() for tensor in tensors):
+            return None
+        if operator in (_linear, _stacked_linear):
+            return functools.partial(library().multiply, *_product(self.instructions, out, *arguments))
+        if operator is _walsh_hadamard:
+            return functools.partial(library().walsh_hadamard, *_transformation(self.instructions, out, *arguments))
+        if operator is torch.ops.wavelet_quant.packed_linear.default:
+            x, values, scales, bias, bits, _, gelu = arguments
+            if (bias is None or bias.dtype is x.dtype) and self.accepts_packed(x, values, scales, bias, bits):
+                product = _packed_product(self.instructions, out, x, values, scales, bias, bits, gelu)
+                return functools.partial(library().multiply_packed, *product)
+        return None
 
 
 def _checked(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:

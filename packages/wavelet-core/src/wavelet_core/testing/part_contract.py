@@ -51,7 +51,8 @@ def _run_alone(module: nn.Module, x: Tensor, state: Tree | None) -> list[Tensor]
 
 
 def _run_block(block: Any, x: Tensor, state: Tree | None) -> list[Tensor]:
-    return list(block(x, x.flip(-1), x.roll(1, -1), state))
+    named = {"value": x.roll(2, -1)} if getattr(block, "takes_value", False) else {}
+    return list(block(x, x.flip(-1), x.roll(1, -1), state, **named))
 
 
 PART_CONTRACTS = {
