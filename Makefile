@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-PACKAGES := $(addprefix packages/wavelet-,core memory quant train baselines cli)
+PACKAGES := $(addprefix packages/wavelet-,core memory quant train baselines ecosystem cli)
 KERNEL := packages/wavelet-quant/hatch_build.py $(wildcard packages/wavelet-quant/src/wavelet_quant/native/*.cpp packages/wavelet-quant/src/wavelet_quant/native/*.h)
 
 WORKERS ?= 2
@@ -55,5 +55,5 @@ $(INSTALLED): pyproject.toml constraints.txt $(PACKAGES:%=%/pyproject.toml) $(KE
 	@$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
 	$(BIN)/python -m pip install --quiet --group dev -c constraints.txt
-	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt $(PACKAGES:%=-e %) -e "packages/wavelet-train[sentencepiece,plot,sweep,tensorboard]" -e "packages/wavelet-quant[triton]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt $(PACKAGES:%=-e %) -e "packages/wavelet-train[sentencepiece,plot,sweep,tensorboard]" -e "packages/wavelet-quant[triton]" -e "packages/wavelet-ecosystem[transformers,lm-eval]" -e "packages/wavelet-cli[onnx]" onnxruntime
 	@touch $@

@@ -73,7 +73,8 @@ def check_install(wheel: Path) -> None:
         pip = (sys.executable, "-m", "pip", "--python", python)
         # Compiling torch's thousands of modules would take longer than all the rest.
         options = ("--quiet", "--no-compile", "--find-links", DIST, "-c", ROOT / "constraints.txt")
-        run(*pip, "install", *options, wheel)
+        extras = "[transformers,lm-eval]" if wheel.name.startswith("wavelet_ecosystem-") else ""
+        run(*pip, "install", *options, f"{wheel}{extras}")
         run(*pip, "check")
         run(python, "-I", "-c", CHECK, wheel.name.split("-")[0])
         if not wheel.name.endswith("-any.whl"):

@@ -17,7 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("core", "memory", "quant", "train", "baselines", "cli")
+NAMES = ("core", "memory", "quant", "train", "baselines", "ecosystem", "cli")
 
 # The table of the design, as distribution names with the extras asked of them.
 RUNTIME = {
@@ -35,10 +35,11 @@ RUNTIME = {
         "tqdm",
     },
     "baselines": {"wavelet-core", "wavelet-memory"},
+    "ecosystem": {"wavelet-core[text]", "wavelet-train"},
     "cli": {"wavelet-core", "wavelet-memory", "wavelet-quant", "wavelet-train", "click"},
 }
 EXTRAS = {
-    "core": {"text": {"tiktoken"}, "hub": {"huggingface-hub"}},
+    "core": {"text": {"tiktoken"}, "onnx": {"onnx", "onnxscript"}, "hub": {"huggingface-hub"}},
     "quant": {"triton": {"triton"}},
     "train": {
         "sentencepiece": {"sentencepiece"},
@@ -46,6 +47,13 @@ EXTRAS = {
         "sweep": {"optuna"},
         "tensorboard": {"tensorboard"},
         "wandb": {"wandb"},
+    },
+    "ecosystem": {"transformers": {"transformers[torch]"}, "lm-eval": {"lm-eval"}},
+    "cli": {
+        "transformers": {"wavelet-ecosystem[transformers]"},
+        "lm-eval": {"wavelet-ecosystem[lm-eval]"},
+        "onnx": {"wavelet-core[onnx]"},
+        "hub": {"wavelet-core[hub]"},
     },
 }
 ENTRY_POINTS = {
@@ -56,6 +64,9 @@ ENTRY_POINTS = {
     "baselines": "[wavelet]\nbaselines = wavelet_baselines.plugin",
     "cli": "[console_scripts]\nwavelet = wavelet_cli.__main__:main",
 }
+
+# What Python reads at every start, from the folder that packages are installed in.
+LOADED_AT_START = {"ecosystem": {"wavelet_ecosystem.pth"}}
 
 every_package = pytest.mark.parametrize("name", NAMES)
 
@@ -112,7 +123,7 @@ def source_files(name: str) -> set[str]:
 @every_package
 def test_wheel_holds_its_own_package_and_nothing_else(built, name):
     files = {path for path in built[name].wheel if ".dist-info/" not in path}
-    assert files == source_files(name)
+    assert files == source_files(name) | LOADED_AT_START.get(name, set())
     assert f"wavelet_{name}/py.typed" in files
 
 
@@ -129,7 +140,7 @@ def test_wheel_is_for_one_platform_only_if_it_holds_the_native_kernel(built, nam
 def test_sdist_holds_the_sources_readme_and_license(built, name):
     files = {f"src/{path}" for path in source_files(name) if not path.endswith(".so")}
     files |= {"README.md", "LICENSE", "pyproject.toml", "PKG-INFO"}
-    files |= {"hatch_build.py"} if name == "quant" else set()
+    files |= {"hatch_build.py"} if name == "quant" else LOADED_AT_START.get(name, set())
     assert set(built[name].sdist) - {".gitignore"} == files
     assert built[name].sdist["PKG-INFO"] == built[name].in_dist_info("METADATA")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import reprlib
+import shutil
 import tempfile
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
@@ -21,7 +22,9 @@ from wavelet_core.atomic_files import recover, write_atomically
 from wavelet_core.config import ComponentConfig, LanguageModelConfig, parse, parse_model
 from wavelet_core.digests import DIGESTS_FILE, Verified, files_below, verify_digests, write_digests
 from wavelet_core.first_format import convert_config, convert_tensors
+from wavelet_core.hub import add_hub_files, require_hub, upload
 from wavelet_core.language_model import build_model
+from wavelet_core.model_card import model_card
 from wavelet_core.registry import RegistryError, registry
 from wavelet_core.tensor_files import CheckpointError, check_finite, check_names, load_tensors, save_tensors
 from wavelet_core.verified_files import check_once
@@ -31,6 +34,8 @@ WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_DIRECTORY = "tokenizer"
 MODEL_PARTS = (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_DIRECTORY)
 FORMAT_VERSION = 3
+# What the transformers library looks for in config.json; wavelet-ecosystem registers the classes.
+HUB_TYPE = {"model_type": "wavelet_lm", "architectures": ["WaveletForCausalLM"]}
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -163,7 +168,7 @@ def save_checkpoint(
 
     def write(fresh: Path) -> None:
         fresh.mkdir()
-        config = json.dumps(_config_content(model, extra or {}), indent=2) + "\n"
+        config = json.dumps(config_content(model, extra or {}), indent=2) + "\n"
         (fresh / CONFIG_FILE).write_text(config, "utf-8")
         save_tensors(weights, fresh / WEIGHTS_FILE, metadata={"format": "pt"})
         if tokenizer is not None:
@@ -174,10 +179,11 @@ def save_checkpoint(
     write_atomically(path, write)
 
 
-def _config_content(model: Any, extra: Mapping[str, Any]) -> dict[str, Any]:
+def config_content(model: Any, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a model's config.json. extra: further sections."""
     config: LanguageModelConfig = model.config
     components = [("model", config.kind), *((kind, component.kind) for _, kind, component in config.components())]
-    content = {"format_version": FORMAT_VERSION, "model": config.model_dump(mode="json")}
+    content = {**HUB_TYPE, "format_version": FORMAT_VERSION, "model": config.model_dump(mode="json")}
     quantization: ComponentConfig | None = getattr(model, "quantization", None)
     if quantization is not None:
         content["quantization"] = quantization.model_dump(mode="json")
@@ -268,28 +274,55 @@ class Pretrained:
         """As `load_checkpoint`: a model of whatever family the checkpoint holds."""
         return load_checkpoint(source, dtype, device, verify)
 
-    def push_to_hub(self, name: str, tokenizer: Any = None, private: bool = False) -> str:
-        """Upload the checkpoint to the Hugging Face hub as `owner/name`; returns the commit's address."""
-        hub = _hub()
-        hub.create_repo(name, private=private, exist_ok=True)
+    def push_to_hub(self, name: str, tokenizer: Any = None, private: bool = False, license: str | None = None) -> str:
+        """Upload the checkpoint, with a model card, to the Hugging Face hub as `owner/name`; the commit's address.
+
+        license: the hub's name of one, such as `apache-2.0`. `wavelet push` uploads a trained checkpoint with what its
+        run has measured.
+        """
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(Path(folder) / "checkpoint", tokenizer)
-            return str(hub.upload_folder(repo_id=name, folder_path=Path(folder) / "checkpoint"))
+            directory = Path(folder) / "checkpoint"
+            self.save_pretrained(directory, tokenizer)
+            card = model_card(name, read_config(directory), _parameters(directory), license)
+            add_hub_files(directory, tokenizer, card)
+            return upload(directory, name, private)
 
 
-def _hub() -> Any:
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise CheckpointError("the Hugging Face hub needs an extra package: pip install 'wavelet-core[hub]'") from None
-    return huggingface_hub
+def write_hub_layout(
+    checkpoint: Path, directory: Path, tokenizer: Any, card: Callable[[dict[str, Any], int], str]
+) -> None:
+    """Write a checkpoint, verified, with what the hub's readers look for, as a new directory, atomically.
+
+    card: makes the model card from the content of config.json and the number of parameters.
+    """
+    verify_checkpoint(checkpoint, MODEL_PARTS)
+
+    def write(fresh: Path) -> None:
+        fresh.mkdir()
+        for name, path in files_below(checkpoint, MODEL_PARTS).items():
+            (fresh / name).parent.mkdir(exist_ok=True)
+            shutil.copy2(path, fresh / name)
+        # Of checkpoints that were made before config.json told what transformers asks for.
+        config = {**HUB_TYPE, **json.loads((fresh / CONFIG_FILE).read_text("utf-8"))}
+        (fresh / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        add_hub_files(fresh, tokenizer, card(config, _parameters(fresh)))
+        write_digests(fresh)
+
+    write_atomically(directory, write)
 
 
-def locate_checkpoint(source: str | Path) -> Path:
+def _parameters(directory: Path) -> int:
+    """How many parameters the model of a checkpoint has."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_model(read_model_config(directory)).parameters())
+
+
+def locate_checkpoint(source: str | Path, **hub_options: Any) -> Path:
     """The checkpoint directory that `source` stands for.
 
     A checkpoint directory is one itself. A run directory stands for its `best/`, or else its `last/`. What exists
-    nowhere here and reads `owner/name` is downloaded from the Hugging Face hub.
+    nowhere here and reads `owner/name` is downloaded from the Hugging Face hub. hub_options: how, as of
+    `huggingface_hub.snapshot_download`.
     """
     path = Path(source)
     places = (path, path / "best", path / "last")
@@ -304,7 +337,7 @@ def locate_checkpoint(source: str | Path) -> Path:
         return path
     wanted = [CONFIG_FILE, WEIGHTS_FILE, f"{TOKENIZER_DIRECTORY}/*", DIGESTS_FILE]
     try:
-        return Path(_hub().snapshot_download(str(source), allow_patterns=wanted))
+        return Path(require_hub().snapshot_download(str(source), allow_patterns=wanted, **hub_options))
     except CheckpointError:
         raise CheckpointError(
             f"{source}: no such directory here; to load it from the Hugging Face hub: pip install 'wavelet-core[hub]'"

@@ -51,10 +51,13 @@ def file_digest(path: str | Path) -> str:
     return _digest(Path(path), (0, os.path.getsize(path)))
 
 
-def write_digests(directory: str | Path) -> None:
-    """Write the `digests.json` of a directory whose other files are complete, atomically."""
+def write_digests(directory: str | Path, parts: Collection[str] | None = None) -> None:
+    """Write the `digests.json` of a directory whose other files are complete, atomically.
+
+    parts: only of these files and folders of it.
+    """
     directory = Path(directory)
-    text = json.dumps({"algorithm": ALGORITHM, "files": _digests(files_below(directory))}, indent=1) + "\n"
+    text = json.dumps({"algorithm": ALGORITHM, "files": _digests(files_below(directory, parts))}, indent=1) + "\n"
     write_atomically(directory / DIGESTS_FILE, lambda file: file.write_text(text, "utf-8"))
 
 

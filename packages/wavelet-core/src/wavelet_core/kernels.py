@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -124,6 +125,17 @@ def use_kernel(kernel: ComponentConfig | Mapping[str, Any] | str | None) -> None
     wrong; nothing changes then.
     """
     _chosen[:] = [] if kernel is None else [_only(kernel, "kernel")]
+
+
+@contextmanager
+def torch_alone() -> Iterator[None]:
+    """Let torch multiply in the whole process while this lasts, whatever kernel is chosen."""
+    chosen = list(_chosen)
+    _chosen[:] = [()]
+    try:
+        yield
+    finally:
+        _chosen[:] = chosen
 
 
 def _all_available() -> tuple[Kernel, ...]:

@@ -27,6 +27,7 @@ from wavelet_core.digests import DIGESTS_FILE, verify_digests
 from wavelet_core.messages import shortened, shown
 from wavelet_core.registry import RegistryError, nearest, registry
 from wavelet_core.tensor_files import CheckpointError
+from wavelet_core.tokenizer_file import byte_level_file
 
 FILE_NAME = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
@@ -95,6 +96,16 @@ class Tokenizer(ABC):
     def load(cls, directory: Path, saved: dict[str, Any]) -> Tokenizer:
         """Read what `save` wrote; `saved` is the content of `tokenizer.json`."""
         return cls(cls.Config.model_validate({name: saved[name] for name in cls.Config.model_fields}))
+
+    def tokenizers_file(self) -> dict[str, Any]:
+        """The content of a `tokenizer.json` of the library `tokenizers`, which gives the same ids.
+
+        Raises TokenizerError for a tokenizer that has none.
+        """
+        raise TokenizerError(
+            f"the tokenizer {self.config.kind!r} has no form that the library `tokenizers` reads; byte_pair, tiktoken "
+            "and bytes have one"
+        )
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some ids; bytes that are not UTF-8 become U+FFFD."""
@@ -189,6 +200,9 @@ class BytesTokenizer(Tokenizer):
         except ValueError:
             raise TokenizerError("bytes have ids from 0 to 255; the model's vocabulary is larger than that") from None
 
+    def tokenizers_file(self) -> dict[str, Any]:
+        return byte_level_file({bytes([byte]): byte for byte in range(256)})
+
     def pieces(self, text: str, size: int) -> Iterator[str]:
         return (text[start : start + size] for start in range(0, len(text), size))
 
@@ -226,6 +240,7 @@ class _EncodingTokenizer(Tokenizer):
         self, config: Any, name: str, pattern: str, ranks: dict[bytes, int], special_tokens: dict[str, int]
     ) -> None:
         super().__init__(config)
+        self._pattern = pattern
         # The same split with steps of 256: single steps overflow the matcher's stack at a million of white space.
         long_first = rf"(?:\s{{256}}(?=\s))++\s*(?!\S)|{WHITE_SPACE_BEFORE_LAST}"
         pattern = pattern.replace(WHITE_SPACE_BEFORE_LAST, long_first)
@@ -270,6 +285,9 @@ class _EncodingTokenizer(Tokenizer):
         except (KeyError, OverflowError):
             return False
         return True
+
+    def tokenizers_file(self) -> dict[str, Any]:
+        return byte_level_file(self.encoding._mergeable_ranks, self._pattern, self.encoding._special_tokens)
 
     def pieces(self, text: str, size: int) -> Iterator[str]:
         # The split pattern parts them before any merge is looked for.
@@ -372,7 +390,8 @@ def load_tokenizer(directory: str | Path, verify: bool = True) -> Tokenizer:
     its kind, and TokenizerError when a package that it needs is missing.
     """
     directory = Path(directory)
-    if not (directory / FILE_NAME).is_file() and (directory / "tokenizer" / FILE_NAME).is_file():
+    # A checkpoint can have a file of this name for the library `tokenizers`.
+    if (directory / "tokenizer" / FILE_NAME).is_file():
         directory = directory / "tokenizer"
     if verify and (directory / FILE_NAME).is_file():
         for place, parts in ((directory, None), (directory.parent, (directory.name,))):

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from tokenizers import Regex, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as TokenizersTokenizer
 
+from wavelet_core.tokenizer_file import byte_characters
 from wavelet_core.tokenizers import GPT2_PATTERN, BytePairTokenizer
 
 # Characters. What the split pattern leaves longer, such as a megabyte of one letter, is learnt from in parts of this
@@ -27,7 +28,7 @@ def train_byte_pair(config: BytePairTokenizer.Config, documents: Iterable[str]) 
         show_progress=False,
     )
     learner.train_from_iterator(documents, trainer)
-    byte_of = byte_of_character()
+    byte_of = {character: byte for byte, character in enumerate(byte_characters())}
     merged = sorted((rank, token) for token, rank in learner.get_vocab().items() if len(token) > 1)
     tokens = [bytes(byte_of[character] for character in token) for _, token in merged]
     return BytePairTokenizer(config, [bytes([byte]) for byte in range(256)] + tokens)
@@ -47,13 +48,3 @@ def byte_level_tokenizer() -> TokenizersTokenizer:
         ]
     )
     return tokenizer
-
-
-def byte_of_character() -> dict[str, int]:
-    """The byte behind each of the 256 printable characters that stand for bytes in byte-level BPE (Radford et al.).
-
-    Printable Latin-1 stands for itself; the other bytes, in order, are the characters from U+0100 on.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + place): byte for place, byte in enumerate(others)}

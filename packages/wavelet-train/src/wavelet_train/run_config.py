@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field
 
+from wavelet_core.checkpoint import HUB_TYPE
 from wavelet_core.config import ComponentOf, ConfigurationError, Section, parse
 from wavelet_core.configuration_files import locate, read_file
 from wavelet_core.first_format import convert_config
@@ -20,7 +21,7 @@ from wavelet_train.precision import Precision
 from wavelet_train.weight_average import WeightAverageConfig
 
 # What a checkpoint's config.json holds besides the sections of a run.
-CHECKPOINT_KEYS = ("format_version", "components", "format", "quantization", "step")
+CHECKPOINT_KEYS = (*HUB_TYPE, "format_version", "components", "format", "quantization", "step")
 
 
 class TrainConfig(Section):

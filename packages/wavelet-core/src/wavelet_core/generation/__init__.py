@@ -8,6 +8,7 @@ from wavelet_core.generation.batch import Batch
 from wavelet_core.generation.compiled_files import compile_steps, load_steps
 from wavelet_core.generation.compiled_step import CompiledStepError
 from wavelet_core.generation.drafts import ModelDrafts, NgramDrafts
+from wavelet_core.generation.exported_programs import ExportError, export_programs
 from wavelet_core.generation.generate import Completion, collect, generate
 from wavelet_core.generation.request import Request, Token
 from wavelet_core.generation.samplers import Sampler
@@ -22,6 +23,7 @@ __all__ = [
     "CompiledStepError",
     "Completion",
     "DecodingSession",
+    "ExportError",
     "GenerationError",
     "GenerationSettings",
     "LookaheadSettings",
@@ -35,6 +37,7 @@ __all__ = [
     "collect",
     "compile_steps",
     "completion_metrics",
+    "export_programs",
     "generate",
     "load_steps",
     "text_drift",

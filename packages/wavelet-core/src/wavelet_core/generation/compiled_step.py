@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from wavelet_core.computed import Computed
-from wavelet_core.generation.session import DecodingSession, decoding_view
-from wavelet_core.state import State, leaves, map_tree
+from wavelet_core.generation.session import DecodingSession
+from wavelet_core.generation.traced_model import TracedModel
+from wavelet_core.state import State, leaves
 from wavelet_core.tensor_files import CheckpointError
 
 LARGEST_LOOP = 1 << 20  # entries of a matrix that generated loops multiply with one row; torch multiplies larger ones
@@ -79,21 +80,11 @@ def compile_step(session: DecodingSession, batch: int, path: Path) -> None:
         raise CompiledStepError(f"the model's step cannot be compiled: {type(error).__name__}: {reason}") from error
 
 
-class _Step(nn.Module):
-    """What is compiled: tokens (B,) and the state's tensors in, logits (B, V) out."""
-
-    def __init__(self, session: DecodingSession, batch: int):
-        super().__init__()
-        self.model = decoding_view(session.model)
-        for module in self.model.modules():
-            if isinstance(module, Computed):  # as a buffer its value gets a name, by which the library is given it
-                module._buffers = {**module._buffers, "_frozen": module.__dict__.pop("_frozen")}
-        self.tree, self.batch = session.new_state(batch).tree, batch
+class _Step(TracedModel):
+    """What is compiled: tokens (B,) and the state's tensors in, logits (B, V) out; the tensors move on in place."""
 
     def forward(self, tokens: Tensor, *history: Tensor) -> Tensor:
-        given = iter(history)
-        state = State(map_tree(lambda _: next(given), self.tree), self.batch)
-        logits: Tensor = self.model.head(self.model.hidden(tokens.unsqueeze(1), state)[:, 0])
+        logits: Tensor = self.model.head(self.model.hidden(tokens.unsqueeze(1), self.state_of(history))[:, 0])
         return logits
 
 
