@@ -1,0 +1,235 @@
+"""What a comparison has found so far: tables for people, everything for programs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from wavelet_train.comparison.spec import Budget
+from wavelet_train.comparison.work import ComparisonWork, Run, Tuned
+from wavelet_train.quantities import duration
+from wavelet_train.run_history import number
+from wavelet_train.tables import table
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that is done. bits_per_byte: of its best checkpoint on the whole validation split, None where it failed.
+
+    seconds: what its steps should take at the speed that was measured. measured_seconds: what they took. curve: of
+    every validation its tokens and bits per byte.
+    """
+
+    arm: str
+    budget: str
+    seed: int
+    rate: float | None
+    steps: int
+    tokens: int
+    flops: float
+    seconds: float
+    measured_seconds: float
+    bits_per_byte: float | None
+    curve: list[tuple[int, float]]
+    failure: str | None
+
+
+@dataclass(frozen=True)
+class Score:
+    """An arm at a budget.
+
+    measured_seconds: what the steps of its runs took, on average. bits_per_byte, deviation: mean and standard deviation
+    over the seeds that are done.
+    behind: mean difference to the best arm of the budget over the seeds that both have.
+    """
+
+    arm: str
+    budget: str
+    rate: float | None
+    steps: int
+    tokens: int
+    flops: float
+    seconds: float
+    measured_seconds: float
+    seeds: int
+    bits_per_byte: float | None
+    deviation: float | None
+    behind: float | None
+
+
+@dataclass(frozen=True)
+class ComparisonResults:
+    """What is known of the arms, their tuning and their runs. tuning: by budget and arm."""
+
+    arms: dict[str, dict[str, Any]]
+    tuning: dict[str, dict[str, Tuned]]
+    runs: list[FinishedRun]
+    scores: list[Score]
+    unfinished: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything by name, for JSON."""
+        return {
+            "arms": self.arms,
+            "tuning": {
+                budget: {
+                    arm: {
+                        "rate": tuned.rate,
+                        "at_edge": tuned.at_edge,
+                        "scores": [{"rate": rate, "bits_per_byte": score} for rate, score in tuned.scores.items()],
+                    }
+                    for arm, tuned in arms.items()
+                }
+                for budget, arms in self.tuning.items()
+            },
+            "runs": [asdict(run) for run in self.runs],
+            "scores": [asdict(score) for score in self.scores],
+            "unfinished": self.unfinished,
+        }
+
+    def __str__(self) -> str:
+        parts = [
+            f"{budget}\n{score_table([score for score in self.scores if score.budget == budget], self)}"
+            for budget in dict.fromkeys(score.budget for score in self.scores)
+        ]
+        if edges := [f"{arm} ({budget})" for budget, arms in self.tuning.items() for arm in arms if arms[arm].at_edge]:
+            parts.append(
+                f"The best rate is the first or last that was tried, so that others may be better: {', '.join(edges)}"
+            )
+        if self.unfinished:
+            parts.append(f"{self.unfinished} runs are not done yet")
+        return "\n\n".join(parts)
+
+
+SCORE_HEADER = (
+    "arm",
+    "parameters",
+    "rate",
+    "tokens",
+    "PFLOP",
+    "time",
+    "measured",
+    "seeds",
+    "bits per byte",
+    "deviation",
+    "behind",
+)
+
+
+def score_rows(scores: Sequence[Score], results: ComparisonResults) -> list[list[object]]:
+    """The rows of a table with SCORE_HEADER, the best first."""
+    return [
+        [
+            score.arm,
+            results.arms[score.arm]["parameters"],
+            "" if score.rate is None else f"{score.rate:g}",
+            score.tokens,
+            f"{score.flops / 1e15:.3g}",
+            duration(score.seconds),
+            duration(score.measured_seconds),
+            score.seeds,
+            _shown(score.bits_per_byte),
+            _shown(score.deviation),
+            _shown(score.behind),
+        ]
+        for score in sorted(scores, key=lambda score: (score.bits_per_byte is None, score.bits_per_byte))
+    ]
+
+
+def score_table(scores: Sequence[Score], results: ComparisonResults) -> str:
+    """The arms at one budget, for people."""
+    return table(score_rows(scores, results), SCORE_HEADER)
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def results_of(work: ComparisonWork) -> ComparisonResults:
+    """What a comparison has found so far."""
+    arms = {
+        name: {
+            "family": run.model.kind,
+            "parameters": work.speeds[name].parameters,
+            "seconds_per_step": work.speeds[name].seconds,
+            "flops_per_step": work.speeds[name].flops,
+            "tokens_per_step": work.speeds[name].tokens,
+            "configuration": work.speeds[name].configuration,
+        }
+        for name, run in work.configurations.items()
+    }
+    tuning: dict[str, dict[str, Tuned]] = {}
+    for budget, arm in work.tunings():
+        if (tuned := work.tuned(budget, arm)) is not None:
+            tuning.setdefault(budget.name, {})[arm] = tuned
+    planned = list(work.runs())
+    runs = [_finished(work, run) for run in planned if run.finished]
+    scores = [
+        score
+        for budget in work.comparison.budgets
+        for arm in work.comparison.arms_of(budget)
+        if (score := _score(arm, budget, runs)) is not None
+    ]
+    return ComparisonResults(arms, tuning, runs, _with_distances(scores, runs), len(planned) - len(runs))
+
+
+def _finished(work: ComparisonWork, run: Run) -> FinishedRun:
+    history, speed = run.history, work.speeds[run.arm]
+    steps = speed.steps(run.budget)
+    report = history.report[-1].get("validation") if history.report else None
+    tuned = work.tuned(run.budget, run.arm)
+    points = zip(history.column("step", "validation"), history.column("bits_per_byte", "validation"), strict=True)
+    seconds = history.seconds()
+    return FinishedRun(
+        arm=run.arm,
+        budget=run.budget.name,
+        seed=run.seed,
+        rate=None if tuned is None else tuned.rate,
+        steps=steps,
+        tokens=steps * speed.tokens,
+        flops=float(steps * speed.flops),
+        seconds=steps * speed.seconds,
+        measured_seconds=seconds[-1] if seconds else 0.0,
+        bits_per_byte=number(report.get("bits_per_byte")) if isinstance(report, dict) else None,
+        curve=[(int(step) * speed.tokens, score) for step, score in points],
+        failure=run.failure,
+    )
+
+
+def _score(arm: str, budget: Budget, runs: Sequence[FinishedRun]) -> Score | None:
+    mine = [run for run in runs if run.arm == arm and run.budget == budget.name]
+    if not mine:
+        return None
+    values = [run.bits_per_byte for run in mine if run.bits_per_byte is not None]
+    first = mine[0]
+    return Score(
+        arm=arm,
+        budget=budget.name,
+        rate=first.rate,
+        steps=first.steps,
+        tokens=first.tokens,
+        flops=first.flops,
+        seconds=first.seconds,
+        measured_seconds=statistics.mean(run.measured_seconds for run in mine),
+        seeds=len(values),
+        bits_per_byte=statistics.mean(values) if values else None,
+        deviation=statistics.stdev(values) if len(values) > 1 else None,
+        behind=None,
+    )
+
+
+def _with_distances(scores: Sequence[Score], runs: Sequence[FinishedRun]) -> list[Score]:
+    known = {(run.arm, run.budget, run.seed): run.bits_per_byte for run in runs if run.bits_per_byte is not None}
+    result = []
+    for score in scores:
+        rivals = [other for other in scores if other.budget == score.budget and other.bits_per_byte is not None]
+        best = min(rivals, key=lambda other: other.bits_per_byte or 0.0, default=None)
+        pairs = [
+            value - known[best.arm, budget, seed]
+            for (arm, budget, seed), value in known.items()
+            if best is not None and (arm, budget) == (score.arm, score.budget) and (best.arm, budget, seed) in known
+        ]
+        result.append(Score(**{**asdict(score), "behind": statistics.mean(pairs) if pairs else None}))
+    return result
