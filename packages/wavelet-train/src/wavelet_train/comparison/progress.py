@@ -31,6 +31,11 @@ class ComparisonProgress:
         self._looked = self._said = time.monotonic()
         self._say("in all")
 
+    @property
+    def left(self) -> bool:
+        """Whether a run is still to be done."""
+        return any(run.ended is None for run in self.runs.values())
+
     def look(self) -> None:
         """Say what has happened since the last time, if that is a while ago."""
         if time.monotonic() - self._looked >= SECONDS_BETWEEN_LOOKS:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from typing import Any
 
+from wavelet_train.comparison.decoding import DecodingSpeed
+from wavelet_train.comparison.fits import Crossing, Fit, crossing, fit
 from wavelet_train.comparison.spec import Budget
 from wavelet_train.comparison.work import ComparisonWork, Run, Tuned
-from wavelet_train.quantities import duration
+from wavelet_train.quantities import byte_size, duration
 from wavelet_train.run_history import number
 from wavelet_train.tables import table
 
@@ -61,17 +64,28 @@ class Score:
 
 @dataclass(frozen=True)
 class ComparisonResults:
-    """What is known of the arms, their tuning and their runs. tuning: by budget and arm."""
+    """What is known of the arms, their tuning and their runs.
 
+    tuning: by budget and arm. points: seconds and bits per byte of each arm's finished runs, the best of its tuning
+    among them. fits: of the points. crossings: of the fits of two arms. decoding: empty until it is measured.
+    unfinished: how many runs there are still to be done.
+    """
+
+    description: str
     arms: dict[str, dict[str, Any]]
     tuning: dict[str, dict[str, Tuned]]
     runs: list[FinishedRun]
     scores: list[Score]
+    points: dict[str, list[tuple[float, float]]]
+    fits: dict[str, Fit]
+    crossings: dict[tuple[str, str], Crossing]
+    decoding: list[DecodingSpeed]
     unfinished: int
 
     def as_dict(self) -> dict[str, Any]:
         """Everything by name, for JSON."""
         return {
+            "description": self.description,
             "arms": self.arms,
             "tuning": {
                 budget: {
@@ -86,23 +100,41 @@ class ComparisonResults:
             },
             "runs": [asdict(run) for run in self.runs],
             "scores": [asdict(score) for score in self.scores],
+            "points": self.points,
+            "fits": {arm: asdict(line) for arm, line in self.fits.items()},
+            "crossings": [
+                {"first": first, "second": second, **asdict(meeting)}
+                for (first, second), meeting in self.crossings.items()
+            ],
+            "decoding": [asdict(speed) for speed in self.decoding],
             "unfinished": self.unfinished,
         }
 
     def __str__(self) -> str:
         parts = [
-            f"{budget}\n{score_table([score for score in self.scores if score.budget == budget], self)}"
+            f"{budget}\n{table(score_rows(self, budget), SCORE_HEADER)}"
             for budget in dict.fromkeys(score.budget for score in self.scores)
         ]
-        if edges := [f"{arm} ({budget})" for budget, arms in self.tuning.items() for arm in arms if arms[arm].at_edge]:
-            parts.append(
-                f"The best rate is the first or last that was tried, so that others may be better: {', '.join(edges)}"
-            )
+        if self.fits:
+            parts.append(f"bits per byte = a + b ln(seconds)\n{table(fit_rows(self), FIT_HEADER)}")
+        if self.crossings:
+            parts.append(table(crossing_rows(self), CROSSING_HEADER))
+        if self.decoding:
+            parts.append(table(decoding_rows(self), DECODING_HEADER))
+        if edges := self.edges:
+            parts.append(f"The best rate is the first or last that was tried: {', '.join(edges)}")
         if self.unfinished:
             parts.append(f"{self.unfinished} runs are not done yet")
         return "\n\n".join(parts)
 
+    @property
+    def edges(self) -> list[str]:
+        """Arms, with their budget, whose best rate is the first or last that was tried: others may be better."""
+        return [f"{arm} ({budget})" for budget, arms in self.tuning.items() for arm in arms if arms[arm].at_edge]
 
+
+# Of the times of crossings that are told as such.
+LONGEST = 365 * 24 * 3600.0
 SCORE_HEADER = (
     "arm",
     "parameters",
@@ -118,8 +150,14 @@ SCORE_HEADER = (
 )
 
 
-def score_rows(scores: Sequence[Score], results: ComparisonResults) -> list[list[object]]:
-    """The rows of a table with SCORE_HEADER, the best first."""
+FIT_HEADER = ("arm", "runs", "a", "b", "residual", "at 1 hour", "error")
+CROSSING_HEADER = ("fits of", "and", "cross at", "within a factor of", "among the runs")
+DECODING_HEADER = ("model", "context", "decoded tokens/s", "prompt tokens/s", "state")
+
+
+def score_rows(results: ComparisonResults, budget: str) -> list[list[object]]:
+    """The rows of a table with SCORE_HEADER for one budget, the best first."""
+    scores = [score for score in results.scores if score.budget == budget]
     return [
         [
             score.arm,
@@ -138,16 +176,62 @@ def score_rows(scores: Sequence[Score], results: ComparisonResults) -> list[list
     ]
 
 
-def score_table(scores: Sequence[Score], results: ComparisonResults) -> str:
-    """The arms at one budget, for people."""
-    return table(score_rows(scores, results), SCORE_HEADER)
+def fit_rows(results: ComparisonResults) -> list[list[object]]:
+    """The rows of a table with FIT_HEADER."""
+    return [
+        [
+            arm,
+            line.points,
+            f"{line.intercept:.4f}",
+            f"{line.slope:.4f}",
+            _shown(line.residual),
+            f"{line.at(3600):.4f}",
+            _shown(line.error_at(3600)),
+        ]
+        for arm, line in results.fits.items()
+    ]
+
+
+def crossing_rows(results: ComparisonResults) -> list[list[object]]:
+    """The rows of a table with CROSSING_HEADER."""
+    return [
+        [
+            first,
+            second,
+            "nowhere" if meeting.seconds is None else _time(meeting.seconds),
+            "" if meeting.factor is None else f"{meeting.factor:.3g}",
+            "yes" if meeting.within else "no",
+        ]
+        for (first, second), meeting in results.crossings.items()
+    ]
+
+
+def decoding_rows(results: ComparisonResults) -> list[list[object]]:
+    """The rows of a table with DECODING_HEADER."""
+    return [
+        [
+            speed.name,
+            speed.position,
+            f"{speed.decode_speed:,.0f}",
+            f"{speed.prompt_speed:,.0f}",
+            byte_size(speed.state_bytes),
+        ]
+        for speed in results.decoding
+    ]
+
+
+def _time(seconds: float) -> str:
+    """A time that a crossing is at, which may be anything."""
+    if seconds < 1:
+        return "under 1 s"
+    return duration(seconds) if seconds < LONGEST else f"over {duration(LONGEST)}"
 
 
 def _shown(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def results_of(work: ComparisonWork) -> ComparisonResults:
+def results_of(work: ComparisonWork, decoding: Sequence[DecodingSpeed] = ()) -> ComparisonResults:
     """What a comparison has found so far."""
     arms = {
         name: {
@@ -160,19 +244,38 @@ def results_of(work: ComparisonWork) -> ComparisonResults:
         }
         for name, run in work.configurations.items()
     }
+    points: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
     tuning: dict[str, dict[str, Tuned]] = {}
     for budget, arm in work.tunings():
         if (tuned := work.tuned(budget, arm)) is not None:
             tuning.setdefault(budget.name, {})[arm] = tuned
+            if tuned.rate is not None and (score := tuned.scores[tuned.rate]) is not None:
+                speed = work.speeds[arm]
+                points[arm].append((speed.seconds * speed.steps(budget, work.comparison.tuning.share), score))
     planned = list(work.runs())
     runs = [_finished(work, run) for run in planned if run.finished]
+    for run in runs:
+        if run.bits_per_byte is not None:
+            points[run.arm].append((run.seconds, run.bits_per_byte))
     scores = [
-        score
+        total
         for budget in work.comparison.budgets
         for arm in work.comparison.arms_of(budget)
-        if (score := _score(arm, budget, runs)) is not None
+        if (total := _score(arm, budget, runs)) is not None
     ]
-    return ComparisonResults(arms, tuning, runs, _with_distances(scores, runs), len(planned) - len(runs))
+    fits = {arm: line for arm, places in points.items() if (line := fit(places)) is not None}
+    return ComparisonResults(
+        description=work.comparison.description,
+        arms=arms,
+        tuning=tuning,
+        runs=runs,
+        scores=_with_distances(scores, runs),
+        points=points,
+        fits=fits,
+        crossings={(first, second): crossing(fits[first], fits[second]) for first, second in combinations(fits, 2)},
+        decoding=list(decoding),
+        unfinished=len(planned) - len(runs),
+    )
 
 
 def _finished(work: ComparisonWork, run: Run) -> FinishedRun:

@@ -98,6 +98,13 @@ class Match(Section):
     multiple: int = Field(8, ge=1, description="what the values of an arm's `fit` are multiples of")
 
 
+class Variant(Section):
+    """An arm that is measured once more with a state that grows, such as a Transformer's that keeps all it has read."""
+
+    like: str = Field(description="the arm")
+    grows: str = Field(description="the field that is set to the context length, such as model.capacity")
+
+
 class Decoding(Section):
     """Speed and state against context length, measured once all training is done, the arms in turns."""
 
@@ -105,6 +112,7 @@ class Decoding(Section):
         [100, 1_000, 10_000, 100_000], description="context lengths in tokens"
     )
     tokens: int = Field(32, ge=1, description="decoded tokens that are timed at each of them")
+    variants: dict[str, Variant] = Field({}, description="what is measured besides the arms, by name")
 
 
 class Comparison(Section):
@@ -134,6 +142,10 @@ class Comparison(Section):
             self._known(f"arms.{name}.like", arm.like, [other for other in self.arms if other != name])
             if arm.fit is not None and self.match is None:
                 raise ValueError(f"arms.{name}.fit: there is no match.parameters that it could meet; give one")
+        for name, variant in (self.decoding.variants if self.decoding else {}).items():
+            self._known(f"decoding.variants.{name}.like", variant.like, list(self.arms))
+            if name in self.arms:
+                raise ValueError(f"decoding.variants: {name!r} is an arm; choose another name")
         for budget in self.budgets:
             for name in budget.arms or ():
                 self._known(f"budget {budget.name}: arms", name, list(self.arms))
