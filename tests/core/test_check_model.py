@@ -199,6 +199,11 @@ class LossOfEveryToken(Decaying):
         return nn.functional.cross_entropy(self(tokens, state).mT, targets, reduction="none")
 
 
+class LossOfIgnoredTargets(Decaying):
+    def loss(self, tokens, targets, state=None):
+        return super().loss(tokens, targets.clamp(min=0), state)
+
+
 class LossWithoutState(Decaying):
     def loss(self, tokens, targets):
         return super().loss(tokens, targets)
@@ -304,6 +309,7 @@ class HiddenDropout(Decaying):
         (CountsAllRowsTogether, "mixes up rows: joined, selected and repeated rows", "counters included"),
         (InfiniteLoss, "has a loss that is no finite scalar: tensor(inf", "mean loss in nats per token"),
         (LossOfEveryToken, "has a loss that is no finite scalar: tensor([[", "cross_entropy computes it"),
+        (LossOfIgnoredTargets, "second half has the target -100", "leave such targets out of the mean"),
         (LossWithoutState, "failed in a forward and backward pass", "positional"),
         (WritesWhatAGradientNeeds, "failed in a forward and backward pass", "clone() a history"),
         (DeadParameter, "gives no gradient to unused.weight, unused.bias", "use each parameter in forward"),

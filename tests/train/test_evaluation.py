@@ -33,7 +33,7 @@ def prepared(tiny_run: TinyRun) -> Prepared:
 
 
 def test_units_follow_from_the_total() -> None:
-    result = Evaluation(nats=300.0, tokens=100, byte_count=400, word_count=60, window=16, stride=8)
+    result = Evaluation(nats=300.0, tokens=100, byte_count=400, word_count=60, window=16, stride=8, correct=25)
     assert result.nats_per_token == 3.0
     assert result.perplexity_per_token == pytest.approx(math.exp(3))
     assert result.bits_per_token == pytest.approx(3 / math.log(2))
@@ -45,7 +45,7 @@ def test_units_follow_from_the_total() -> None:
 
 
 def test_hopeless_model_has_infinite_perplexity_instead_of_an_error() -> None:
-    result = Evaluation(nats=1e6, tokens=100, byte_count=400, word_count=60, window=16, stride=8)
+    result = Evaluation(nats=1e6, tokens=100, byte_count=400, word_count=60, window=16, stride=8, correct=25)
     assert result.perplexity_per_token == math.inf == result.perplexity_per_word
 
 
@@ -86,7 +86,7 @@ def test_context_helps_a_model_only_within_the_window(prepared: Prepared) -> Non
 
 
 def test_a_text_without_words_has_no_perplexity_per_word() -> None:
-    result = Evaluation(nats=300.0, tokens=100, byte_count=400, word_count=0, window=16, stride=8)
+    result = Evaluation(nats=300.0, tokens=100, byte_count=400, word_count=0, window=16, stride=8, correct=25)
     assert result.perplexity_per_word is None
 
 
@@ -126,7 +126,7 @@ def test_impossible_windows_are_refused(prepared: Prepared) -> None:
     model, data = prepared
     with pytest.raises(ValueError, match="stride"):
         evaluate(model, data.split("validation"), data.tokenizer, stride=17)
-    with pytest.raises(ConfigurationError, match="evaluation needs 2"):
+    with pytest.raises(ConfigurationError, match="1 tokens and none to predict"):
         evaluate(model, data.split("validation"), data.tokenizer, token_limit=0)
 
 
@@ -142,7 +142,9 @@ def test_xz_size_is_that_of_the_xz_command(tmp_path: Path) -> None:
 
 
 def test_report_says_who_needs_less() -> None:
-    evaluation = Evaluation(nats=300 * math.log(2), tokens=100, byte_count=200, word_count=30, window=16, stride=8)
+    evaluation = Evaluation(
+        nats=300 * math.log(2), tokens=100, byte_count=200, word_count=30, window=16, stride=8, correct=25
+    )
     assert "2.0000  for the same text: the model needs 25.0% less" in str(Report(evaluation, 2.0))
     assert "the model needs 50.0% more" in str(Report(evaluation, 1.0))
     assert "xz" not in str(Report(evaluation))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from wavelet_core import ConfigurationError
 from wavelet_train.windows import (
     ConsecutiveWindows,
+    Passage,
     RandomWindows,
     ShuffledWindows,
     TrainingWindows,
@@ -187,7 +188,7 @@ def test_evaluation_scores_every_token_but_the_first_once(
     stride = data.draw(st.integers(1, context_length))
     tokens = np.arange(length, dtype=np.uint16)
     scored, windows = [], 0
-    for batch in evaluation_windows(tokens, context_length, stride, batch_size):
+    for batch in evaluation_windows([Passage(tokens, 1)], context_length, stride, batch_size):
         assert batch.inputs.shape == batch.targets.shape == batch.scored.shape
         assert batch.inputs.shape[1] <= context_length
         assert torch.equal(batch.targets[batch.scored], batch.inputs[batch.scored] + 1)
@@ -197,8 +198,11 @@ def test_evaluation_scores_every_token_but_the_first_once(
     assert windows == 1 + math.ceil(max(0, length - 1 - context_length) / stride)
 
 
+COUNTED = Passage(np.arange(18, dtype=np.uint16), 1)
+
+
 def test_sliding_windows_score_the_new_half() -> None:
-    batches = list(evaluation_windows(np.arange(18, dtype=np.uint16), context_length=8, stride=4, batch_size=8))
+    batches = list(evaluation_windows([COUNTED], context_length=8, stride=4, batch_size=8))
     assert len(batches) == 1
     assert batches[0].inputs[:, 0].tolist() == [0, 4, 8, 12]
     assert batches[0].scored.sum(1).tolist() == [8, 4, 4, 1]
@@ -206,7 +210,7 @@ def test_sliding_windows_score_the_new_half() -> None:
 
 
 def test_windows_do_not_overlap_by_default() -> None:
-    batches = list(evaluation_windows(np.arange(18, dtype=np.uint16), context_length=8))
+    batches = list(evaluation_windows([COUNTED], context_length=8))
     assert [batch.inputs[0].tolist() for batch in batches] == [list(range(8)), list(range(8, 16)), [16]]
     assert all(bool(batch.scored.all()) for batch in batches)
 
@@ -214,7 +218,7 @@ def test_windows_do_not_overlap_by_default() -> None:
 @pytest.mark.parametrize("stride", [0, -1, 9])
 def test_a_stride_that_leaves_gaps_is_refused(stride: int) -> None:
     with pytest.raises(ValueError, match=f"between 1 and context_length=8, not {stride}"):
-        next(evaluation_windows(TOKENS, 8, stride))
+        next(evaluation_windows([COUNTED], 8, stride))
 
 
 def test_a_text_shorter_than_the_window_is_refused() -> None:
@@ -224,5 +228,3 @@ def test_a_text_shorter_than_the_window_is_refused() -> None:
     next(RandomWindows(TOKENS[:17], context_length=16, batch_size=1))
     with pytest.raises(ConfigurationError, match=r"data: the train split has 33 tokens, .*needs 34"):
         ConsecutiveWindows(TOKENS[:33], np.array([0]), context_length=16, batch_size=2)
-    with pytest.raises(ConfigurationError, match="data: the test split has 1 tokens"):
-        next(evaluation_windows(TOKENS[:1], 16, split="test"))

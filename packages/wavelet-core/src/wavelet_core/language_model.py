@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from wavelet_core.config import ConfigurationError, LanguageModelConfig
 from wavelet_core.linear import Linear
-from wavelet_core.linear_cross_entropy import linear_cross_entropy
+from wavelet_core.linear_cross_entropy import IGNORED, linear_cross_entropy
 from wavelet_core.registry import build
 from wavelet_core.state import State
 
@@ -54,7 +54,7 @@ class LanguageModel(Protocol):
         """Hidden vectors (..., C) to logits (..., V)."""
 
     def loss(self, tokens: Tensor, targets: Tensor, state: State | None = None) -> Tensor:
-        """The training loss in nats per token, a scalar."""
+        """The training loss in nats per token, a scalar; targets of -100 do not count."""
 
     def __call__(self, tokens: Tensor, state: State | None = None) -> Tensor:
         """Logits (B, T, V)."""
@@ -91,8 +91,12 @@ def _sizes(path: str, value: Any) -> Iterator[tuple[int, str]]:
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross entropy in nats per token of logits (B, T, V) against targets (B, T), computed in float32."""
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+    """Mean cross entropy in nats per token of logits (B, T, V) against targets (B, T), computed in float32.
+
+    Positions with the target -100 do not count, and where none does it is 0.
+    """
+    total = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    return total / (targets != IGNORED).sum().clamp(min=1)
 
 
 def head_cross_entropy(head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor) -> Tensor:

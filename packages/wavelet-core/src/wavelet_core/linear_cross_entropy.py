@@ -21,10 +21,11 @@ CHUNK, CHUNK_ROWS, CACHED = 1 << 23, 1 << 12, 1 << 18
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Mean cross entropy in nats of logits hidden W^T + b against targets; positions with the target -100 do not count.
+    """Mean cross entropy in nats of logits hidden W^T + b against targets.
 
-    Products are computed in autocast's type where there is one, all else in float32 at least. There are no gradients of
-    the gradients. Shapes: hidden (..., C), weight (V, C), targets (...), bias (V) -> ().
+    Positions with the target -100 do not count, and where none does it is 0. Products are computed in autocast's type
+    where there is one, all else in float32 at least. There are no gradients of the gradients. Shapes: hidden (..., C),
+    weight (V, C), targets (...), bias (V) -> ().
     """
     kind = hidden.device.type
     casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
@@ -85,7 +86,7 @@ def _loss_and_gradients(
             weight_gradient += logits.T @ (x * mask[part])
         if bias_gradient is not None:
             bias_gradient += (logits.T @ mask[part]).squeeze(-1)
-    count = counts.sum()
+    count = counts.sum().clamp(min=1)
     return total / count, count, hidden_gradient, weight_gradient, bias_gradient
 
 

@@ -13,6 +13,7 @@ from wavelet_core.config import ComponentOf, Section
 from wavelet_core.registry import build
 from wavelet_core.tokenizers import Tokenizer
 from wavelet_train.datasets import Dataset, Split, describe
+from wavelet_train.examples import check_tokenizer, example_split
 from wavelet_train.token_cache import TokenCache
 from wavelet_train.token_split import TokenSplit
 from wavelet_train.training_state import DataIdentity
@@ -55,6 +56,9 @@ class PreparedData:
         directory = Path(config.cache_directory or default_cache_directory()).expanduser()
         self.dataset: Dataset = build("dataset", config.dataset)
         self._description = describe(self.dataset, config.dataset)
+        self._examples = hasattr(self.dataset, "examples")
+        if self._examples:
+            check_tokenizer(self.dataset, config.tokenizer if tokenizer is None else tokenizer.config)
         self._cache = TokenCache(self.dataset, directory, config.threads)
         self.tokenizer = tokenizer or self._cache.tokenizer(config.tokenizer)
         self._canonical_words = config.canonical_words
@@ -68,7 +72,10 @@ class PreparedData:
     def split(self, name: Split) -> TokenSplit:
         """Tokens, document starts and counts of a split. Raises ConfigurationError when it has no documents."""
         if name not in self._splits:
-            split = self._cache.split(self.tokenizer, name)
+            if self._examples:
+                split = example_split(name, self.dataset, self.tokenizer)
+            else:
+                split = self._cache.split(self.tokenizer, name)
             words = self._canonical_words.get(name, split.word_count)
             self._splits[name] = replace(split, word_count=words)
         return self._splits[name]

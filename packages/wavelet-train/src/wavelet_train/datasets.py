@@ -30,6 +30,8 @@ class Dataset(Protocol):
     - `parts(split) -> Iterator[Part]`: what `documents` gives, long documents in several parts, so that no document has
       to be in memory whole. Preparing data reads it instead of `documents`;
     - `size(split) -> int`: roughly the bytes of text of a split; progress bars then show the time left;
+    - `examples(split)` and `vocabulary_size`: token ids instead of text, for `data.tokenizer: token_ids`. Every example
+      has `tokens`, its ids, and `counts`, which of them are to be predicted (bool); each stands alone in its window;
     - `describe() -> str`: what to call it, for people, instead of its kind and the fields that are set otherwise.
     """
 

@@ -3,37 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
-from torch.nn import functional as F
 
-from wavelet_core.generation.session import decoding_view
 from wavelet_core.language_model import LanguageModel
 from wavelet_core.tokenizers import Tokenizer
-from wavelet_train.precision import autocast
+from wavelet_train.loss_by_position import POSITION_EDGES, LossByPosition
 from wavelet_train.ranks import ALONE, Ranks
+from wavelet_train.reading import Reading, token_scores
 from wavelet_train.token_split import TokenSplit, token_byte_lengths
-from wavelet_train.windows import evaluation_windows
+from wavelet_train.windows import Passage
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """The negative log-likelihood of a text and the sizes that it is divided by.
 
-    nats: of all scored tokens together. tokens: scored ones. byte_count: UTF-8 bytes of the text that they stand for.
-    word_count: its words, None when only a part of a split was scored. window, stride: in tokens.
+    nats: of all scored tokens together. tokens: scored ones. byte_count: UTF-8 bytes of the text that they decode to.
+    word_count: its words, None when only a part of a split was scored. window, stride: in tokens, None for a text that
+    streamed. correct: tokens that the model held to be the likeliest.
     """
 
     nats: float
     tokens: int
     byte_count: int
     word_count: int | None
-    window: int
-    stride: int
+    window: int | None
+    stride: int | None
+    correct: int
 
     @property
     def nats_per_token(self) -> float:
@@ -58,6 +59,11 @@ class Evaluation:
         """exp(total nats / words), or None where the number of words is not known or there are none."""
         return exponential(self.nats / self.word_count) if self.word_count else None
 
+    @property
+    def accuracy(self) -> float:
+        """The share of tokens that the model held to be the likeliest."""
+        return self.correct / self.tokens
+
     def as_dict(self) -> dict[str, Any]:
         """All units by name, for JSON."""
         return {
@@ -66,6 +72,7 @@ class Evaluation:
             "bits_per_token": self.bits_per_token,
             "bits_per_byte": self.bits_per_byte,
             "perplexity_per_word": self.perplexity_per_word,
+            "accuracy": self.accuracy,
             "tokens": self.tokens,
             "bytes": self.byte_count,
             "words": self.word_count,
@@ -76,14 +83,15 @@ class Evaluation:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Evaluation:
         """The evaluation that `as_dict` gave. Raises KeyError, TypeError or ValueError where it did not."""
-        words = content["words"]
+        words, tokens = content["words"], int(content["tokens"])
         return cls(
-            nats=float(content["nats_per_token"]) * int(content["tokens"]),
-            tokens=int(content["tokens"]),
+            nats=float(content["nats_per_token"]) * tokens,
+            tokens=tokens,
             byte_count=int(content["bytes"]),
             word_count=None if words is None else int(words),
             window=int(content["window"]),
             stride=int(content["stride"]),
+            correct=round(float(content["accuracy"]) * tokens),
         )
 
 
@@ -92,7 +100,78 @@ def exponential(nats: float) -> float:
     return math.exp(nats) if nats < 700 else math.inf
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class TextScores:
+    """What a model made of a text: of the whole of it, of its documents, and by how much it had read.
+
+    nats, tokens, byte_counts: (documents,) float64 each, sums over the scored tokens of every document; an end-of-text
+    token belongs to the document that it ends.
+    """
+
+    total: Evaluation
+    nats: np.ndarray
+    tokens: np.ndarray
+    byte_counts: np.ndarray
+    by_position: LossByPosition
+
+    @property
+    def documents(self) -> int:
+        """How many documents have scored tokens."""
+        return int(np.count_nonzero(self.tokens))
+
+
+def score_text(
+    model: LanguageModel,
+    split: TokenSplit,
+    tokenizer: Tokenizer,
+    reading: Reading | None = None,
+    batch_size: int = 8,
+    token_limit: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    on_batch: Callable[[int], None] = lambda scored: None,
+    ranks: Ranks = ALONE,
+) -> TextScores:
+    """Score a split as `reading` says (in windows that do not overlap by default), without a change to the model.
+
+    batch_size: windows, or documents, at a time. token_limit: score the beginning of the split only. dtype: what
+    autocast computes in. on_batch: called after every batch with the number of tokens that it scored. ranks: processes
+    that share the batches out among themselves; all of them get the result.
+
+    Raises ConfigurationError when there is nothing to predict and for what the model cannot do, ValueError for a stride
+    that leaves gaps.
+    """
+    reading = reading or Reading()
+    passages = reading.passages(split, tokenizer.end_of_text, token_limit)
+    starts, lengths = split.document_starts, token_byte_lengths(tokenizer)
+    sums = np.zeros((len(starts), 4))
+    by_position = np.zeros((len(POSITION_EDGES), 2))
+    for scores in token_scores(model, passages, reading, batch_size, dtype, ranks, split.counts):
+        document = np.searchsorted(starts, scores.places, side="right") - 1
+        tokens = split.tokens[scores.places]
+        byte_counts = lengths[tokens]
+        for first in np.flatnonzero(scores.places == starts[document]):
+            byte_counts[first] -= drops_space(tokenizer, int(tokens[first]))
+        ones = np.ones_like(scores.nats)
+        np.add.at(sums, document, np.stack([scores.nats, ones, byte_counts, scores.correct], axis=1))
+        position = np.searchsorted(POSITION_EDGES, scores.read, side="right") - 1
+        np.add.at(by_position, position, np.stack([scores.nats, ones], axis=1))
+        on_batch(len(ones))
+
+    sums, by_position = ranks.sum(sums).T, ranks.sum(by_position).T
+    nats, scored, byte_count, correct = sums.sum(axis=1)
+    window = None if reading.streaming else reading.window or model.config.context_length
+    total = Evaluation(
+        nats=float(nats),
+        tokens=int(scored),
+        byte_count=int(byte_count),
+        word_count=split.word_count if token_limit is None or token_limit + 1 >= len(split.tokens) else None,
+        window=window,
+        stride=reading.stride or window,
+        correct=int(correct),
+    )
+    return TextScores(total, sums[0], sums[1], sums[2], LossByPosition(by_position[0], by_position[1]))
+
+
 def evaluate(
     model: LanguageModel,
     split: TokenSplit,
@@ -105,32 +184,32 @@ def evaluate(
     on_batch: Callable[[int], None] = lambda scored: None,
     ranks: Ranks = ALONE,
 ) -> Evaluation:
-    """Score a split in windows that are independent of each other, without a change to the model or its mode.
+    """The total of `score_text` in independent windows of so many tokens with this stride."""
+    reading = Reading(window=window, stride=stride)
+    return score_text(model, split, tokenizer, reading, batch_size, token_limit, dtype, on_batch, ranks).total
 
-    stride: tokens between the starts of two windows, a whole window by default (see `evaluation_windows`). batch_size:
-    windows at a time. token_limit: score the beginning of the split only. window: tokens a window;
-    model.context_length by default. dtype: what autocast computes in. on_batch: called after every batch with the
-    number of tokens that it scored. ranks: processes that share the batches out among themselves; all of them get the
-    result. The very first token is not scored: nothing predicts it.
 
-    Raises ConfigurationError when there is nothing to predict, ValueError for a stride that leaves gaps.
+def log_likelihoods(
+    model: LanguageModel,
+    texts: Iterable[Sequence[int] | np.ndarray],
+    reading: Reading | None = None,
+    batch_size: int = 8,
+    dtype: torch.dtype = torch.float32,
+) -> np.ndarray:
+    """The log-likelihood in nats of each text, token ids, without its first token, which nothing predicts: (texts,).
+
+    Put the end of text before a text to have all of it scored. Texts are independent of each other.
     """
-    device = next(model.parameters()).device
-    window = window or model.config.context_length
-    tokens = split.tokens if token_limit is None else split.tokens[: token_limit + 1]
-    view = decoding_view(model)
-    nats = 0.0
-    batches = evaluation_windows(tokens, window, stride, batch_size, split.name)
-    for batch in islice(batches, ranks.rank, None, ranks.count):
-        with autocast(device, dtype):
-            logits = view.head(view.hidden(batch.inputs.to(device))[batch.scored.to(device)])
-        targets = batch.targets[batch.scored].to(device)
-        nats += F.cross_entropy(logits.float(), targets, reduction="none").sum(dtype=torch.float64).item()
-        on_batch(len(targets))
+    ends, passages = [0], []
+    for text in texts:
+        passages.append(Passage(np.asarray(text, dtype=np.int64), ends[-1]))
+        ends.append(ends[-1] + max(0, len(text) - 1))
+    found = np.zeros(len(passages))
+    for scores in token_scores(model, passages, reading or Reading(), batch_size, dtype):
+        np.subtract.at(found, np.searchsorted(ends, scores.places, side="right") - 1, scores.nats)
+    return found
 
-    nats = ranks.sum(nats)
-    lengths = token_byte_lengths(tokenizer)
-    whole = len(tokens) == len(split.tokens)
-    byte_count = split.byte_count - lengths[tokens[0]] if whole else lengths[tokens[1:]].sum()
-    word_count = split.word_count if whole else None
-    return Evaluation(nats, len(tokens) - 1, int(byte_count), word_count, window, stride or window)
+
+def drops_space(tokenizer: Tokenizer, token: int) -> bool:
+    """Whether the space that a token begins with is not there where a text begins with the token."""
+    return tokenizer.decode_bytes([token]).startswith(b" ") and not tokenizer.decode([token]).startswith(" ")

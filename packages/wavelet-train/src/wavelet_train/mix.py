@@ -72,6 +72,8 @@ class Mix:
                 dataset: Dataset = build("dataset", source.dataset)
             except ConfigurationError as error:
                 raise ConfigurationError(str(error).replace("data.dataset", place, 1)) from error
+            if hasattr(dataset, "examples"):
+                raise ConfigurationError(f"{place}: {source.dataset.kind} is made of token ids; a mix is of texts")
             self.sources.append(WeightedSource(dataset, source.weight, describe(dataset, source.dataset), place))
 
     def documents(self, split: Split) -> Iterator[str]:

@@ -10,6 +10,10 @@ from wavelet_train.hugging_face import HuggingFace
 from wavelet_train.mix import Mix
 from wavelet_train.muon import Muon
 from wavelet_train.optimizers import Adagrad, AdamW
+from wavelet_train.probes.associative_recall import AssociativeRecall
+from wavelet_train.probes.induction import Induction
+from wavelet_train.probes.key_at_distance import KeyAtDistance
+from wavelet_train.probes.selective_copying import SelectiveCopying
 from wavelet_train.python_stdlib import PythonStandardLibrary
 from wavelet_train.schedules import Constant, Cosine, Linear, WarmupStableDecay
 from wavelet_train.sentence_piece import SentencePieceTokenizer
@@ -24,6 +28,8 @@ def register_components(register: Callable[[str, type], None]) -> None:
     register("dataset", TextFiles)
     register("dataset", HuggingFace)
     register("dataset", Mix)
+    for probe in (AssociativeRecall, Induction, SelectiveCopying, KeyAtDistance):
+        register("dataset", probe)
     register("tokenizer", SentencePieceTokenizer)
     for optimizer in (AdamW, Adagrad, Muon):
         register("optimizer", optimizer)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, distributed
 
@@ -73,20 +74,21 @@ class Ranks:
         distributed.all_reduce(total)
         return total / self.count
 
-    def sum(self, value: float) -> float:
-        """The sum over all processes, in float64."""
-        return self._reduced(value, distributed.ReduceOp.SUM, torch.float64)
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        """The sums over all processes, in float64."""
+        if self.count == 1:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64)
+        distributed.all_reduce(tensor, group=self.control)
+        return tensor.numpy()
 
     def largest(self, value: int) -> int:
         """The largest of all processes' numbers."""
-        return int(self._reduced(value, distributed.ReduceOp.MAX, torch.int64))
-
-    def _reduced(self, value: float, operation: Any, dtype: torch.dtype) -> float:
         if self.count == 1:
             return value
-        tensor = torch.tensor(value, dtype=dtype)
-        distributed.all_reduce(tensor, operation, self.control)
-        return tensor.item()
+        tensor = torch.tensor(value)
+        distributed.all_reduce(tensor, distributed.ReduceOp.MAX, self.control)
+        return int(tensor.item())
 
     def join_rows(self, tensor: Tensor) -> Tensor:
         """All processes' rows of a tensor, one after the other."""

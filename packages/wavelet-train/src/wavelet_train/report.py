@@ -41,6 +41,7 @@ class Report:
             ("bits per token", f"{score.bits_per_token:.4f}", f"{score.tokens:,} tokens of this run's vocabulary"),
             ("nats per token", f"{score.nats_per_token:.4f}", ""),
             ("perplexity per token", f"{score.perplexity_per_token:.3f}", ""),
+            ("accuracy", f"{score.accuracy:.4f}", "share of tokens that were the likeliest"),
         ]
         if self.xz_bits_per_byte is not None:
             difference = 100 * (1 - score.bits_per_byte / self.xz_bits_per_byte)

@@ -57,11 +57,12 @@ class TrainConfig(Section):
     )
     batch_size: int = Field(8, ge=1, description="windows of model.context_length tokens in one forward pass")
     accumulation: int = Field(1, ge=1, description="forward passes whose gradients are averaged in an optimizer step")
-    order: Literal["random", "shuffled", "contiguous"] | None = Field(
+    order: Literal["random", "shuffled", "documents", "contiguous"] | None = Field(
         None,
         description="windows of the text: at random positions; without overlap and shuffled, so that an epoch reads "
-        "every token once; or each after the one before, with the streaming state carried. null: random, or for a "
-        "model with cross_window_state each after the one before",
+        "every token once; likewise, but beginning with a document or going on with it, and predicting nothing behind "
+        "its end; or each after the one before, with the streaming state carried. null: random, documents for a data "
+        "set of examples, contiguous for a model with cross_window_state",
     )
     reset_at_documents: bool = Field(
         False, description="nothing crosses from one document of a window to the next: each is read from silence"

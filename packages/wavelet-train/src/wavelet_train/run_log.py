@@ -74,5 +74,6 @@ class RunLog(Progress):
         """A line for people, once its checkpoints are there."""
         self.message(
             f"step {self.counters.step:,}: validation {result.bits_per_byte:.4f} bits per byte, "
-            f"perplexity per token {result.perplexity_per_token:.2f}{' (best so far)' if best else ''}"
+            f"perplexity per token {result.perplexity_per_token:.2f}, accuracy {result.accuracy:.1%}"
+            f"{' (best so far)' if best else ''}"
         )

@@ -32,7 +32,7 @@ class TokenSplit:
     tokens: (N,) uint16 or uint32, memory-mapped; an end-of-text token stands between two documents where the tokenizer
     has one. document_starts: (documents,) int64, position of the first token of each. byte_count: UTF-8 bytes of the
     documents. word_count: whitespace-separated words, or the canonical number from the configuration. sources: what a
-    mix took from each of its data sets.
+    mix took from each of its data sets. counts: (N,) bool, which tokens are to be predicted; None for all.
     """
 
     name: Split
@@ -41,6 +41,7 @@ class TokenSplit:
     byte_count: int
     word_count: int
     sources: tuple[MixedSource, ...] = ()
+    counts: np.ndarray | None = None
 
 
 def token_byte_lengths(tokenizer: Tokenizer) -> np.ndarray:

@@ -60,7 +60,14 @@ from wavelet_train.training_state import (
 )
 from wavelet_train.weight_average import PREFIX as AVERAGE
 from wavelet_train.weight_average import WeightAverage
-from wavelet_train.windows import ConsecutiveWindows, RandomWindows, ShuffledWindows, TrainingWindows, Windows
+from wavelet_train.windows import (
+    ConsecutiveWindows,
+    DocumentWindows,
+    RandomWindows,
+    ShuffledWindows,
+    TrainingWindows,
+    Windows,
+)
 
 OnValidation = Callable[[int, int, Evaluation], None]
 
@@ -243,9 +250,14 @@ class Trainer:
         sizes = (context_length, config.batch_size)
         if carried.contiguous:
             whole = carried.mean_only
-            return ConsecutiveWindows(train.tokens, train.document_starts, *sizes, rows, carried.isolated, whole)
+            return ConsecutiveWindows(
+                train.tokens, train.document_starts, *sizes, rows, carried.isolated, whole, train.counts
+            )
+        options = (*sizes, config.seed, rows, train.document_starts if carried.isolated else None, train.counts)
+        if config.order == "documents" or (config.order is None and train.counts is not None):
+            return DocumentWindows(train.tokens, train.document_starts, *options)
         order = ShuffledWindows if config.order == "shuffled" else RandomWindows
-        return order(train.tokens, *sizes, config.seed, rows, train.document_starts if carried.isolated else None)
+        return order(train.tokens, *options)
 
     @property
     def steps(self) -> int:

@@ -7,7 +7,8 @@ All batches are int64 tensors on the CPU.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from wavelet_core.config import ConfigurationError
+from wavelet_core.linear_cross_entropy import IGNORED
 
 
 class Windows(NamedTuple):
@@ -30,15 +32,26 @@ class Windows(NamedTuple):
     document_positions: Tensor | None = None
 
 
+class Passage(NamedTuple):
+    """Tokens that are read from silence, in a row. The first is not predicted; place: where the second stands in the
+    text that the passage is of, from which the others follow."""
+
+    tokens: np.ndarray
+    place: int
+
+
 class ScoredWindows(NamedTuple):
     """A batch of evaluation windows (B, T); scored: (B, T) bool, which targets count.
 
-    The last batch may be narrower or have rows that are padded with token 0 after their end, which is not scored.
+    places: (B, T), where targets stand in the text. read: (B, T), tokens that were read when a target is predicted.
+    Rows may be padded with token 0 after their end, which is not scored.
     """
 
     inputs: Tensor
     targets: Tensor
     scored: Tensor
+    places: Tensor
+    read: Tensor
 
 
 def _require(available: int, needed: int, split: str, why: str) -> None:
@@ -54,7 +67,8 @@ class TrainingWindows(Iterator[Windows], ABC):
 
     tokens: one-dimensional integer array, memory-mapped or not. batch_size: windows in a whole batch. rows: those of
     them that are given out; whatever they are, the batches are parts of the same whole ones. document_starts: sorted
-    positions in `tokens` of the first token of every document; with them each batch has `document_positions`.
+    positions in `tokens` of the first token of every document; with them each batch has `document_positions`. counts:
+    which tokens are to be predicted, all by default; the targets of the others are IGNORED.
 
     `state_dict` and `load_state_dict` make a resumed run read exactly what the uninterrupted one would have read.
 
@@ -72,12 +86,14 @@ class TrainingWindows(Iterator[Windows], ABC):
         batch_size: int,
         rows: slice = slice(None),
         document_starts: np.ndarray | None = None,
+        counts: np.ndarray | None = None,
     ) -> None:
         self.tokens = tokens
         self.context_length = context_length
         self.batch_size = batch_size
         self.rows = rows
         self.document_starts = document_starts
+        self.counts = counts
 
     @property
     @abstractmethod
@@ -98,11 +114,14 @@ class TrainingWindows(Iterator[Windows], ABC):
             continues = continues[self.rows]
         positions = (starts.numpy()[self.rows, None] + np.arange(self.context_length + 1)) % len(self.tokens)
         window = torch.from_numpy(self.tokens[positions].astype(np.int64))
+        targets = window[:, 1:]
+        if self.counts is not None:
+            targets = targets.masked_fill(~torch.from_numpy(self.counts[positions[:, 1:]]), IGNORED)
         inside = None
         if self.document_starts is not None:
             before = np.searchsorted(self.document_starts, positions[:, :-1], side="right") - 1
             inside = torch.from_numpy(positions[:, :-1] - self.document_starts[before])
-        return Windows(window[:, :-1], window[:, 1:], continues, inside)
+        return Windows(window[:, :-1], targets, continues, inside)
 
 
 class RandomWindows(TrainingWindows):
@@ -118,14 +137,20 @@ class RandomWindows(TrainingWindows):
         seed: int = 0,
         rows: slice = slice(None),
         document_starts: np.ndarray | None = None,
+        counts: np.ndarray | None = None,
     ) -> None:
-        super().__init__(tokens, context_length, batch_size, rows, document_starts)
+        super().__init__(tokens, context_length, batch_size, rows, document_starts, counts)
         _require(len(tokens), context_length + 1, "train", f"a window of model.context_length={context_length} tokens")
         self.generator = torch.Generator().manual_seed(seed)
 
     @property
     def batches_per_epoch(self) -> int:
-        return max(1, len(self.tokens) // (self.context_length * self.batch_size))
+        return max(1, self.windows_per_epoch // self.batch_size)
+
+    @property
+    def windows_per_epoch(self) -> int:
+        """Windows that together hold about as many tokens as the text."""
+        return len(self.tokens) // self.context_length
 
     def __next__(self) -> Windows:
         positions = len(self.tokens) - self.context_length
@@ -151,16 +176,15 @@ class ShuffledWindows(RandomWindows):
         super().__init__(*arguments, **options)
         self._begin_epoch()
 
-    @property
-    def windows_per_epoch(self) -> int:
-        return len(self.tokens) // self.context_length
-
     def _begin_epoch(self) -> None:
         self.window = 0
         self.before_epoch = self.generator.get_state()
+        self.starts = self._draw_starts()
+
+    def _draw_starts(self) -> Tensor:
         first = torch.randint(len(self.tokens), (), generator=self.generator)
         order = torch.randperm(self.windows_per_epoch, generator=self.generator)
-        self.starts = order.mul_(self.context_length).add_(first)
+        return order.mul_(self.context_length).add_(first)
 
     def __next__(self) -> Windows:
         parts, missing = [], self.batch_size
@@ -181,6 +205,37 @@ class ShuffledWindows(RandomWindows):
         super().load_state_dict(state)
         self._begin_epoch()
         self.window = window
+
+
+class DocumentWindows(ShuffledWindows):
+    """Windows that begin where a document does, or where the window before ended in it; targets behind the document's
+    end are IGNORED. They come in an order drawn anew for every epoch.
+
+    borders: where documents begin. Other arguments are those of TrainingWindows, and the seed.
+    """
+
+    def __init__(self, tokens: np.ndarray, borders: np.ndarray, *arguments: Any, **options: Any) -> None:
+        self.ends = np.append(borders[1:], len(tokens))
+        context_length = arguments[0]
+        starts = [np.arange(start, end - 1, context_length) for start, end in zip(borders, self.ends, strict=True)]
+        self.all_starts = torch.from_numpy(np.concatenate(starts))
+        if not len(self.all_starts):
+            raise ConfigurationError("data: no document of the train split has two tokens; use longer ones")
+        super().__init__(tokens, *arguments, **options)
+
+    @property
+    def windows_per_epoch(self) -> int:
+        return len(self.all_starts)
+
+    def _draw_starts(self) -> Tensor:
+        return self.all_starts[torch.randperm(self.windows_per_epoch, generator=self.generator)]
+
+    def _batch(self, starts: Tensor, continues: Tensor | None = None) -> Windows:
+        batch = super()._batch(starts, continues)
+        starts = starts[self.rows]
+        left = torch.from_numpy(self.ends[np.searchsorted(self.ends, starts.numpy(), side="right")]) - starts - 1
+        behind = torch.arange(self.context_length) >= left.unsqueeze(1)
+        return batch._replace(targets=batch.targets.masked_fill(behind, IGNORED))
 
 
 class ConsecutiveWindows(TrainingWindows):
@@ -204,9 +259,10 @@ class ConsecutiveWindows(TrainingWindows):
         rows: slice = slice(None),
         isolated: bool = False,
         whole_windows: bool = False,
+        counts: np.ndarray | None = None,
     ) -> None:
         self.borders = np.asarray(document_starts, dtype=np.int64)
-        super().__init__(tokens, context_length, batch_size, rows, self.borders if isolated else None)
+        super().__init__(tokens, context_length, batch_size, rows, self.borders if isolated else None, counts)
         needed = batch_size * (context_length + 1)
         why = f"a batch of {batch_size} consecutive windows of model.context_length={context_length} tokens"
         _require(len(tokens), needed, "train", why)
@@ -244,32 +300,46 @@ def _place(state: Mapping[str, Any], windows: int, whole: str, last: int = 0) ->
 
 
 def evaluation_windows(
-    tokens: np.ndarray, context_length: int, stride: int | None = None, batch_size: int = 1, split: str = "validation"
+    passages: Iterable[Passage], context_length: int, stride: int | None = None, batch_size: int = 1
 ) -> Iterator[ScoredWindows]:
-    """Batches of windows that together score every token but the first exactly once.
+    """Batches of windows that together score every token of every passage but its first exactly once.
 
     stride: positions between the starts of two windows, context_length by default (non-overlapping windows). With
-    context_length // 2 every window but the first scores the tokens that the window before it did not reach, with at
-    least half a window of context. The windows before the last are full; the last stops where the text does.
+    context_length // 2 every window but a passage's first scores the tokens that the window before it did not reach,
+    with at least half a window of context. The last window of a passage stops where the passage does.
 
-    The first batch raises ConfigurationError when there is nothing to predict, ValueError for a stride outside
-    1..context_length.
+    The first batch raises ValueError for a stride outside 1..context_length.
     """
     stride = context_length if stride is None else stride
     if not 1 <= stride <= context_length:
         raise ValueError(f"the stride must be between 1 and context_length={context_length}, not {stride}")
-    _require(len(tokens), 2, split, "evaluation")
-    predictions = len(tokens) - 1
-    all_starts = range(0, max(1, predictions - context_length + stride), stride)
-    for first in range(0, len(all_starts), batch_size):
-        starts = all_starts[first : first + batch_size]
-        inputs = torch.zeros(len(starts), min(context_length, predictions - starts[0]), dtype=torch.long)
-        targets = torch.zeros_like(inputs)
-        scored = torch.zeros_like(inputs, dtype=torch.bool)
-        for row, start in enumerate(starts):
-            end = min(start + context_length, predictions)
-            window = torch.from_numpy(tokens[start : end + 1].astype(np.int64))
-            inputs[row, : end - start], targets[row, : end - start] = window[:-1], window[1:]
-            already_scored = context_length - stride if start else 0
-            scored[row, already_scored : end - start] = True
-        yield ScoredWindows(inputs, targets, scored)
+
+    def windows() -> Iterator[tuple[Passage, int]]:
+        for tokens, place in passages:
+            predictions = len(tokens) - 1
+            if predictions < 1:
+                continue
+            for start in range(0, max(1, predictions - context_length + stride), stride):
+                window = Passage(tokens[start : start + context_length + 1], place + start)
+                yield window, context_length - stride if start else 0
+
+    rows = windows()
+    while batch := list(islice(rows, batch_size)):
+        yield padded_windows(*zip(*batch, strict=True))
+
+
+def padded_windows(passages: Sequence[Passage], already_scored: Sequence[int], read: int = 0) -> ScoredWindows:
+    """Passages as rows of one batch. already_scored: how many of a row's first targets do not count. read: tokens that
+    each row has read before."""
+    length = max(len(tokens) for tokens, _ in passages) - 1
+    inputs = torch.zeros(len(passages), length, dtype=torch.long)
+    targets = torch.zeros_like(inputs)
+    scored = torch.zeros_like(inputs, dtype=torch.bool)
+    for row, ((tokens, _), before) in enumerate(zip(passages, already_scored, strict=True)):
+        window = torch.from_numpy(tokens.astype(np.int64))
+        end = len(window) - 1
+        inputs[row, :end], targets[row, :end] = window[:-1], window[1:]
+        scored[row, before:end] = True
+    steps = torch.arange(length)
+    places = torch.tensor([place for _, place in passages]).unsqueeze(1) + steps
+    return ScoredWindows(inputs, targets, scored, places, (read + 1 + steps).expand_as(inputs))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from wavelet_core.checkpoint import load_checkpoint, named_tensors, save_checkpoint
 from wavelet_core.config import LanguageModelConfig, parse, parse_model
 from wavelet_core.generation import GenerationSettings, collect, generate
+from wavelet_core.linear_cross_entropy import IGNORED
 from wavelet_core.registry import registry
 from wavelet_core.state import State
 from wavelet_core.testing.module_subject import BATCH, CPU, LENGTH, TOLERANCE, ModuleSubject, difference
@@ -74,10 +75,10 @@ def check_model(family: type, config: Any = None, *, unused: Sequence[str] = ())
     Its configuration survives a file. It is `head(hidden(tokens))`, causal, treats the rows of a batch as independent
     texts, and streams: any chunking of a text gives what one pass over all of it gives, whatever rows of states were
     selected, joined, repeated, reset or written; a state is zero at the start and is overwritten in place. With
-    `resets_at_documents` it reads a document behind another one as it reads it alone. Its loss is
-    finite and gives gradients to every parameter. It works in float32 and bfloat16, can be made on the `meta` device,
-    saved and loaded as a checkpoint bit for bit, and compiles step by step without graph breaks. Generated text is that
-    of whole forward passes, and generating changes nothing on the model.
+    `resets_at_documents` it reads a document behind another one as it reads it alone. Its loss is finite, leaves out
+    targets of -100, and gives gradients to every parameter. It works in float32 and bfloat16, can be made on the `meta`
+    device, saved and loaded as a checkpoint bit for bit, and compiles step by step without graph breaks. Generated text
+    is that of whole forward passes, and generating changes nothing on the model.
 
     config: what is checked; `family.Config()` if left out. A vocabulary size that it leaves open becomes 29. Small
     sizes keep the check fast. unused: parameters, as patterns like `blocks.0.*.bias`, that this configuration has and
@@ -194,4 +195,27 @@ def _check_decoding(subject: ModelSubject) -> None:
         )
 
 
-CHECKS = (_check_configuration, _check_protocol, *SHARED_CHECKS, _check_checkpoint, _check_decoding)
+def _check_ignored_targets(subject: ModelSubject) -> None:
+    model, tokens = subject.build().eval(), subject.input()
+    targets = tokens.roll(-1, 1)
+    kept = LENGTH // 2
+    ignored = targets.clone()
+    ignored[:, kept:] = IGNORED
+    with torch.no_grad(), subject.expecting("computing its loss", "see wavelet_core.LanguageModel"):
+        part, whole = model.loss(tokens[:, :kept], targets[:, :kept]), model.loss(tokens, ignored)
+    if not difference(part, whole) <= TOLERANCE:
+        subject.fail(
+            f"has another loss, {whole.item():.4f}, for a text whose second half has the target {IGNORED} than for its "
+            f"first half alone, {part.item():.4f}",
+            "leave such targets out of the mean; wavelet_core.language_model.cross_entropy does",
+        )
+
+
+CHECKS = (
+    _check_configuration,
+    _check_protocol,
+    *SHARED_CHECKS,
+    _check_ignored_targets,
+    _check_checkpoint,
+    _check_decoding,
+)
