@@ -21,7 +21,7 @@ from wavelet_core.config import ConfigurationError, parse
 
 pytest.importorskip("optuna")
 
-from wavelet_train.comparison.arms import prepare_arms
+from wavelet_train.comparison.arms import prepare_arms, with_own_data
 from wavelet_train.comparison.decoding import measure_decoding
 from wavelet_train.comparison.fits import crossing, fit
 from wavelet_train.comparison.plan import make_plan
@@ -124,6 +124,22 @@ def test_seeds_budgets_and_arms_can_be_added_and_nothing_is_done_again(compariso
     assert "wide, short, seed 1:" not in capsys.readouterr().err
     with pytest.raises(ConfigurationError, match=r"train\.batch_size.*--out|configuration\.train\.batch_size"):
         work_on(comparison(longer, "run.train.batch_size=1"), tmp_path / "out").check()
+
+
+def test_a_budget_has_data_of_its_own(comparison, tmp_path):
+    probe = "{kind: associative_recall, pairs: 2, length: 16, vocabulary_size: 16, examples: 20, held_out: 4}"
+    data = f"{{dataset: {probe}, tokenizer: {{kind: token_ids, vocabulary_size: 16}}, cache_directory: cache}}"
+    spec = comparison(f"budgets.0.data={data}", "budgets.0.seeds=[1]", "tuning.rates=[0.01]")
+    arms = prepare_arms(spec, jobs=1)
+    speeds = {name: Speed(0.1, 1000, TOKENS, 100, 1, {}) for name in arms}
+    work = ComparisonWork(spec, tmp_path / "out", arms, speeds, with_own_data(spec, arms))
+    work.work()
+    results = results_of(work)
+    assert results.recall == {"short": ("associative_recall", 2)} and not results.fits
+    assert all(0 <= run.accuracy <= 1 for run in results.runs)
+    assert next(iter(work.with_data["short"].values())).model.vocabulary_size == 16
+    with pytest.raises(ConfigurationError, match=r"budgets\[0\].*tokens"):
+        comparison(f"budgets=[{{name: a, seconds: 1, data: {data}}}]")
 
 
 def test_an_arm_whose_runs_fail_is_told_and_stops_nothing(comparison, tmp_path):

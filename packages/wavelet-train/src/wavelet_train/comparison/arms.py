@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from wavelet_core.config import ConfigurationError
+from wavelet_core.config import ConfigurationError, parse
 from wavelet_core.language_model import build_model
 from wavelet_core.parameter_counts import count_parameters
 from wavelet_core.threads import available_processors
 from wavelet_train.comparison.spec import Comparison, Match, run_of
-from wavelet_train.data import PreparedData
+from wavelet_train.data import DataConfig, PreparedData
 from wavelet_train.run_config import RunConfig, run_config
 
 # The widest that `fit` looks for, in multiples.
@@ -34,6 +36,30 @@ def prepare_arms(comparison: Comparison, jobs: int) -> dict[str, RunConfig]:
     }
 
 
+def with_own_data(comparison: Comparison, arms: dict[str, RunConfig]) -> dict[str, dict[str, RunConfig]]:
+    """The configurations of the arms for every budget that has data of its own, with the vocabulary of that.
+
+    Raises ConfigurationError for data that cannot be used.
+    """
+    return {
+        budget.name: _with_data(arms, budget.data, f"budget {budget.name}: data")
+        for budget in comparison.budgets
+        if budget.data is not None
+    }
+
+
+def _with_data(arms: dict[str, RunConfig], data: dict[str, Any], where: str) -> dict[str, RunConfig]:
+    config = parse(DataConfig, data, where)
+    prepared = PreparedData(config)
+    prepared.split("train")
+    prepared.split("validation")
+    size = prepared.tokenizer.vocabulary_size
+    return {
+        name: run.model_copy(update={"data": config, "model": run.model.model_copy(update={"vocabulary_size": size})})
+        for name, run in arms.items()
+    }
+
+
 def _resolved(comparison: Comparison, name: str, run: RunConfig, vocabulary: int, threads: int) -> RunConfig:
     train = run.train.model_copy(update={"threads": run.train.threads or threads, "compile": run.train.compile is True})
     run = run.model_copy(update={"model": run.model.with_vocabulary(vocabulary), "train": train})
@@ -42,7 +68,7 @@ def _resolved(comparison: Comparison, name: str, run: RunConfig, vocabulary: int
         return run
     if field is not None:
         run = _fitted(run, field, match, f"arms.{name}.fit")
-    found = _parameters(run)
+    found = parameters_of(run)
     if abs(found - match.parameters) > match.tolerance * match.parameters:
         remedy = "name a field to vary with `fit`, or change its sizes" if field is None else "widen match.tolerance"
         raise ConfigurationError(
@@ -59,7 +85,7 @@ def _fitted(run: RunConfig, field: str, match: Match, where: str) -> RunConfig:
         value = f"{field}={count * match.multiple}"
         try:
             candidate = run_config(run.model_dump(mode="json"), [value], where)
-            found = _parameters(candidate)
+            found = parameters_of(candidate)
         except ConfigurationError as error:  # a width that heads do not divide, say
             problem = str(error).splitlines()[0]
             continue
@@ -73,6 +99,7 @@ def _fitted(run: RunConfig, field: str, match: Match, where: str) -> RunConfig:
     return best[1]
 
 
-def _parameters(run: RunConfig) -> int:
+def parameters_of(run: RunConfig) -> int:
+    """How many parameters the model of a run has, which is built without memory for them."""
     with torch.device("meta"):
         return count_parameters(build_model(run.model))

@@ -12,7 +12,7 @@ import yaml
 
 from wavelet_core.atomic_files import write_atomically
 from wavelet_core.config import ConfigurationError
-from wavelet_train.comparison.arms import prepare_arms
+from wavelet_train.comparison.arms import prepare_arms, with_own_data
 from wavelet_train.comparison.decoding import DecodingSpeed, measure_decoding
 from wavelet_train.comparison.page import comparison_page
 from wavelet_train.comparison.progress import ComparisonProgress
@@ -32,13 +32,13 @@ def plan_comparison(comparison: Comparison, directory: Path, jobs: int) -> Compa
 
     Raises ConfigurationError where the directory holds something else than what is to be compared.
     """
-    runs = prepare_arms(comparison, jobs)
-    speeds = Speeds(directory / SPEEDS_FILE, runs, jobs)
+    arms = prepare_arms(comparison, jobs)
+    speeds = Speeds(directory / SPEEDS_FILE, arms, jobs)
     missing = speeds.missing
     if missing:
         print(f"Measuring what a step of {len(missing)} arms costs: {', '.join(missing)}", file=sys.stderr)
     speeds.measure()
-    return ComparisonWork(comparison, directory, runs, speeds.known)
+    return ComparisonWork(comparison, directory, arms, speeds.known, with_own_data(comparison, arms))
 
 
 def compare(work: ComparisonWork, jobs: int) -> tuple[ComparisonResults, str | None]:
@@ -70,7 +70,7 @@ def decoding_of(work: ComparisonWork) -> list[DecodingSpeed]:
     decoding, path = work.comparison.decoding, work.directory / DECODING_FILE
     if decoding is None:
         return []
-    models = {name: run.model.model_dump(mode="json") for name, run in work.configurations.items()}
+    models = {name: run.model.model_dump(mode="json") for name, run in work.arms.items()}
     subject = {"decoding": decoding.model_dump(mode="json"), "models": models}
     if path.is_file():
         known = json.loads(path.read_text("utf-8"))
@@ -80,7 +80,7 @@ def decoding_of(work: ComparisonWork) -> list[DecodingSpeed]:
     def say(position: int) -> None:
         print(f"Measuring decoding after {position:,} tokens", file=sys.stderr)
 
-    speeds = measure_decoding(decoding, work.configurations, say)
+    speeds = measure_decoding(decoding, work.arms, say)
     write_json({"subject": subject, "speeds": [asdict(speed) for speed in speeds]}, path)
     return speeds
 

@@ -14,6 +14,7 @@ from wavelet_train.comparison.results import (
     CROSSING_HEADER,
     DECODING_HEADER,
     FIT_HEADER,
+    RECALL_SIZES,
     SCORE_HEADER,
     ComparisonResults,
     FinishedRun,
@@ -38,6 +39,7 @@ def comparison_page(results: ComparisonResults) -> Page:
         page.add_text(f"{results.unfinished} runs are not done yet.")
     styles = {arm: line_style(index) for index, arm in enumerate(results.arms)}
     _add_scores(page, results, styles)
+    _add_recall(page, results, styles)
     _add_curves(page, results, styles)
     _add_fits(page, results, styles)
     _add_tuning(page, results, styles)
@@ -73,6 +75,25 @@ def _add_scores(page: Page, results: ComparisonResults, styles: dict[str, Any]) 
     page.add_figure(drawn, "Bits per byte and parameters", "A point for every budget.")
 
 
+def _add_recall(page: Page, results: ComparisonResults, styles: dict[str, Any]) -> None:
+    for probe in dict.fromkeys(kind for kind, _ in results.recall.values()):
+        with figure(height=3.6) as drawn:
+            axes = drawn.subplots()
+            for arm, style in styles.items():
+                accuracies = {
+                    results.recall[score.budget][1]: score.accuracy
+                    for score in results.scores
+                    if score.arm == arm
+                    and score.accuracy is not None
+                    and results.recall.get(score.budget, ("",))[0] == probe
+                }
+                if accuracies:
+                    axes.plot(*zip(*sorted(accuracies.items()), strict=True), marker="o", label=plain(arm), **style)
+            axes.set(xlabel=RECALL_SIZES[probe], ylabel="accuracy", ylim=(0, 1.02))
+            drawn.legend(**LEGEND)
+        page.add_figure(drawn, f"Recall: {probe.replace('_', ' ')}", "Trained on the probe; of held-out answers.")
+
+
 def _add_curves(page: Page, results: ComparisonResults, styles: dict[str, Any]) -> None:
     across: Sequence[tuple[str, str, Callable[[FinishedRun, int], float]]] = (
         ("tokens", "tokens", lambda run, tokens: tokens),
@@ -90,7 +111,9 @@ def _add_curves(page: Page, results: ComparisonResults, styles: dict[str, Any]) 
         with figure(height=3.6) as drawn:
             axes = drawn.subplots()
             for arm, style in styles.items():
-                runs = [run for run in results.runs if run.arm == arm and run.curve]
+                runs = [
+                    run for run in results.runs if run.arm == arm and run.curve and run.budget not in results.recall
+                ]
                 for number, run in enumerate(runs):
                     tokens, scores = zip(*run.curve, strict=True)
                     name = plain(arm) if number == 0 else None

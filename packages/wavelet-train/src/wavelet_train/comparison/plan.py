@@ -48,7 +48,7 @@ class ComparisonPlan:
 def make_plan(work: ComparisonWork, jobs: int) -> ComparisonPlan:
     """What is to be done."""
     arms = []
-    for name, run in work.configurations.items():
+    for name, run in work.arms.items():
         speed = work.speeds[name]
         costs = (speed.tokens / speed.seconds, speed.flops / speed.tokens)
         arms.append((name, run.model.kind, speed.parameters, *costs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,8 +22,9 @@ from wavelet_train.tables import table
 class FinishedRun:
     """A run that is done. bits_per_byte: of its best checkpoint on the whole validation split, None where it failed.
 
-    seconds: what its steps should take at the speed that was measured. measured_seconds: what they took. curve: of
-    every validation its tokens and bits per byte.
+    accuracy: share of its tokens, of recall probes the answers, that were held to be the likeliest. seconds: what its
+    steps should take at the speed that was measured. measured_seconds: what they took. curve: of every validation its
+    tokens and bits per byte.
     """
 
     arm: str
@@ -35,6 +37,7 @@ class FinishedRun:
     seconds: float
     measured_seconds: float
     bits_per_byte: float | None
+    accuracy: float | None
     curve: list[tuple[int, float]]
     failure: str | None
 
@@ -44,7 +47,7 @@ class Score:
     """An arm at a budget.
 
     measured_seconds: what the steps of its runs took, on average. bits_per_byte, deviation: mean and standard deviation
-    over the seeds that are done.
+    over the seeds that are done. accuracy: mean share of tokens, of recall probes the answers, that are right.
     behind: mean difference to the best arm of the budget over the seeds that both have.
     """
 
@@ -59,6 +62,7 @@ class Score:
     seeds: int
     bits_per_byte: float | None
     deviation: float | None
+    accuracy: float | None
     behind: float | None
 
 
@@ -66,9 +70,10 @@ class Score:
 class ComparisonResults:
     """What is known of the arms, their tuning and their runs.
 
-    tuning: by budget and arm. points: seconds and bits per byte of each arm's finished runs, the best of its tuning
-    among them. fits: of the points. crossings: of the fits of two arms. decoding: empty until it is measured.
-    unfinished: how many runs there are still to be done.
+    tuning: by budget and arm. recall: of budgets with a recall probe, its kind and how many pairs or tokens it has.
+    points: seconds and bits per byte of each arm's finished runs on run.data, the best of its tuning among them. fits:
+    of the points. crossings: of the fits of two arms. decoding: empty until it is measured. unfinished: how many runs
+    there are still to be done.
     """
 
     description: str
@@ -76,6 +81,7 @@ class ComparisonResults:
     tuning: dict[str, dict[str, Tuned]]
     runs: list[FinishedRun]
     scores: list[Score]
+    recall: dict[str, tuple[str, int]]
     points: dict[str, list[tuple[float, float]]]
     fits: dict[str, Fit]
     crossings: dict[tuple[str, str], Crossing]
@@ -100,6 +106,7 @@ class ComparisonResults:
             },
             "runs": [asdict(run) for run in self.runs],
             "scores": [asdict(score) for score in self.scores],
+            "recall": {budget: {"probe": kind, "size": size} for budget, (kind, size) in self.recall.items()},
             "points": self.points,
             "fits": {arm: asdict(line) for arm, line in self.fits.items()},
             "crossings": [
@@ -147,7 +154,15 @@ SCORE_HEADER = (
     "bits per byte",
     "deviation",
     "behind",
+    "accuracy",
 )
+# What makes each recall probe harder.
+RECALL_SIZES = {
+    "associative_recall": "pairs",
+    "selective_copying": "tokens",
+    "induction": "passage",
+    "key_at_distance": "distance",
+}
 
 
 FIT_HEADER = ("arm", "runs", "a", "b", "residual", "at 1 hour", "error")
@@ -171,6 +186,7 @@ def score_rows(results: ComparisonResults, budget: str) -> list[list[object]]:
             _shown(score.bits_per_byte),
             _shown(score.deviation),
             _shown(score.behind),
+            "" if score.accuracy is None else f"{score.accuracy:.1%}",
         ]
         for score in sorted(scores, key=lambda score: (score.bits_per_byte is None, score.bits_per_byte))
     ]
@@ -242,20 +258,21 @@ def results_of(work: ComparisonWork, decoding: Sequence[DecodingSpeed] = ()) -> 
             "tokens_per_step": work.speeds[name].tokens,
             "configuration": work.speeds[name].configuration,
         }
-        for name, run in work.configurations.items()
+        for name, run in work.arms.items()
     }
     points: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
     tuning: dict[str, dict[str, Tuned]] = {}
     for budget, arm in work.tunings():
         if (tuned := work.tuned(budget, arm)) is not None:
             tuning.setdefault(budget.name, {})[arm] = tuned
-            if tuned.rate is not None and (score := tuned.scores[tuned.rate]) is not None:
+            if budget.data is None and tuned.rate is not None and (score := tuned.scores[tuned.rate]) is not None:
                 speed = work.speeds[arm]
                 points[arm].append((speed.seconds * speed.steps(budget, work.comparison.tuning.share), score))
     planned = list(work.runs())
     runs = [_finished(work, run) for run in planned if run.finished]
+    own_data = {budget.name for budget in work.comparison.budgets if budget.data is not None}
     for run in runs:
-        if run.bits_per_byte is not None:
+        if run.bits_per_byte is not None and run.budget not in own_data:
             points[run.arm].append((run.seconds, run.bits_per_byte))
     scores = [
         total
@@ -270,6 +287,7 @@ def results_of(work: ComparisonWork, decoding: Sequence[DecodingSpeed] = ()) -> 
         tuning=tuning,
         runs=runs,
         scores=_with_distances(scores, runs),
+        recall=_recall(work),
         points=points,
         fits=fits,
         crossings={(first, second): crossing(fits[first], fits[second]) for first, second in combinations(fits, 2)},
@@ -295,10 +313,26 @@ def _finished(work: ComparisonWork, run: Run) -> FinishedRun:
         flops=float(steps * speed.flops),
         seconds=steps * speed.seconds,
         measured_seconds=seconds[-1] if seconds else 0.0,
-        bits_per_byte=number(report.get("bits_per_byte")) if isinstance(report, dict) else None,
+        bits_per_byte=_measure(report, "bits_per_byte"),
+        accuracy=_measure(report, "accuracy"),
         curve=[(int(step) * speed.tokens, score) for step, score in points],
         failure=run.failure,
     )
+
+
+def _recall(work: ComparisonWork) -> dict[str, tuple[str, int]]:
+    probes = {}
+    for budget, arms in work.with_data.items():
+        dataset = next(iter(arms.values())).data.dataset
+        size = getattr(dataset, RECALL_SIZES.get(dataset.kind, ""), None)
+        if isinstance(size, int):
+            probes[budget] = dataset.kind, size
+    return probes
+
+
+def _measure(report: Any, name: str) -> float | None:
+    value = number(report.get(name)) if isinstance(report, dict) else math.nan
+    return value if math.isfinite(value) else None
 
 
 def _score(arm: str, budget: Budget, runs: Sequence[FinishedRun]) -> Score | None:
@@ -306,6 +340,7 @@ def _score(arm: str, budget: Budget, runs: Sequence[FinishedRun]) -> Score | Non
     if not mine:
         return None
     values = [run.bits_per_byte for run in mine if run.bits_per_byte is not None]
+    right = [run.accuracy for run in mine if run.accuracy is not None]
     first = mine[0]
     return Score(
         arm=arm,
@@ -319,6 +354,7 @@ def _score(arm: str, budget: Budget, runs: Sequence[FinishedRun]) -> Score | Non
         seeds=len(values),
         bits_per_byte=statistics.mean(values) if values else None,
         deviation=statistics.stdev(values) if len(values) > 1 else None,
+        accuracy=statistics.mean(right) if right else None,
         behind=None,
     )
 

@@ -44,6 +44,9 @@ class Budget(Section):
     tokens: float | None = Field(None, gt=0, description="tokens trained on")
     arms: list[str] | None = Field(None, description="the arms that get it; null: all")
     seeds: Seeds = Field([1, 2, 3], description="of the runs that are compared; tuning has `tuning.seed`")
+    data: dict[str, Any] | None = Field(
+        None, description="another data section, such as that of a recall probe, instead of run.data; needs tokens"
+    )
     tuned_at: str | None = Field(
         None, description="the budget whose learning rates are taken; null: rates are tuned for this one"
     )
@@ -64,6 +67,8 @@ class Budget(Section):
         given = [unit for unit in UNITS if getattr(self, unit) is not None]
         if len(given) != 1:
             raise ValueError(f"needs exactly one of {', '.join(UNITS)}, not {' and '.join(given) or 'none'}")
+        if self.data is not None and self.tokens is None:
+            raise ValueError(f"{self.unit} are of runs with run.data; with data of its own a budget needs tokens")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: one is given twice; name every seed once")
         return self

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 
 from wavelet_core.config import ConfigurationError
@@ -82,13 +83,20 @@ class Tuned:
 class ComparisonWork:
     """What is to be done for a comparison in a directory.
 
-    runs: the configuration of every arm, ready but for length, rate and seed. speeds: what a step of it costs.
+    arms: the configuration of each, ready but for length, rate and seed. speeds: what a step of it costs. with_data:
+    the same as arms for every budget that has data of its own.
     """
 
     def __init__(
-        self, comparison: Comparison, directory: Path, runs: Mapping[str, RunConfig], speeds: Mapping[str, Speed]
+        self,
+        comparison: Comparison,
+        directory: Path,
+        arms: Mapping[str, RunConfig],
+        speeds: Mapping[str, Speed],
+        with_data: Mapping[str, Mapping[str, RunConfig]] = MappingProxyType({}),
     ):
-        self.comparison, self.directory, self.configurations, self.speeds = comparison, directory, runs, speeds
+        self.comparison, self.directory, self.arms, self.speeds = comparison, directory, arms, speeds
+        self.with_data = dict(with_data)
         self._complete: dict[Path, SweepResults] = {}
 
     def work(self) -> str | None:
@@ -149,7 +157,7 @@ class ComparisonWork:
 
     def configuration(self, run: Run, rate: float) -> RunConfig:
         """The configuration of a run."""
-        return self._configuration(run.arm, self.speeds[run.arm].steps(run.budget), rate, run.seed)
+        return self._configuration(run.budget, run.arm, self.speeds[run.arm].steps(run.budget), rate, run.seed)
 
     def sweeps(self, budget: Budget, arm: str) -> list[SweepResults]:
         """The sweeps of an arm's rate so far; none before the first has begun."""
@@ -173,7 +181,7 @@ class ComparisonWork:
         for number in range(1 + tuning.extend):
             directory = self._tuning_directory(budget, arm) / str(number)
             if (results := self._complete.get(directory)) is None:
-                configuration = self._configuration(arm, steps, rates[0], tuning.seed)
+                configuration = self._configuration(budget, arm, steps, rates[0], tuning.seed)
                 space = [Choices("train.lr", tuple(f"{rate:g}" for rate in rates))]
                 sweep = Sweep(Plan(configuration, space, prune=tuning.prune), directory)
                 results = self._results(sweep)
@@ -194,8 +202,8 @@ class ComparisonWork:
         self._complete[sweep.directory] = results
         return results
 
-    def _configuration(self, arm: str, steps: int, rate: float, seed: int) -> RunConfig:
-        run = self.configurations[arm]
+    def _configuration(self, budget: Budget, arm: str, steps: int, rate: float, seed: int) -> RunConfig:
+        run = self.with_data.get(budget.name, self.arms)[arm]
         validate_every = math.ceil(steps / self.comparison.validations)
         settings = {"steps": steps, "lr": rate, "seed": seed, "validate_every": validate_every}
         return run.model_copy(update={"train": run.train.model_copy(update=settings)})
