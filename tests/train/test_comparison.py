@@ -241,7 +241,11 @@ def test_an_arm_is_laid_over_the_run_and_over_the_arm_it_is_like():
     data["run"]["train"]["optimizer"] = {"kind": "adamw", "weight_decay": 0.5}
     data["arms"]["muon"] = {"like": "wide", "train": {"optimizer": {"kind": "muon"}}, "model": {"levels": 1}}
     data["arms"]["decayed"] = {"train": {"optimizer": {"weight_decay": 0.25}}}
+    data["arms"]["demo"] = {"preset": "demo", "model": {"layers": 3}}
     spec = parse(Comparison, data)
+    demo = run_of(spec, "demo")
+    assert (demo.model.width, demo.model.layers, demo.train.batch_size) == (16, 3, 2)  # of the run, the arm, the run
+    assert demo.model.mixer.routing and demo.train.optimizer.kind == "adamw" and demo.data.tokenizer.kind == "bytes"
     muon, decayed = run_of(spec, "muon"), run_of(spec, "decayed")
     assert (muon.train.optimizer.kind, muon.model.levels, len(muon.model.memories)) == ("muon", 1, 1)
     assert muon.train.batch_size == 2 and muon.model.context_length == 16
@@ -267,6 +271,13 @@ def test_an_arm_is_laid_over_the_run_and_over_the_arm_it_is_like():
 def test_what_does_not_fit_is_named(comparison, override, message):
     with pytest.raises(ConfigurationError, match=message):
         comparison(override)
+
+
+@pytest.mark.parametrize("name", ["quick", "default", "small"])
+def test_comparisons_that_are_shipped_can_be_made(name):
+    pytest.importorskip("wavelet_baselines")
+    spec = load_comparison(Path(__file__).parents[2] / f"benchmarks/comparisons/{name}.yaml")
+    assert all(run_of(spec, arm).train.threads == 1 for arm in spec.arms)
 
 
 def test_arms_that_are_like_each_other_are_refused(comparison):

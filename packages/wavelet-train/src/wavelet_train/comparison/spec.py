@@ -26,8 +26,10 @@ Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 class Arm(Section):
     """One configuration that takes part: its fields, laid over those of `run`."""
 
-    like: str | None = Field(None, description="the arm whose fields come first, for an ablation of it")
-    preset: str | None = Field(None, description="a preset or configuration file whose model and train come first")
+    like: str | None = Field(None, description="the arm whose fields take the place of `run`, for an ablation of it")
+    preset: str | None = Field(
+        None, description="a preset or configuration file, over whose sections model and train those of `run` are laid"
+    )
     model: dict[str, Any] = Field({}, description="fields of the model section")
     train: dict[str, Any] = Field({}, description="fields of the train section")
     fit: str | None = Field(
@@ -205,7 +207,7 @@ def _fields(comparison: Comparison, name: str, below: tuple[str, ...]) -> dict[s
     data = comparison.run if arm.like is None else _fields(comparison, arm.like, (*below, name))
     if arm.preset is not None:
         preset = read_file(locate(arm.preset, PRESETS))
-        data = _laid_over(data, {section: preset.get(section, {}) for section in ("model", "train")})
+        data = _laid_over({section: preset.get(section, {}) for section in ("model", "train")}, data)
     return _laid_over(data, {"model": arm.model, "train": arm.train})
 
 
