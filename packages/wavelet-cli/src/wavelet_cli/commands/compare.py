@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from wavelet_cli.output import print_report
-from wavelet_cli.shared_options import json_option, set_option
+from wavelet_cli.output import print_report, save_measurement
+from wavelet_cli.shared_options import json_option, measurement_option, set_option
 
 
 @click.command("compare", short_help="Train model families side by side and say which is best.")
@@ -21,6 +21,7 @@ from wavelet_cli.shared_options import json_option, set_option
 )
 @click.option("--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Runs side by side.")
 @click.option("--dry-run", is_flag=True, help="Measure what steps cost, list the runs and their time, and end.")
+@measurement_option
 @json_option
 @click.pass_context
 def command(
@@ -30,6 +31,7 @@ def command(
     out: Path | None,
     jobs: int,
     dry_run: bool,
+    output: Path | None,
     as_json: bool,
 ) -> None:
     """Compare the arms of SPEC, a YAML file: configurations of any model families on the same data and tokenizer.
@@ -54,6 +56,7 @@ def command(
         from wavelet_train.comparison.compare import compare, plan_comparison
         from wavelet_train.comparison.plan import make_plan
         from wavelet_train.comparison.spec import load_comparison
+        from wavelet_train.measurement import COMPARISON
     except ImportError as error:
         if "sweep" in str(error):
             raise ConfigurationError(str(error)) from error
@@ -67,6 +70,7 @@ def command(
         return
     results, stopped_by = compare(work, jobs)
     print_report(results.as_dict(), as_json, lambda _: str(results))
+    save_measurement(output, results.as_dict(), lambda _: str(results), COMPARISON)
     if stopped_by is not None:
         click.echo(f"Stopped by {stopped_by}. Repeat the command to go on.", err=True)
         ctx.exit(128 + signal.Signals[stopped_by])
