@@ -223,7 +223,8 @@ def test_kernels_are_measured_for_every_format_shape_and_number_of_rows(wavelet,
 
 
 @needs_library
-def test_figures_are_kept_with_where_they_come_from(wavelet, tmp_path):
+def test_figures_are_kept_with_where_they_come_from(wavelet, tmp_path, monkeypatch):
+    monkeypatch.setattr(kernel_benchmark, "FILLED", 1 << 14)
     path = tmp_path / "results" / "kernels.json"
     arguments = ("bench", "kernels", *FEW, "--formats", "int8", "--instruction-sets", "portable")
     result = wavelet(*arguments, "--output", path)
@@ -234,6 +235,7 @@ def test_figures_are_kept_with_where_they_come_from(wavelet, tmp_path):
     assert "packages/wavelet-quant/src/wavelet_quant/native_kernel.py" in kept.code
 
 
+@needs_library
 def test_measured_kernels_are_tables_for_people(wavelet, monkeypatch):
     monkeypatch.setattr(kernel_benchmark, "FILLED", 1 << 14)
     result = wavelet("bench", "kernels", *FEW, "--formats", "int8", "--instruction-sets", "portable")
