@@ -12,6 +12,8 @@ from wavelet_baselines.lstm import LSTM, LSTMBlock
 from wavelet_baselines.mamba2 import Mamba2
 from wavelet_baselines.state_space_duality import state_space, state_space_by_position
 from wavelet_baselines.transformer import Attention, Transformer
+from wavelet_core.generation import DecodingSession
+from wavelet_core.state import leaves
 from wavelet_core.testing import check_model
 from wavelet_memory.gated_delta_rule import gated_delta_rule, gated_delta_rule_by_position
 from wavelet_quant import quantize
@@ -39,6 +41,22 @@ FAMILIES = {
 def test_families_are_language_models(name):
     config = CONFIGURATIONS[name]
     check_model(FAMILIES[type(config)], config)
+
+
+@pytest.mark.parametrize("recipe", [None, "int8", "int4"])
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+@torch.inference_mode()
+def test_replayed_steps_are_the_same_bit_by_bit(name, recipe):
+    config = CONFIGURATIONS[name].model_copy(update={"vocabulary_size": 29, "width": 32})
+    model = FAMILIES[type(config)](config).eval()
+    model = model if recipe is None else quantize(model, recipe)
+    session, plain = DecodingSession(model), DecodingSession(model, replay=False)
+    state, other = session.new_state(2), plain.new_state(2)
+    for tokens in torch.randint(29, (20, 2)):
+        assert torch.equal(session.next_logits(tokens, state), plain.next_logits(tokens, other))
+    assert session.is_replayed(state)
+    for (_, own), (_, others) in zip(leaves(state.tree), leaves(other.tree), strict=True):
+        assert torch.equal(own, others)
 
 
 lengths = st.sampled_from([1, 2, 7, 63, 64, 65, 130])

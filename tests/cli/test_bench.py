@@ -19,7 +19,7 @@ from wavelet_train.measurement import Measurement
 from wavelet_train.run_config import load_run_config
 
 SMALL = ["--preset", "demo", "--random", "--set", "model.width=16", "--set", "model.vocabulary_size=300"]
-QUICK = ["--positions", "8,64", "--rounds", 2, "--window-rounds", 1]
+QUICK = ["--positions", "8,64", "--rounds", 2, "--window-rounds", 1, "--no-replay"]
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ FORMATS = ["bfloat16", "int8", "dequantize", "int4"]
 def test_formats_are_compared_side_by_side(report, clock):
     found = report(
         *(*SMALL, "--set", "model.width=128", "--formats", ",".join(FORMATS)),
-        *("--rounds", 4, "--batches", 3, "--prompt-tokens", 20),
+        *("--rounds", 4, "--batches", 3, "--prompt-tokens", 20, "--no-replay"),
     )
     formats = {entry["format"]: entry for entry in found["formats"]}
     assert list(formats) == FORMATS
@@ -259,3 +259,10 @@ def test_kernels_that_cannot_be_measured_are_refused(wavelet, arguments, message
     result = wavelet("bench", "kernels", *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert message in result.stderr
+
+
+def test_steps_are_replayed_unless_asked_otherwise(report, wavelet):
+    arguments = (*SMALL, "--positions", 8, "--rounds", 1, "--window-rounds", 0)
+    assert report(*arguments)["replayed"] and not report(*arguments, "--no-replay")["replayed"]
+    assert "replayed" in wavelet("bench", "decode", *arguments).stdout
+    assert report(*SMALL, "--formats", "float32,int8", "--rounds", 1, "--prompt-tokens", 5)["replayed"]

@@ -227,7 +227,7 @@ def test_a_smaller_model_drafts(texts, tmp_path, reads):
 def test_the_text_itself_drafts(texts, reads):
     arguments = ("--prompt", "abcd" * 20, "--num-tokens", 30, "--temperature", 0)
     plain = texts(*arguments)["texts"]
-    assert sorted(positions for _, positions in reads) == [1] * 29 + [80]
+    assert {positions for _, positions in reads} == {1, 80}
     reads.clear()
     assert texts(*arguments, "--draft", "ngram", "--seed", plain[0]["seed"])["texts"] == plain
     assert any(1 < positions < 80 for _, positions in reads), "no guess was ever checked"

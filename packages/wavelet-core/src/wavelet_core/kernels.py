@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -65,6 +65,14 @@ class Kernel(ABC):
         Called only where `accepts_walsh_hadamard`; a kernel without it has nothing here.
         """
         raise NotImplementedError
+
+    def bound(self, operator: Any, out: Tensor, *arguments: Any, **keywords: Any) -> Callable[[], Any] | None:
+        """An operator of the kernel on fixed tensors: a function that writes to `out` what it gives for their numbers.
+
+        None, unless the operator is the kernel's and `out`, which it has given for these arguments, stays its result's
+        place. Steps of decoding call it again and again, without starting the operator.
+        """
+        return None
 
 
 _chosen: list[tuple[Kernel, ...]] = []

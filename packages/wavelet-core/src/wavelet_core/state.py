@@ -135,6 +135,11 @@ def recording() -> Iterator[Recording]:
         _recording.reset(token)
 
 
+def is_recorded() -> bool:
+    """Whether a `recording` is being made."""
+    return _recording.get() is not None
+
+
 class State:
     """The streaming state of a model for a batch of independent rows.
 

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from wavelet_core.config import LanguageModelConfig
 from wavelet_core.generation.compiled_files import load_steps
 from wavelet_core.generation.context import Contexts
+from wavelet_core.generation.replayed_step import STEPS_BEFORE_REPLAY
 from wavelet_core.generation.session import DecodingSession
 from wavelet_core.kernels import active_kernels
 from wavelet_core.language_model import build_model
@@ -109,6 +110,12 @@ def weight_bytes_read(model: Any) -> int:
     return total
 
 
+def warm_up(step: Callable[[], Any]) -> None:
+    """Let a stream take as many steps as it takes before its steps are replayed."""
+    for _ in range(STEPS_BEFORE_REPLAY):
+        step()
+
+
 class _MatrixProducts(TorchDispatchMode):
     """Remembers every matrix product that runs in it, so that they can be run again alone."""
 
@@ -190,6 +197,7 @@ def decode_benchmark(
     batches: Sequence[int] = (),
     compiled: Path | None = None,
     token_by_token: bool = False,
+    replay: bool = True,
 ) -> dict[str, Any]:
     """Measure decoding with a model; times in seconds, sizes in bytes.
 
@@ -197,12 +205,12 @@ def decode_benchmark(
     the policy `window` and a whole forward over the window with all its logits take their turn; 0 leaves them out.
     batches: numbers of streams decoded at once, for throughput. compiled: a directory with compiled steps.
     token_by_token: read the text up to the positions token by token, so that memory can be compared between them; in
-    chunks, what these allocate for a moment comes and goes by megabytes.
+    chunks, what these allocate for a moment comes and goes by megabytes. replay: replay recorded steps.
     """
     device = next(model.parameters()).device
     products = matrix_products(model)
     read = weight_bytes_read(model)
-    session = DecodingSession(model)
+    session = DecodingSession(model, replay)
     if compiled is not None:
         load_steps(session, compiled)
     text = _Text(session, positions, 1 if token_by_token else PREFILL_CHUNK)
@@ -213,8 +221,8 @@ def decode_benchmark(
 
     latencies: dict[int, list[float]] = {position: [] for position in streams}
     overheads, bandwidths, shares = [], [], []
-    for stream in (*streams.values(), first):
-        stream.step(token, [0])
+    for stream in streams.values():
+        warm_up(lambda stream=stream: stream.step(token, [0]))  # type: ignore[misc]
     products()
     bandwidth.measure()
     resident = _resident_bytes()
@@ -233,6 +241,7 @@ def decode_benchmark(
         "device": str(device),
         "threads": torch.get_num_threads(),
         "compiled": bool(session.steps),
+        "replayed": first.state is not None and session.is_replayed(first.state),
         "kernels": [kernel.config.kind for kernel in active_kernels()],
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -283,6 +292,7 @@ def _batch(size: int, single: Contexts, token: Tensor, rounds: int) -> dict[str,
     batch = single.select([0] * size)
     tokens = token.repeat(size)
     times, gains = [], []
+    warm_up(lambda: batch.step(tokens, range(size)))
     for _ in range(max(3, rounds // 4)):
         alone = seconds(lambda: single.step(token, [0]))
         times.append(seconds(lambda: batch.step(tokens, range(size))))

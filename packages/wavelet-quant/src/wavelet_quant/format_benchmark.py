@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from wavelet_core.generation import compile_steps, load_steps
 from wavelet_core.generation.context import Contexts
 from wavelet_core.generation.session import DecodingSession
 from wavelet_core.kernels import active_kernels
-from wavelet_quant.decode_benchmark import PREFILL_CHUNK, ReadBandwidth, seconds, weight_bytes_read
+from wavelet_quant.decode_benchmark import PREFILL_CHUNK, ReadBandwidth, seconds, warm_up, weight_bytes_read
 from wavelet_quant.drop_ins import DropIn, drop_in_of
 from wavelet_quant.kernel_benchmark import DENSE
 from wavelet_quant.packed import OFFSETS, PackedMatrix, unpack
@@ -104,10 +105,10 @@ def _fill(stored: StoredMatrix, device: torch.device) -> None:
 class _Decoder:
     """A model in a format, with a stream that has read a text, and the times that it took."""
 
-    def __init__(self, format: str, model: Any, text: Tensor, batches: Sequence[int], compiled: bool):
+    def __init__(self, format: str, model: Any, text: Tensor, batches: Sequence[int], compiled: bool, replay: bool):
         self.format = format
         self.weight_bytes, self.read = weight_bytes(model), weight_bytes_read(model)
-        self.session = DecodingSession(model)
+        self.session = DecodingSession(model, replay)
         if compiled:
             with tempfile.TemporaryDirectory() as folder:
                 compile_steps(self.session, folder, [1, *batches])
@@ -119,6 +120,9 @@ class _Decoder:
         self.times: list[float] = []
         self.batch_times: dict[int, list[tuple[float, float]]] = {size: [] for size in batches}
         self.prompt_times: list[float] = []
+
+    def is_replayed(self) -> bool:
+        return self.stream.state is not None and self.session.is_replayed(self.stream.state)
 
     def step(self) -> float:
         return seconds(lambda: self.stream.step(self.token, [0]))
@@ -141,12 +145,14 @@ def format_benchmark(
     prompt_tokens: int = 512,
     position: int = 16,
     compiled: bool = False,
+    replay: bool = True,
 ) -> dict[str, Any]:
     """Measure decoding in several formats; times in seconds, sizes in bytes.
 
     formats: what `model_in_format` knows; speeds are compared with the first one's. rounds: turns, of one token in each
     format, after `position` tokens of a random text; a quarter as many for batches and prompts. batches: numbers of
     streams decoded at once. prompt_tokens: of a text that is read from its start. compiled: decode by compiled steps.
+    replay: replay recorded steps.
 
     Raises what `model_in_format` raises.
     """
@@ -156,10 +162,12 @@ def format_benchmark(
     text = torch.randint(model.config.vocabulary, (1, position), device=device)
     prompt = torch.randint(model.config.vocabulary, (1, prompt_tokens), device=device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    decoders = [_Decoder(format, model_in_format(model, format), text, batches, compiled) for format in formats]
+    decoders = [_Decoder(format, model_in_format(model, format), text, batches, compiled, replay) for format in formats]
     bandwidth = ReadBandwidth(device)
     for decoder in decoders:
-        decoder.step()
+        warm_up(decoder.step)
+        for size in batches:
+            warm_up(functools.partial(decoder.batch_step, size))
     bandwidth.measure()
     reads = []
     for _ in range(rounds):
@@ -176,6 +184,7 @@ def format_benchmark(
         "device": str(device),
         "threads": torch.get_num_threads(),
         "compiled": compiled,
+        "replayed": all(decoder.is_replayed() for decoder in decoders),
         "kernels": [kernel.config.kind for kernel in active_kernels()],
         "parameters": parameters,
         "read_bandwidth": statistics.median(reads),

@@ -47,12 +47,20 @@ def _multiply(
     x = x.contiguous()
     if bias is not None:
         bias = bias.contiguous()
-    shape = x.shape
-    width, height = shape[-1], weight.shape[-2]
-    out = x.new_empty((*shape[:-1], height))
-    matrices = 1 if weight.dim() == 2 else shape[0]
-    library().multiply(
-        instruction_set() if instructions is None else instructions,
+    out = x.new_empty((*x.shape[:-1], weight.shape[-2]))
+    instructions = instruction_set() if instructions is None else instructions
+    library().multiply(*_product(instructions, out, x, weight, bias, gelu))
+    return out
+
+
+def _product(
+    instructions: int, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False
+) -> tuple[Any, ...]:
+    """What the library's `multiply` takes, for contiguous tensors."""
+    width, height = weight.shape[-1], weight.shape[-2]
+    matrices = 1 if weight.dim() == 2 else len(x)
+    return (
+        instructions,
         TYPES[weight.dtype],
         weight.data_ptr(),
         x.data_ptr(),
@@ -65,23 +73,55 @@ def _multiply(
         height,
         torch.get_num_threads(),
     )
-    return out
 
 
 def _transform(x: Tensor, instructions: int | None = None) -> Tensor:
     """The Walsh-Hadamard transforms of the rows of x (..., P), P a power of two of at least SMALLEST_TRANSFORM."""
     x = x.contiguous()
     out = torch.empty_like(x)
-    library().walsh_hadamard(
-        instruction_set() if instructions is None else instructions,
+    instructions = instruction_set() if instructions is None else instructions
+    library().walsh_hadamard(*_transformation(instructions, out, x))
+    return out
+
+
+def _transformation(instructions: int, out: Tensor, x: Tensor) -> tuple[Any, ...]:
+    """What the library's `walsh_hadamard` takes, for contiguous tensors."""
+    width = x.shape[-1]
+    places = x.data_ptr(), out.data_ptr()
+    return instructions, TYPES[x.dtype], *places, x.numel() // width, width, torch.get_num_threads()
+
+
+def _packed_product(
+    instructions: int,
+    out: Tensor,
+    x: Tensor,
+    values: Tensor,
+    scales: Tensor,
+    bias: Tensor | None,
+    bits: int,
+    gelu: bool,
+) -> tuple[Any, ...]:
+    """What the library's `multiply_packed` takes, for contiguous tensors."""
+    width, groups = x.shape[-1], scales.shape[-2]
+    matrices = 1 if values.dim() == 4 else len(x)
+    return (
+        instructions,
         TYPES[x.dtype],
+        bits,
+        TYPES[scales.dtype],
+        values.data_ptr(),
+        scales.data_ptr(),
         x.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        gelu,
         out.data_ptr(),
-        x.numel() // x.shape[-1],
-        x.shape[-1],
+        matrices,
+        x.numel() // (matrices * width),
+        width,
+        out.shape[-1],
+        0 if groups == 1 else width // groups,
         torch.get_num_threads(),
     )
-    return out
 
 
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -155,10 +195,10 @@ class Native(PackedKernel):
 
     def __init__(self, config: Config):
         super().__init__(config)
-        self.instructions = instruction_set(config.instruction_set) if library() else None
+        self.instructions = instruction_set(config.instruction_set) if library() else -1
 
     def available(self) -> bool:
-        return self.instructions is not None
+        return self.instructions >= 0
 
     def accepts(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
         return (
@@ -210,28 +250,24 @@ class Native(PackedKernel):
         if bias is not None:
             bias = bias.to(x.dtype).contiguous()
         out = x.new_empty((*x.shape[:-1], height))
-        width, groups = x.shape[-1], scales.shape[-2]
-        matrices = 1 if values.dim() == 4 else len(x)
         if out.numel():
-            library().multiply_packed(
-                self.instructions,
-                TYPES[x.dtype],
-                bits,
-                TYPES[scales.dtype],
-                values.data_ptr(),
-                scales.data_ptr(),
-                x.data_ptr(),
-                None if bias is None else bias.data_ptr(),
-                gelu,
-                out.data_ptr(),
-                matrices,
-                x.numel() // (matrices * width),
-                width,
-                height,
-                0 if groups == 1 else width // groups,
-                torch.get_num_threads(),
-            )
+            library().multiply_packed(*_packed_product(self.instructions, out, x, values, scales, bias, bits, gelu))
         return out
+
+    def bound(self, operator: Any, out: Tensor, *arguments: Any, **keywords: Any) -> Callable[[], Any] | None:
+        tensors = [each for each in (out, *arguments) if isinstance(each, Tensor)]
+        if keywords or not all(tensor.is_contiguous() and tensor.numel() for tensor in tensors):
+            return None
+        if operator in (_linear, _stacked_linear):
+            return functools.partial(library().multiply, *_product(self.instructions, out, *arguments))
+        if operator is _walsh_hadamard:
+            return functools.partial(library().walsh_hadamard, *_transformation(self.instructions, out, *arguments))
+        if operator is torch.ops.wavelet_quant.packed_linear.default:
+            x, values, scales, bias, bits, _, gelu = arguments
+            if (bias is None or bias.dtype is x.dtype) and self.accepts_packed(x, values, scales, bias, bits):
+                product = _packed_product(self.instructions, out, x, values, scales, bias, bits, gelu)
+                return functools.partial(library().multiply_packed, *product)
+        return None
 
 
 def observed() -> bool:

@@ -91,6 +91,9 @@ command.add_command(train_command)
     is_flag=True,
     help="Measure compiled steps: those that `wavelet compile` has put beside CHECKPOINT, or made now, in a minute.",
 )
+@click.option(
+    "--no-replay", "replay", is_flag=True, default=True, flag_value=False, help="Compute every step as it is."
+)
 @threads_option
 @kernel_option
 @click.option(
@@ -147,6 +150,7 @@ def decode_command(
     dtype: str | None,
     device: str,
     compiled: bool,
+    replay: bool,
     threads: int | None,
     positions: list[int],
     token_by_token: bool,
@@ -219,14 +223,16 @@ def decode_command(
         use_threads(threads or run.train.threads, model)
     name = checkpoint or f"{preset} (random weights)"
     if formats is not None:
-        compared = format_benchmark(model, formats, rounds, batches or (), prompt_tokens, compiled=compiled)
+        compared = format_benchmark(
+            model, formats, rounds, batches or (), prompt_tokens, compiled=compiled, replay=replay
+        )
         report = {"model": name, **compared}
         print_report(report, as_json, _describe_formats)
         save_measurement(output, report, _describe_formats, DECODING)
         return
     with tempfile.TemporaryDirectory() as folder:
         steps = _compiled_steps(model, directory, Path(folder), batches or ()) if compiled else None
-        report = decode_benchmark(model, positions, rounds, window_rounds, batches or (), steps, token_by_token)
+        report = decode_benchmark(model, positions, rounds, window_rounds, batches or (), steps, token_by_token, replay)
     report = {"model": name, **report}
     if plot is not None:
         _plot(report, plot)
@@ -256,11 +262,15 @@ def _refuse_unused(ctx: click.Context, compares_formats: bool) -> None:
             raise click.UsageError("--prompt-tokens needs --formats")
 
 
+def _steps(report: dict[str, Any]) -> str:
+    return "compiled" if report["compiled"] else "replayed" if report["replayed"] else "as they are"
+
+
 def _describe_formats(report: dict[str, Any]) -> str:
     threads = report["threads"]
     title = (
         f"{report['model']}, {report['parameters']:,} parameters, {report['device']}, {threads} "
-        f"thread{'s' if threads > 1 else ''}{', compiled' if report['compiled'] else ''}, "
+        f"thread{'s' if threads > 1 else ''}, steps {_steps(report)}, "
         f"kernels {', '.join(report['kernels']) or 'none'}, "
         f"{report['read_bandwidth'] / 1e9:.1f} GB/s read"
     )
@@ -395,7 +405,7 @@ def _describe_kernels(report: dict[str, Any]) -> str:
 def _describe(report: dict[str, Any]) -> str:
     rows: list[tuple[str, str]] = [
         ("model", f"{report['model']}, {report['parameters']:,} parameters, {report['dtype']}"),
-        ("steps", "compiled" if report["compiled"] else "as they are"),
+        ("steps", _steps(report)),
         ("kernels", ", ".join(report["kernels"]) or "torch's own products"),
         ("runs on", f"{report['device']}, {report['threads']} thread{'s' if report['threads'] > 1 else ''}"),
         (

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from wavelet_core.computed import Computed
+from wavelet_core.generation.replayed_step import ReplayedSteps
 from wavelet_core.kernels import active_kernels
 from wavelet_core.language_model import LanguageModel
 from wavelet_core.state import State
@@ -35,10 +36,11 @@ class DecodingSession:
     They are computed anew when the weights have changed. Sessions of one model do not know of each other.
 
     steps: compiled steps by the number of texts that they are for, as `load_steps` finds them; other numbers, and
-    longer chunks, as of prompts, are computed as they are.
+    longer chunks, as of prompts, are computed as they are. replay: under `torch.inference_mode`, on a processor, record
+    the steps of a state that takes several of them and replay them, with the same numbers (replayed_step.py).
     """
 
-    def __init__(self, model: LanguageModel):
+    def __init__(self, model: LanguageModel, replay: bool = True):
         self.model = decoding_view(model)
         self.config = model.config
         self.device = next(model.parameters()).device
@@ -49,6 +51,7 @@ class DecodingSession:
             if isinstance(module, Computed)
         ]
         self._computed_from: list[tuple[int, int]] | None = None
+        self._replayed = ReplayedSteps(self) if replay else None
         active_kernels()  # chosen before anything is compiled or read, so that a wrong name is refused first
         self.new_state, self.head = self.model.new_state, self.model.head
 
@@ -60,11 +63,21 @@ class DecodingSession:
 
     def next_logits(self, tokens: Tensor, state: State) -> Tensor:
         """The logits (B, V) after one more token of every text, tokens (B,); the state moves on."""
-        step = self.steps.get(len(tokens))
-        if step is None:
-            return self.head(self.hidden(tokens.unsqueeze(1), state)[:, 0])
         self.compute()
-        return step(tokens, state)
+        if (step := self.steps.get(len(tokens))) is not None:
+            return step(tokens, state)
+        if self._replayed is not None and self._replayed.apply(state):
+            return self._replayed.next_logits(tokens, state)
+        return self.step_as_it_is(tokens, state)
+
+    def is_replayed(self, state: State) -> bool:
+        """Whether the next step of a state will be a replayed one."""
+        return self._replayed is not None and state.batch_size not in self.steps and self._replayed.is_ready(state)
+
+    def step_as_it_is(self, tokens: Tensor, state: State) -> Tensor:
+        """`next_logits` by the model itself, with its computed values as they are."""
+        logits: Tensor = self.head(self.model.hidden(tokens.unsqueeze(1), state)[:, 0])
+        return logits
 
     def compute(self) -> None:
         """Bring the computed values up to the weights."""
