@@ -11,7 +11,8 @@ import pytest
 import torch
 import yaml
 
-from wavelet_core import ModelConfig, WaveletLM
+from wavelet_cli.processor_threads import choose_workers
+from wavelet_core import ModelConfig, WaveletLM, load_checkpoint
 from wavelet_core.tokenizers import BytesTokenizer
 from wavelet_train.training_state import read_state
 
@@ -42,22 +43,29 @@ def checkpoint(tmp_path):
 
 COMMANDS = {
     "generate": ["--prompt", "a", "--tokens", 2],
-    "evaluate": ["--data", "text.txt"],
     "bench": ["--positions", 4, "--rounds", 1, "--window-rounds", 0],
 }
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_option_comes_before_the_runs_setting_and_that_before_the_choice(
-    wavelet, checkpoint, tmp_path, monkeypatch, threads, command
-):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "text.txt").write_text("a text\n" * 9)
+def test_the_option_comes_before_the_runs_setting_and_that_before_the_choice(wavelet, checkpoint, threads, command):
     name = ["bench", "decode"] if command == "bench" else [command]
     for own, option in ((None, []), (2, []), (2, ["--threads", 3])):
         result = wavelet(*name, checkpoint(own), *COMMANDS[command], *option)
         assert result.exit_code == 0, result.output
     assert threads == [7, 1, 2, 3]
+
+
+def test_evaluation_scores_batches_at_a_time_instead_on_one_thread_each(wavelet, checkpoint, tmp_path, threads):
+    (tmp_path / "text.txt").write_text("a text\n" * 9)
+    model = load_checkpoint(checkpoint())
+    workers = [choose_workers(checkpoint(own), model, option, 1)() for own, option in ((None, None), (2, None), (2, 3))]
+    assert workers == [1, 2, 3]
+    assert set(threads[1:]) == {1}
+    streaming = ("evaluate", checkpoint(2), "--data", tmp_path / "text.txt", "--windows", "streaming")
+    assert wavelet(*streaming).exit_code == 0
+    assert wavelet(*streaming, "--threads", 3).exit_code == 0
+    assert threads[-2:] == [2, 3]
 
 
 @pytest.mark.parametrize("number", ["0", "1025", "many"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wavelet_core import ConfigurationError
+from wavelet_core import ConfigurationError, load_checkpoint
 from wavelet_core.config import parse
+from wavelet_core.tokenizers import BytesTokenizer
 from wavelet_train import token_mix, tokenizing
 from wavelet_train.data import DataConfig, PreparedData
+from wavelet_train.evaluation import score_text
 from wavelet_train.run_config import RunConfig
 from wavelet_train.token_mix import turns
 from wavelet_train.token_split import TokenSplit
-from wavelet_train.trainer import plan_training
+from wavelet_train.trainer import plan_training, train
 
 
 def source(folder: Path, letter: str, count: int, weight: float) -> dict[str, Any]:
@@ -182,7 +185,43 @@ def test_the_plan_says_how_often_a_source_is_given(tmp_path: Path) -> None:
         },
     )
     plan = plan_training(run, tmp_path / "run")
-    train = prepared(tmp_path, sources).split("train")
+    taken = prepared(tmp_path, sources).split("train").sources
     assert plan.as_dict()["sources"][1]["epochs"] == 1
-    assert f"{train.sources[0].tokens:,} tokens of text, train=" in str(plan)
+    assert f"{taken[0].tokens:,} tokens of text, train=" in str(plan)
     assert "(1.00 epochs)" in str(plan)
+
+
+def test_validations_tell_the_sources_apart(tmp_path: Path) -> None:
+    texts = {"a": ["aaaa", "bbbbbbbb", "aaaaaa"] * 9, "b": ["xy" * 10] * 9}
+    sources = []
+    for name, documents in texts.items():
+        for split in ("train", "validation"):
+            (tmp_path / name / split).mkdir(parents=True)
+            for number, text in enumerate(documents):
+                (tmp_path / name / split / f"{number:02}.txt").write_text(text)
+        paths = {split: str(tmp_path / name / split) for split in ("train", "validation")}
+        sources.append({"dataset": {"kind": "text", **paths}})
+    run = parse(
+        RunConfig,
+        {
+            "model": {"width": 8, "layers": 1, "levels": 1, "context_length": 8},
+            "data": {
+                "dataset": {"kind": "mix", "sources": sources},
+                "tokenizer": "bytes",
+                "cache_directory": str(tmp_path / "cache"),
+            },
+            "train": {"steps": 1, "batch_size": 2, "device": "cpu", "threads": 1, "precision": "float32"},
+        },
+    )
+    train(run, tmp_path / "run")
+    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    [found] = [line for line in lines if line["event"] == "validation"]
+    model = load_checkpoint(tmp_path / "run" / "best")
+    split = PreparedData(run.data).split("validation")
+    scores = score_text(model, split, BytesTokenizer())
+    of_first = np.isin(split.tokens[split.document_starts], list(b"ab"))
+    for entry, documents in zip(found["sources"], (of_first, ~of_first), strict=True):
+        assert entry["nats_per_token"] == pytest.approx(scores.nats[documents].sum() / scores.tokens[documents].sum())
+        assert entry["bits_per_byte"] == pytest.approx(entry["nats_per_token"] / math.log(2))
+    assert sum(entry["tokens"] for entry in found["sources"]) == found["tokens"]
+    assert [entry["name"] for entry in found["sources"]] == [source.name for source in split.sources]

@@ -30,12 +30,14 @@ class ThreadChoice:
     threads: that many; None leaves it at OMP_NUM_THREADS where the environment has that, and otherwise takes as many
     as steps of the model are worth, but no more than the processors that other processes leave free. Looking at these
     takes 0.2 s, for steps that are worth several threads. positions: tokens that a step works on, batch times length.
-    A model on another device gets what torch has.
+    A model on another device gets what torch has. apply: False leaves torch as it is; `threads` says the number.
 
     Raises ValueError for a number that is not from 1 to 1024.
     """
 
-    def __init__(self, threads: int | None, model: nn.Module, positions: int = 1):
+    def __init__(self, threads: int | None, model: nn.Module, positions: int = 1, apply: bool = True):
+        self.threads = torch.get_num_threads()
+        self._apply = apply
         self._worth = 1
         self._free: FreeProcessors | None = None
         if threads is not None:
@@ -58,8 +60,9 @@ class ThreadChoice:
     def _use(self, threads: int) -> None:
         if type(threads) is not int or not 1 <= threads <= MOST_THREADS:
             raise ValueError(f"the number of threads must be a whole number from 1 to {MOST_THREADS}")
-        if threads != torch.get_num_threads():
+        if self._apply and threads != torch.get_num_threads():
             torch.set_num_threads(threads)
+        self.threads = threads
 
 
 def use_threads(threads: int | None, model: nn.Module, positions: int = 1) -> int:

@@ -119,6 +119,17 @@ class TextScores:
         """How many documents have scored tokens."""
         return int(np.count_nonzero(self.tokens))
 
+    def by_source(self, split: TokenSplit) -> list[dict[str, Any]]:
+        """The scores of each data set in the split of a mix, for JSON; none for other splits."""
+        found = []
+        for number, source in enumerate(split.sources):
+            documents = split.document_sources == number
+            nats, tokens, byte_count = (each[documents].sum() for each in (self.nats, self.tokens, self.byte_counts))
+            if byte_count:
+                rates = {"nats_per_token": nats / tokens, "bits_per_byte": nats / math.log(2) / byte_count}
+                found.append({"name": source.name, "tokens": int(tokens), **rates})
+        return found
+
 
 def score_text(
     model: LanguageModel,
@@ -130,22 +141,23 @@ def score_text(
     dtype: torch.dtype = torch.float32,
     on_batch: Callable[[int], None] = lambda scored: None,
     ranks: Ranks = ALONE,
+    workers: Callable[[], int] | None = None,
 ) -> TextScores:
     """Score a split as `reading` says (in windows that do not overlap by default), without a change to the model.
 
     batch_size: windows, or documents, at a time. token_limit: score the beginning of the split only. dtype: what
     autocast computes in. on_batch: called after every batch with the number of tokens that it scored. ranks: processes
-    that share the batches out among themselves; all of them get the result.
+    that share the batches out among themselves; all of them get the result. workers: as of `token_scores`.
 
-    Raises ConfigurationError when there is nothing to predict and for what the model cannot do, ValueError for a stride
-    that leaves gaps.
+    Raises ConfigurationError when there is nothing to predict, for what the model cannot do, and for a stride that
+    leaves gaps.
     """
     reading = reading or Reading()
     passages = reading.passages(split, tokenizer.end_of_text, token_limit)
     starts, lengths = split.document_starts, token_byte_lengths(tokenizer)
     sums = np.zeros((len(starts), 4))
     by_position = np.zeros((len(POSITION_EDGES), 2))
-    for scores in token_scores(model, passages, reading, batch_size, dtype, ranks, split.counts):
+    for scores in token_scores(model, passages, reading, batch_size, dtype, ranks, split.counts, workers):
         document = np.searchsorted(starts, scores.places, side="right") - 1
         tokens = split.tokens[scores.places]
         byte_counts = lengths[tokens]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, starmap
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,10 +17,14 @@ from wavelet_core.config import ConfigurationError
 from wavelet_core.generation.session import decoding_view
 from wavelet_core.language_model import LanguageModel
 from wavelet_core.state import State
+from wavelet_core.threads import available_processors
 from wavelet_train.precision import autocast
 from wavelet_train.ranks import ALONE, Ranks
 from wavelet_train.token_split import TokenSplit
 from wavelet_train.windows import Passage, ScoredWindows, evaluation_windows, padded_windows
+
+# Logits that a batch has at once.
+CHUNK = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,6 @@ class TokenScores(NamedTuple):
     correct: np.ndarray
 
 
-@torch.no_grad()
 def token_scores(
     model: LanguageModel,
     passages: Iterable[Passage],
@@ -111,13 +116,16 @@ def token_scores(
     dtype: torch.dtype = torch.float32,
     ranks: Ranks = ALONE,
     counts: np.ndarray | None = None,
+    workers: Callable[[], int] | None = None,
 ) -> Iterator[TokenScores]:
     """Score passages, without a change to the model or its mode; every token but a passage's first, once.
 
     batch_size: windows, or documents, at a time. dtype: what autocast computes in. ranks: processes that share the
-    batches out among themselves. counts: (N,) bool, which tokens of the text are scored; None for all.
+    batches out among themselves. counts: (N,) bool, which tokens of the text are scored; None for all. workers: how
+    many threads score batches at a time, asked again for every batch, but for batches that go on with a state. With one
+    thread of torch's each, the scores do not depend on their number.
 
-    Raises ConfigurationError where the model has nothing of what is asked for, ValueError for a stride with gaps.
+    Raises ConfigurationError where the model has nothing of what is asked for, and for a stride that leaves gaps.
     """
     device = next(model.parameters()).device
     view = _view(model, reading)
@@ -127,20 +135,42 @@ def token_scores(
     else:
         window = reading.window or model.config.context_length
         batches = ((batch, None) for batch in evaluation_windows(passages, window, reading.stride, batch_size))
-    for batch, state in islice(batches, ranks.rank, None, ranks.count):
+
+    @torch.no_grad()
+    def score(batch: ScoredWindows, state: State | None) -> TokenScores:
         scored = batch.scored
         if counts is not None:
             scored = scored & torch.from_numpy(counts[batch.places.clamp(max=len(counts) - 1)])
+        targets = batch.targets[scored].to(device)
+        nats, correct = torch.empty(len(targets), dtype=torch.float64), torch.empty(len(targets), dtype=torch.bool)
         with autocast(device, dtype):
             hidden = view.hidden(batch.inputs.to(device), state)[scored.to(device)]
-            if not len(hidden):
-                continue
-            logits = view.head(hidden).float()
-        targets = batch.targets[scored].to(device)
-        nats = F.cross_entropy(logits, targets, reduction="none").double()
-        correct = logits.argmax(-1) == targets
-        found = (batch.places[scored], batch.read[scored], nats.cpu(), correct.cpu())
-        yield TokenScores(*(each.numpy() for each in found))
+            rows = max(1, CHUNK // model.config.vocabulary)
+            for start in range(0, len(targets), rows):
+                part = slice(start, start + rows)
+                logits = view.head(hidden[part]).float()
+                nats[part] = F.cross_entropy(logits, targets[part], reduction="none")
+                correct[part] = logits.argmax(-1) == targets[part]
+        return TokenScores(*(each.numpy() for each in (batch.places[scored], batch.read[scored], nats, correct)))
+
+    own = islice(batches, ranks.rank, None, ranks.count)
+    if workers is None or reading.with_state:
+        return starmap(score, own)
+    return _side_by_side(score, own, workers)
+
+
+def _side_by_side(
+    score: Callable[..., TokenScores], batches: Iterable[tuple[Any, ...]], workers: Callable[[], int]
+) -> Iterator[TokenScores]:
+    """The scores of batches in their order, so many at a time in threads of their own."""
+    with ThreadPoolExecutor(available_processors()) as pool:
+        pending: deque[Future[TokenScores]] = deque()
+        for batch in batches:
+            pending.append(pool.submit(score, *batch))
+            while len(pending) >= workers():
+                yield pending.popleft().result()
+        for left in pending:
+            yield left.result()
 
 
 def _view(model: LanguageModel, reading: Reading) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from wavelet_train.evaluation import Evaluation
 from wavelet_train.gradient_norms import PartNorms
@@ -65,15 +66,18 @@ class RunLog(Progress):
         counters.loss_sum, counters.loss_steps = 0.0, 0
         self.restart_clock()
 
-    def validation(self, result: Evaluation, seconds: float) -> None:
-        """A record of a validation."""
+    def validation(self, result: Evaluation, seconds: float, sources: list[dict[str, Any]]) -> None:
+        """A record of a validation. sources: the scores of each data set of a mix."""
         self._first_step = None
-        self.records.write(event="validation", step=self.counters.step, **result.as_dict(), seconds=seconds)
+        more = {"sources": sources} if sources else {}
+        self.records.write(event="validation", step=self.counters.step, **result.as_dict(), **more, seconds=seconds)
 
-    def validated(self, result: Evaluation, best: bool) -> None:
-        """A line for people, once its checkpoints are there."""
+    def validated(self, result: Evaluation, best: bool, sources: list[dict[str, Any]]) -> None:
+        """A line for people, once its checkpoints are there, and one for each data set of a mix."""
         self.message(
             f"step {self.counters.step:,}: validation {result.bits_per_byte:.4f} bits per byte, "
             f"perplexity per token {result.perplexity_per_token:.2f}, accuracy {result.accuracy:.1%}"
             f"{' (best so far)' if best else ''}"
         )
+        for source in sources:
+            self.message(f"    {source['bits_per_byte']:.4f} bits per byte of {source['name']}")

@@ -4,7 +4,8 @@
                            <key>.json               its digests
     <directory>/tokens/<key>/<split>.tokens         key: data and tokenizer; uint16, or uint32 above 65536 tokens
                              <split>.documents      int64 positions of the first token of every document
-                             <split>.json           counts, and the digests of the two files
+                             <split>.sources        of a mix: uint16, the source of every document
+                             <split>.json           counts, and the digests of these files
                              <split>.journal        while it is made: what is done (tokenizing.py)
 
 The file with the digests is an entry's seal. It is written last, so that an entry without it is not complete, and

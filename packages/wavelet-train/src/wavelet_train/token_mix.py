@@ -18,7 +18,7 @@ from wavelet_train.datasets import Split
 from wavelet_train.mix import Mix
 from wavelet_train.progress import Progress
 from wavelet_train.seals import write_seal
-from wavelet_train.token_split import TokenSplit, token_byte_lengths
+from wavelet_train.token_split import SOURCE_TYPE, TokenSplit, token_byte_lengths
 from wavelet_train.tokenizing import token_dtype
 
 # Tokens.
@@ -65,6 +65,7 @@ def write_mixture(directory: Path, name: Split, mix: Mix, splits: Sequence[Token
     dtype = token_dtype(tokenizer)
     given = [0] * len(splits)
     starts: list[int] = []
+    document_sources: list[int] = []
     byte_count = 0
 
     def write_tokens(path: Path) -> None:
@@ -79,15 +80,17 @@ def write_mixture(directory: Path, name: Split, mix: Mix, splits: Sequence[Token
                         file.write(np.array(separator, dtype).tobytes())
                         position += 1
                     starts.append(position)
+                    document_sources.append(turn.source)
                 file.write(turn.tokens.astype(dtype).tobytes())
                 position += len(turn.tokens)
                 given[turn.source] += len(turn.tokens)
                 byte_count += int(lengths[turn.tokens].sum())
                 progress.advance(len(turn.tokens))
 
-    tokens, document_starts = directory / f"{name}.tokens", directory / f"{name}.documents"
+    tokens, documents, sources = (directory / f"{name}.{suffix}" for suffix in ("tokens", "documents", "sources"))
     write_atomically(tokens, write_tokens)
-    write_atomically(document_starts, lambda file: file.write_bytes(np.array(starts, dtype=np.int64).tobytes()))
+    write_atomically(documents, lambda file: file.write_bytes(np.array(starts, np.int64).tobytes()))
+    write_atomically(sources, lambda file: file.write_bytes(np.array(document_sources, SOURCE_TYPE).tobytes()))
     epochs = [count / size for count, size in zip(given, sizes, strict=True)]
     facts = {
         "dtype": dtype.name,
@@ -98,7 +101,7 @@ def write_mixture(directory: Path, name: Split, mix: Mix, splits: Sequence[Token
             for source, count, part in zip(mix.sources, given, epochs, strict=True)
         ],
     }
-    write_seal(directory / f"{name}.json", [tokens, document_starts], facts)
+    write_seal(directory / f"{name}.json", [tokens, documents, sources], facts)
 
 
 def read_turns(split: TokenSplit, separated: bool) -> Iterator[tuple[np.ndarray, bool, bool]]:

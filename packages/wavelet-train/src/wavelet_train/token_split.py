@@ -11,6 +11,9 @@ from wavelet_core.tokenizers import Tokenizer
 from wavelet_train.datasets import Split
 from wavelet_train.seals import read_seal
 
+# What a source of a mix is kept as.
+SOURCE_TYPE = np.uint16
+
 
 @dataclass(frozen=True)
 class MixedSource:
@@ -32,7 +35,8 @@ class TokenSplit:
     tokens: (N,) uint16 or uint32, memory-mapped; an end-of-text token stands between two documents where the tokenizer
     has one. document_starts: (documents,) int64, position of the first token of each. byte_count: UTF-8 bytes of the
     documents. word_count: whitespace-separated words, or the canonical number from the configuration. sources: what a
-    mix took from each of its data sets. counts: (N,) bool, which tokens are to be predicted; None for all.
+    mix took from each of its data sets. document_sources: (documents,), which of them each document is of. counts:
+    (N,) bool, which tokens are to be predicted; None for all.
     """
 
     name: Split
@@ -41,6 +45,7 @@ class TokenSplit:
     byte_count: int
     word_count: int
     sources: tuple[MixedSource, ...] = ()
+    document_sources: np.ndarray | None = None
     counts: np.ndarray | None = None
 
 
@@ -55,4 +60,5 @@ def read_split(directory: Path, name: Split) -> TokenSplit:
     tokens = np.memmap(directory / f"{name}.tokens", np.dtype(counts["dtype"]), "r")
     document_starts = np.memmap(directory / f"{name}.documents", np.int64, "r")
     sources = tuple(MixedSource(**source) for source in counts.get("sources", ()))
-    return TokenSplit(name, tokens, document_starts, counts["bytes"], counts["words"], sources)
+    document_sources = np.memmap(directory / f"{name}.sources", SOURCE_TYPE, "r") if sources else None
+    return TokenSplit(name, tokens, document_starts, counts["bytes"], counts["words"], sources, document_sources)

@@ -28,7 +28,7 @@ from wavelet_train.checkpoint_writer import CheckpointWriter
 from wavelet_train.compilation import choose, compile_loss
 from wavelet_train.data import PreparedData
 from wavelet_train.divergence import DivergenceError, first_not_finite
-from wavelet_train.evaluation import Evaluation, evaluate
+from wavelet_train.evaluation import Evaluation, score_text
 from wavelet_train.gradient_norms import PartNorms, gradient_norms, parts_of
 from wavelet_train.interruption import StopOnSignal, Stopped
 from wavelet_train.logger import LoggedRun
@@ -416,10 +416,11 @@ class Trainer:
         `last/` is first: should `best/` not come to be, it is made of it when the run is resumed.
         """
         counters, started = self.counters, time.monotonic()
+        split = self.data.split("validation")
         with self._averaged():
-            result = evaluate(
+            scores = score_text(
                 self.together.whole_model(self.model, self.run.model),
-                self.data.split("validation"),
+                split,
                 self.data.tokenizer,
                 batch_size=self.config.batch_size,
                 token_limit=self.config.validation_tokens,
@@ -427,6 +428,7 @@ class Trainer:
                 on_batch=self._scored,
                 ranks=self.ranks,
             )
+        result = scores.total
         if not math.isfinite(result.nats):
             raise DivergenceError(
                 f"training has diverged: the validation loss became {result.nats} after {counters.step:,} steps. "
@@ -437,11 +439,12 @@ class Trainer:
         best = counters.best_nats is None or result.nats_per_token < counters.best_nats
         if best:
             counters.best_nats, counters.best_step = result.nats_per_token, counters.step
-        log.validation(result, seconds)
+        sources = scores.by_source(split)
+        log.validation(result, seconds, sources)
         self._save_last(keep=True)
         if best:
             self._save_best()
-        log.validated(result, best)
+        log.validated(result, best, sources)
         self.on_validation(counters.step, self.steps, result)
 
     def _scored(self, tokens: int) -> None:

@@ -308,11 +308,11 @@ def evaluation_windows(
     context_length // 2 every window but a passage's first scores the tokens that the window before it did not reach,
     with at least half a window of context. The last window of a passage stops where the passage does.
 
-    The first batch raises ValueError for a stride outside 1..context_length.
+    The first batch raises ConfigurationError for a stride outside 1..context_length.
     """
     stride = context_length if stride is None else stride
     if not 1 <= stride <= context_length:
-        raise ValueError(f"the stride must be between 1 and context_length={context_length}, not {stride}")
+        raise ConfigurationError(f"the stride must be between 1 and context_length={context_length}, not {stride}")
 
     def windows() -> Iterator[tuple[Passage, int]]:
         for tokens, place in passages:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from wavelet_cli.output import print_report, titled
+from wavelet_cli.output import print_report
 from wavelet_cli.shared_options import (
     checkpoint_argument,
     device_option,
@@ -18,10 +19,12 @@ from wavelet_cli.shared_options import (
     threads_option,
     verify_option,
 )
-from wavelet_train.tables import table
 
-UNITS = ("bits_per_byte", "perplexity_per_word", "nats_per_token", "bits_per_token", "perplexity_per_token")
-SIZES = ("bytes", "words", "tokens", "documents")
+# Parameters that a probe has no use for.
+FOR_TEXTS = (
+    *("path", "split", "tokens", "windows", "window", "stride", "separate_documents", "cross_window_state"),
+    *("fast_weight_updates", "words", "resamples", "seed"),
+)
 
 
 @click.command("evaluate", short_help="Measure how well a checkpoint predicts a text.")
@@ -87,6 +90,18 @@ SIZES = ("bytes", "words", "tokens", "documents")
     show_default=True,
     help="Windows, or documents, at a time.",
 )
+@click.option(
+    "--probe",
+    metavar="KIND",
+    help="Measure recall instead: associative_recall, induction, selective_copying or key_at_distance.",
+)
+@click.option(
+    "--set",
+    "arguments",
+    multiple=True,
+    metavar="FIELD=VALUES",
+    help="A field of the probe and one or several values, as in pairs=4,16,64. May be given many times.",
+)
 @device_option
 @threads_option
 @kernel_option
@@ -100,7 +115,9 @@ SIZES = ("bytes", "words", "tokens", "documents")
 @quantize_option
 @verify_option
 @json_option
+@click.pass_context
 def command(
+    ctx: click.Context,
     checkpoint: str,
     path: Path | None,
     split: str | None,
@@ -116,6 +133,8 @@ def command(
     seed: int,
     picture: Path | None,
     batch_size: int,
+    probe: str | None,
+    arguments: tuple[str, ...],
     device: str,
     threads: int | None,
     precision: str,
@@ -131,13 +150,23 @@ def command(
 
     Nothing is carried from window to window, and no fast weights are updated, unless that is asked for.
 
+    With --probe: how much it recalls of what stands in an example itself, for every combination of the values that
+    fields are set to, and by distance.
+
     \b
     Examples:
       wavelet evaluate runs/demo
       wavelet evaluate runs/demo --split validation --windows non-overlapping
       wavelet evaluate runs/demo --data book.txt --json
       wavelet evaluate runs/demo --data book.txt --windows streaming --tokens 100000 --plot loss.svg
+      wavelet evaluate runs/recall --probe associative_recall --set pairs=4,16,64 --plot recall.svg
     """
+    if probe is not None:
+        given = [name for name in FOR_TEXTS if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+        for option in (each for each in ctx.command.params if each.name in given):
+            raise click.UsageError(f"{option.opts[0]} is for texts: leave it out, or leave out --probe")
+    elif arguments:
+        raise click.UsageError("--set is for the fields of a --probe")
     if path is not None and split is not None:
         raise click.UsageError("--split is for the run's own data; a text given with --data is evaluated whole")
     if stride is not None and windows != "sliding":
@@ -145,16 +174,17 @@ def command(
     if words is not None and tokens is not None:
         raise click.UsageError("--words are those of the whole text: leave out --tokens")
 
+    from wavelet_cli import probe_report, text_report
     from wavelet_cli.checkpoint_text import checkpoint_text
-    from wavelet_cli.processor_threads import choose_threads
+    from wavelet_cli.processor_threads import choose_workers, use_all_threads
     from wavelet_cli.quantized_model import load_model
     from wavelet_core.checkpoint import locate_checkpoint
     from wavelet_core.devices import resolve_device
     from wavelet_core.tokenizers import checkpoint_tokenizer
-    from wavelet_train.bootstrap import LEVEL, confidence_intervals, document_word_counts
     from wavelet_train.evaluation import score_text
     from wavelet_train.figures import check_picture, save_figure
     from wavelet_train.precision import resolve_precision
+    from wavelet_train.probes.scores import score_probe
     from wavelet_train.progress import Progress
     from wavelet_train.reading import Reading
 
@@ -163,69 +193,49 @@ def command(
     directory = locate_checkpoint(checkpoint)
     place = resolve_device(device, "--device")
     model = load_model(directory, None, place, verify, recipe)
+    dtype = resolve_precision(precision, place)  # type: ignore[arg-type]
+    report: dict[str, Any] = {"checkpoint": str(directory)}
+
+    if probe is not None:
+        settings = probe_report.probe_settings(arguments)
+        probes = [probe_report.make_probe(probe, each, directory, model.config.vocabulary) for each in settings]
+        workers = choose_workers(directory, model, threads, batch_size * probes[0].config.length)
+        results = []
+        with Progress("evaluating", sum(each.config.held_out for each in probes), " examples") as progress:
+            for fields, each in zip(settings, probes, strict=True):
+                scores = score_probe(model, each, batch_size, dtype, progress.advance, workers)
+                results.append({"settings": fields, **scores.as_dict()})
+        report |= {"probe": probe, "results": results}
+        if picture is not None:
+            save_figure(probe_report.draw(report), picture)
+        print_report(report, as_json, probe_report.describe)
+        return
+
     width = window or model.config.context_length
+    sliding = windows == "sliding" and not cross_window_state
     reading = Reading(
         window,
-        (stride or max(1, width // 2)) if windows == "sliding" and not cross_window_state else None,
+        (stride or max(1, width // 2)) if sliding else None,
         windows == "streaming",
         separate_documents,
         cross_window_state,
         fast_weight_updates,
     )
-    choice = choose_threads(directory, model, threads, positions=batch_size * width)
+    if reading.with_state:
+        use_all_threads(directory, model, threads)
+        workers = None
+    else:
+        workers = choose_workers(directory, model, threads, batch_size * width)
     tokenizer = checkpoint_tokenizer(directory, model.config.vocabulary_size or 0, verify=False)
     text = checkpoint_text(directory, tokenizer, path, split or "test")
     if words is not None:
         text = replace(text, word_count=words)
     with Progress("evaluating", min(len(text.tokens) - 1, tokens or len(text.tokens)), " tokens") as progress:
-
-        def on_batch(scored: int) -> None:
-            progress.advance(scored)
-            choice.renew()
-
-        scores = score_text(
-            model,
-            text,
-            tokenizer,
-            reading,
-            batch_size,
-            tokens,
-            resolve_precision(precision, place),  # type: ignore[arg-type]
-            on_batch,
+        scored = score_text(
+            model, text, tokenizer, reading, batch_size, tokens, dtype, progress.advance, workers=workers
         )
+    report |= {"text": str(path or text.name), "windows": windows}
+    report |= text_report.text_report(scored, text, tokenizer, resamples, seed)
     if picture is not None:
-        save_figure(scores.by_position.draw(), picture)
-    intervals = {}
-    if resamples:
-        word_counts = document_word_counts(text, tokenizer) if scores.total.word_count else None
-        intervals = confidence_intervals(scores, word_counts, resamples, seed)
-    report = {
-        "checkpoint": str(directory),
-        "text": str(path or text.name),
-        "windows": windows,
-        **scores.total.as_dict(),
-        "documents": scores.documents,
-        "intervals": {"level": LEVEL, "resamples": resamples, "seed": seed, **intervals} if intervals else None,
-        "by_position": scores.by_position.as_list(),
-    }
-    print_report(report, as_json, _describe)
-
-
-def _describe(report: dict[str, Any]) -> str:
-    intervals = report["intervals"] or {}
-    rows = []
-    for name in (*UNITS, "accuracy"):
-        if report[name] is not None:
-            ends = " to ".join(f"{end:.4f}" for end in intervals.get(name, ()))
-            rows.append((name.replace("_", " "), f"{report[name]:.4f}", ends))
-    rows += [(name, f"{report[name]:,}", "") for name in SIZES if report[name] is not None]
-    windows = f"windows of {report['window']} tokens every {report['stride']}"
-    lines = [
-        f"{report['checkpoint']} on {report['text']}",
-        table(rows),
-        "every document in a row, with the model's state" if report["window"] is None else windows,
-    ]
-    if intervals:
-        draws = f"{intervals['resamples']:,} draws of documents, seed {intervals['seed']}"
-        lines.append(f"intervals hold with a probability of {intervals['level']:.0%}: {draws}")
-    return titled("\n".join(lines))
+        save_figure(scored.by_position.draw(), picture)
+    print_report(report, as_json, text_report.describe)

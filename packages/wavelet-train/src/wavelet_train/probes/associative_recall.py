@@ -56,13 +56,14 @@ class AssociativeRecall(Probe):
 
     def draw(self, generator: np.random.Generator) -> Example:
         config = self.config
-        pairs = int(generator.choice(config.numbers))
+        pairs = config.numbers[generator.integers(len(config.numbers))]
         half = config.vocabulary_size // 2
-        keys = 1 + generator.choice(half - 1, size=pairs, replace=False)
-        values = half + generator.choice(config.vocabulary_size - half, size=pairs, replace=False)
+        keys = 1 + generator.permutation(half - 1)[:pairs]
+        values = half + generator.permutation(config.vocabulary_size - half)[:pairs]
+        # The largest of log-probabilities with Gumbel noise are a draw without replacement.
         places = np.arange(1, (config.length - 2 * pairs) // 2 + 1)
-        chances = places ** (config.power - 1.0)
-        slots = generator.choice(len(places), size=pairs, replace=False, p=chances / chances.sum())
+        noisy = (config.power - 1) * np.log(places) + generator.gumbel(size=len(places))
+        slots = np.argsort(-noisy)[:pairs]
         tokens = np.full(config.length, FILLER)
         tokens[0 : 2 * pairs : 2], tokens[1 : 2 * pairs : 2] = keys, values
         questions = 2 * pairs + 2 * slots

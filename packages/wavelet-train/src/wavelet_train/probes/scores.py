@@ -55,12 +55,15 @@ def score_probe(
     probe: Probe,
     batch_size: int = 8,
     dtype: torch.dtype = torch.float32,
-    on_batch: Callable[[int], None] = lambda answers: None,
+    on_batch: Callable[[int], None] = lambda examples: None,
+    workers: Callable[[], int] | None = None,
 ) -> ProbeScores:
     """Score the test examples of a probe, each read in one window, whatever the model's context_length is.
 
     batch_size: examples at a time. dtype: what autocast computes in. on_batch: called after every batch with the number
-    of answers in it. Raises ConfigurationError where there are too few different examples.
+    of examples in it. workers: as of `token_scores`.
+
+    Raises ConfigurationError where there are too few different examples.
     """
     examples = list(probe.examples("test"))
     length = probe.config.length
@@ -68,8 +71,8 @@ def score_probe(
     distances = np.concatenate([example.distances for example in examples])
     sums = np.zeros((len(DISTANCE_EDGES), 3))
     reading = Reading(window=length)
-    for scores in token_scores(model, passages, reading, batch_size, dtype, counts=distances > 0):
+    for scores in token_scores(model, passages, reading, batch_size, dtype, counts=distances > 0, workers=workers):
         ranges = np.searchsorted(DISTANCE_EDGES, distances[scores.places], side="right") - 1
         np.add.at(sums, ranges, np.stack([np.ones_like(scores.nats), scores.correct, scores.nats], axis=1))
-        on_batch(len(scores.nats))
+        on_batch(len(np.unique(scores.places // length)))
     return ProbeScores(*sums.T)
