@@ -15,6 +15,7 @@ import pytest
 from wavelet_core import WaveletLM, build_model, kernels
 from wavelet_quant import kernel_benchmark
 from wavelet_quant.native_library import instruction_sets
+from wavelet_train.measurement import Measurement
 from wavelet_train.run_config import load_run_config
 
 SMALL = ["--preset", "demo", "--random", "--set", "model.width=16", "--set", "model.vocabulary_size=300"]
@@ -219,6 +220,19 @@ def test_kernels_are_measured_for_every_format_shape_and_number_of_rows(wavelet,
         assert product["by"] != "torch" or product["over_torch"] == 1
     dense = next(product for product in products if product["format"] == "float16")
     assert dense["bandwidth"] * dense["seconds"] == pytest.approx(40 * 64 * 2)
+
+
+@needs_library
+def test_figures_are_kept_with_where_they_come_from(wavelet, tmp_path, monkeypatch):
+    monkeypatch.setattr(kernel_benchmark, "FILLED", 1 << 14)
+    path = tmp_path / "results" / "kernels.json"
+    arguments = ("bench", "kernels", *FEW, "--formats", "int8", "--instruction-sets", "portable")
+    result = wavelet(*arguments, "--output", path)
+    assert result.exit_code == 0, result.stderr
+    kept = Measurement.read(path)
+    assert kept.command == " ".join(["wavelet", *map(str, arguments)]) and kept.source == "measured"
+    assert kept.figures["products"] and kept.text.strip() == result.stdout.strip()
+    assert "packages/wavelet-quant/src/wavelet_quant/native_kernel.py" in kept.code
 
 
 @needs_library

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 
 import pytest
 
@@ -20,9 +21,9 @@ from wavelet_train.trainer import train
 sweep_module = pytest.importorskip("wavelet_train.sweep")
 optuna = pytest.importorskip("optuna")
 
-from wavelet_train.sweep import Plan, Sweep  # noqa: E402
+from wavelet_train.side_by_side import work_side_by_side  # noqa: E402
+from wavelet_train.sweep import Plan, Sweep, work_on  # noqa: E402
 from wavelet_train.sweep_results import draw, results_of, write_best  # noqa: E402
-from wavelet_train.sweep_workers import work_side_by_side  # noqa: E402
 
 
 @pytest.fixture
@@ -163,7 +164,7 @@ def test_a_killed_sweep_goes_on_and_does_no_run_twice(tiny_run, tmp_path):
 def test_runs_side_by_side_share_the_work(make_plan, tmp_path):
     plan = make_plan("train.lr=0.001,0.01,0.02", prune=False)
     sweep = Sweep(plan, tmp_path / "sweep")
-    assert work_side_by_side(plan, tmp_path / "sweep", 2) is None
+    assert work_side_by_side(partial(work_on, plan, tmp_path / "sweep"), tmp_path / "sweep", 2) is None
     results = results_of(sweep)
     assert [run.state for run in results.runs] == ["done"] * 3
     logs = "".join((tmp_path / f"sweep/worker-{index}.log").read_text() for index in range(2))

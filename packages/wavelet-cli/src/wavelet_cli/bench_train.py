@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wavelet_cli.output import print_report, titled
-from wavelet_cli.shared_options import config_argument, device_option, json_option, set_option
+from wavelet_cli.output import print_report, save_measurement, titled
+from wavelet_cli.shared_options import config_argument, device_option, json_option, measurement_option, set_option
 from wavelet_train.quantities import byte_size, duration
 from wavelet_train.tables import table
 
@@ -52,6 +52,7 @@ COMPILED = {"no": [False], "yes": [True], "both": [False, True]}
     help="Processor threads. Default: the configuration's train.threads, or else all that may be used.",
 )
 @click.option("--rounds", type=click.IntRange(min=1), default=10, show_default=True, help="Steps measured of each.")
+@measurement_option
 @json_option
 def train_command(
     config: str,
@@ -62,6 +63,7 @@ def train_command(
     device: str,
     threads: int | None,
     rounds: int,
+    output: Path | None,
     as_json: bool,
 ) -> None:
     """Measure what a training step of CONFIG costs: its optimizer, clipping and casts included, on random tokens.
@@ -83,6 +85,7 @@ def train_command(
     from wavelet_cli.parameter_table import vocabulary_resolved
     from wavelet_cli.run_configuration import load_configuration
     from wavelet_core.threads import available_processors
+    from wavelet_train.measurement import TRAINING
     from wavelet_train.progress import Progress
     from wavelet_train.training_benchmark import Contestant, training_benchmark
 
@@ -98,7 +101,9 @@ def train_command(
             report = training_benchmark(
                 run, [Contestant(config, model), *opponents], COMPILED[compiled], rounds, lambda: progress.advance(1)
             )
-    print_report({"configuration": config, **report}, as_json, _describe)
+    report = {"configuration": config, **report}
+    print_report(report, as_json, _describe)
+    save_measurement(output, report, _describe, TRAINING)
 
 
 def _opponent(name: str, model: LanguageModelConfig, folder: Path) -> Contestant:

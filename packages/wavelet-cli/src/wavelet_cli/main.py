@@ -14,7 +14,7 @@ import click
 
 from wavelet_cli import PACKAGES, PLUGINS, commands
 from wavelet_cli.failures import failure, readable
-from wavelet_cli.output import COLORS, error_style, warning_style
+from wavelet_cli.output import ARGUMENTS, COLORS, error_style, warning_style
 from wavelet_cli.processor_threads import wait_briefly
 from wavelet_cli.signals import leave, report
 
@@ -74,6 +74,7 @@ class WaveletGroup(click.Group):
                 click.echo(warning_style(message), err=True)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[ARGUMENTS] = tuple(args)
         try:
             return super().parse_args(ctx, args)
         except click.ClickException as error:

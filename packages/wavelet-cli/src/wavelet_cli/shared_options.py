@@ -62,6 +62,12 @@ kernel_option = click.option(
     "Default: WAVELET_KERNEL, or else the best that is there.",
 )
 
+measurement_option = click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write the figures, with command, machine, date and revision, to a file, as in benchmarks/results/.",
+)
+
 set_option = click.option(
     "--set",
     "overrides",

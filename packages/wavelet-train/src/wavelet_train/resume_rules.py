@@ -77,7 +77,7 @@ Changes = dict[str, tuple[Any, Any]]
 
 def changes_between(before: RunConfig, now: RunConfig) -> Changes:
     """The fields that differ, by their paths: the value before (None where there was no such field) and now."""
-    old, new = (dict(_leaves("", run.model_dump(mode="json", exclude={"description"}))) for run in (before, now))
+    old, new = (dict(leaves("", run.model_dump(mode="json", exclude={"description"}))) for run in (before, now))
     return {path: (old.get(path), new.get(path)) for path in {**old, **new} if old.get(path) != new.get(path)}
 
 
@@ -132,10 +132,10 @@ def _is_within(path: str, whole: str) -> bool:
     return path == whole or path.startswith(f"{whole}.")
 
 
-def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+def leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     """The values in nested mappings and lists, with dotted paths as `--set` takes them."""
     if isinstance(value, dict | list) and value:
         for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _leaves(f"{path}.{key}" if path else str(key), entry)
+            yield from leaves(f"{path}.{key}" if path else str(key), entry)
     else:
         yield path, value

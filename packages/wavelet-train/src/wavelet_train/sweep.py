@@ -251,6 +251,11 @@ class Sweep:
         self.study.tell(trial, value, state, skip_if_finished=True)
 
 
+def work_on(plan: Plan, directory: Path) -> str | None:
+    """Do runs of a sweep until none is left, as one of the processes that share them; see `Sweep.work`."""
+    return Sweep(plan, directory).work()
+
+
 def _difference(known: Any, mine: Any) -> str:
     """What is told of two values that should be the same: the first field that differs, or both."""
     if isinstance(known, dict) and isinstance(mine, dict):

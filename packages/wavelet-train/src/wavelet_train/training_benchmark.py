@@ -64,17 +64,19 @@ def training_benchmark(
         for contestant in contestants:
             for compile_ in compiled:
                 home = folder / str(len(entries))
-                process = stack.enter_context(_Process(contestant, _trained(run, contestant, compile_, home), home))
+                process = stack.enter_context(
+                    ContestantProcess(contestant, benchmark_run(run, contestant, compile_, home), home)
+                )
                 entries.append(_Entry(contestant, compile_, process))
         for entry in entries:
-            entry.about = entry.process.answer()
+            entry.process.begin()
         for entry in entries:
             begin = time.perf_counter()
             entry.process.ask("step")
             entry.first_step = time.perf_counter() - begin
             for _ in range(WARM_UP_STEPS - 1):
                 entry.process.ask("step")
-        first = entries[0].about
+        first = entries[0].process.about
         device = torch.device(first["device"])
         torch.set_num_threads(first["threads"])
         products = {str(dtype).removeprefix("torch."): _Product(device, dtype) for dtype in PRODUCT_TYPES}
@@ -95,9 +97,7 @@ def training_benchmark(
 class _Entry:
     """A contestant, compiled or not, with its process and what was measured of it."""
 
-    about: dict[str, Any]
-
-    def __init__(self, contestant: Contestant, compiled: bool, process: _Process):
+    def __init__(self, contestant: Contestant, compiled: bool, process: ContestantProcess):
         self.contestant, self.compiled, self.process = contestant, compiled, process
         self.first_step = 0.0
         self.seconds: list[float] = []
@@ -127,9 +127,9 @@ class _Product:
 
 def _figures(entry: _Entry, entries: Sequence[_Entry], products: dict[str, _Product]) -> dict[str, Any]:
     """What is reported of one entry."""
-    about, seconds = entry.about, statistics.median(entry.seconds)
+    about, seconds = entry.process.about, statistics.median(entry.seconds)
     first = next(other for other in entries if other.compiled == entry.compiled)
-    first_tokens = first.about["tokens"]
+    first_tokens = first.process.about["tokens"]
     pairs = zip(first.seconds, entry.seconds, strict=True)
     flops = entry.process.ask("flops")
     memory = entry.process.ask("memory")
@@ -149,7 +149,7 @@ def _figures(entry: _Entry, entries: Sequence[_Entry], products: dict[str, _Prod
     }
 
 
-def _trained(run: RunConfig, contestant: Contestant, compiled: bool, home: Path) -> dict[str, Any]:
+def benchmark_run(run: RunConfig, contestant: Contestant, compiled: bool, home: Path) -> dict[str, Any]:
     """The configuration of a contestant's run: a text file whose tokens are not read stands for its data."""
     home.mkdir()
     text = home / "text.txt"
@@ -163,8 +163,13 @@ def _trained(run: RunConfig, contestant: Contestant, compiled: bool, home: Path)
     }
 
 
-class _Process:
-    """A contestant at work; its first answer says what it is."""
+class ContestantProcess:
+    """A contestant at work, for a `with`.
+
+    run: as `benchmark_run` makes it. home: a folder for its files. about: what it says of itself, once it has begun.
+    """
+
+    about: dict[str, Any]
 
     def __init__(self, contestant: Contestant, run: dict[str, Any], home: Path):
         self.contestant, self.errors = contestant, home / "errors.txt"
@@ -183,21 +188,26 @@ class _Process:
                 text=True,
             )
         plugin = None if contestant.plugin is None else str(contestant.plugin)
-        self._send({"run": run, "folder": str(home / "run"), "plugin": plugin})
+        self.send({"run": run, "folder": str(home / "run"), "plugin": plugin})
 
-    def __enter__(self) -> _Process:
+    def __enter__(self) -> ContestantProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.communicate()
 
+    def begin(self) -> None:
+        """Wait until it is ready for requests. Raises what `ask` raises."""
+        self.about = self.answer()
+
     def ask(self, request: str) -> Any:
         """What the process answers. Raises ConfigurationError or ValueError for what it cannot do."""
-        self._send(request)
+        self.send(request)
         return self.answer()
 
-    def _send(self, request: Any) -> None:
+    def send(self, request: Any) -> None:
+        """Let the process begin; `answer` then waits for it."""
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):  # the answer, which will be missing, says why
             print(json.dumps(request), file=self.process.stdin, flush=True)

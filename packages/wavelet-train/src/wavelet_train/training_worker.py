@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+import math
 import os
 import re
 import sys
@@ -32,6 +33,42 @@ from wavelet_train.run_config import RunConfig
 from wavelet_train.run_directory import RunDirectory
 from wavelet_train.trainer import Trainer
 from wavelet_train.training_loss import TrainingLoss
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """Operations of attention, forward. Shapes: query (B, H, T, D), key (B, H, S, D), value (B, H, S, E)."""
+    batch, heads, queries, width = query
+    return 2 * batch * heads * queries * key[2] * (width + value[3])
+
+
+def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """The two gradients of both products, and the first product again."""
+    batch, heads, queries, width = query
+    return 2 * _attention(query, key, value) + 2 * batch * heads * queries * key[2] * width
+
+
+def _triangular_solve(matrix: Any, right: Any, *_: Any, **__: Any) -> int:
+    """Half of the product with a full matrix. Shapes: (..., T, T), (..., T, D)."""
+    return math.prod(right) * int(matrix[-1])
+
+
+def _lstm(inputs: Any, weight: Any, recurrent: Any, *_: Any, **__: Any) -> int:
+    """Operations of an LSTM layer, forward. Shapes: (T, B, C), (4 H, C), (4 H, H)."""
+    return 2 * inputs[0] * inputs[1] * (math.prod(weight) + math.prod(recurrent))
+
+
+def _lstm_backward(*arguments: Any, **keywords: Any) -> int:
+    return 2 * _lstm(*arguments, **keywords)
+
+
+# Of what torch itself does not count, as it runs on processors.
+FORMULAS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    torch.ops.aten.linalg_solve_triangular: _triangular_solve,
+    torch.ops.aten.mkldnn_rnn_layer: _lstm,
+    torch.ops.aten.mkldnn_rnn_layer_backward: _lstm_backward,
+}
 
 PART = "part: "
 LOSS, OPTIMIZER, REST = "head and loss", "optimizer", "rest of the step"
@@ -82,9 +119,21 @@ class Worker:
             torch.get_device_module(self.trainer.device).synchronize()
         return time.perf_counter() - begin
 
+    def processor_step(self) -> float:
+        """Seconds of one optimizer step by the processor's time, which does not count what other processes take.
+
+        That of all threads together: it is the time of the step where there is one thread.
+        """
+        begin = time.process_time()
+        self.step()
+        return time.process_time() - begin
+
     def flops(self) -> int:
-        """Floating-point operations of the matrix products of one step, two for a multiplication and its addition."""
-        with self._eager(), FlopCounterMode(display=False) as counter:
+        """Floating-point operations of the matrix products of one step, two for a multiplication and its addition.
+
+        Those of attention count as torch counts them, as if it were not causal.
+        """
+        with self._eager(), FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
             self.step()
         return counter.get_total_flops()
 

@@ -16,11 +16,12 @@ from click.core import ParameterSource
 from wavelet_cli import completion
 from wavelet_cli.bench_train import train_command
 from wavelet_cli.numbers import Numbers
-from wavelet_cli.output import print_report, titled
+from wavelet_cli.output import print_report, save_measurement, titled
 from wavelet_cli.shared_options import (
     device_option,
     json_option,
     kernel_option,
+    measurement_option,
     set_option,
     threads_option,
     verify_option,
@@ -137,6 +138,7 @@ command.add_command(train_command)
     help="Draw latency against position: FILE.svg or FILE.png.",
 )
 @verify_option
+@measurement_option
 @json_option
 @click.pass_context
 def decode_command(
@@ -159,6 +161,7 @@ def decode_command(
     prompt_tokens: int,
     plot: Path | None,
     verify: bool,
+    output: Path | None,
     as_json: bool,
 ) -> None:
     """Measure what a decoded token costs with the model in CHECKPOINT, or with a preset's and random weights.
@@ -196,6 +199,7 @@ def decode_command(
     from wavelet_core.devices import resolve_device
     from wavelet_quant.decode_benchmark import decode_benchmark
     from wavelet_quant.format_benchmark import format_benchmark
+    from wavelet_train.measurement import DECODING
 
     place = resolve_device(device, "--device")
     weight_type = None if dtype is None else getattr(torch, dtype)
@@ -222,7 +226,9 @@ def decode_command(
         compared = format_benchmark(
             model, formats, rounds, batches or (), prompt_tokens, compiled=compiled, replay=replay
         )
-        print_report({"model": name, **compared}, as_json, _describe_formats)
+        report = {"model": name, **compared}
+        print_report(report, as_json, _describe_formats)
+        save_measurement(output, report, _describe_formats, DECODING)
         return
     with tempfile.TemporaryDirectory() as folder:
         steps = _compiled_steps(model, directory, Path(folder), batches or ()) if compiled else None
@@ -231,6 +237,7 @@ def decode_command(
     if plot is not None:
         _plot(report, plot)
     print_report(report, as_json, _describe)
+    save_measurement(output, report, _describe, DECODING)
 
 
 def _compiled_steps(model: Any, directory: Path | None, folder: Path, batches: Sequence[int]) -> Path:
@@ -333,6 +340,7 @@ def _describe_formats(report: dict[str, Any]) -> str:
 )
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Turns of each product.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Processor threads. Default: all that may be used.")
+@measurement_option
 @json_option
 def kernels_command(
     shapes: list[tuple[int, int]],
@@ -341,6 +349,7 @@ def kernels_command(
     sets: list[str] | None,
     rounds: int,
     threads: int | None,
+    output: Path | None,
     as_json: bool,
 ) -> None:
     """Measure the native kernel's matrix products against torch's and against the read bandwidth.
@@ -359,6 +368,7 @@ def kernels_command(
 
     from wavelet_core.threads import available_processors
     from wavelet_quant.kernel_benchmark import kernel_benchmark
+    from wavelet_train.measurement import KERNELS
     from wavelet_train.progress import Progress
 
     torch.set_num_threads(threads or available_processors())
@@ -373,6 +383,7 @@ def kernels_command(
         "products": products,
     }
     print_report(report, as_json, _describe_kernels)
+    save_measurement(output, report, _describe_kernels, KERNELS)
 
 
 def _describe_kernels(report: dict[str, Any]) -> str:

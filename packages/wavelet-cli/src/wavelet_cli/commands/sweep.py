@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import click
@@ -87,9 +88,9 @@ def command(
     configuration = load_configuration(config, overrides)
     try:
         from wavelet_train.figures import require_matplotlib, save_figure
-        from wavelet_train.sweep import Plan, Sweep
+        from wavelet_train.side_by_side import work_side_by_side
+        from wavelet_train.sweep import Plan, Sweep, work_on
         from wavelet_train.sweep_results import FIGURE_FILE, draw, results_of, write_best
-        from wavelet_train.sweep_workers import work_side_by_side
     except ImportError as error:
         if "sweep" in str(error):
             raise ConfigurationError(str(error)) from error
@@ -100,7 +101,10 @@ def command(
     sweep = Sweep(plan, directory)
     if release is not None:
         click.echo(f"{sweep.release(release)} unfinished runs of {release} are free to be done", err=True)
-    stopped_by = work_side_by_side(plan, directory, side_by_side) if side_by_side > 1 else sweep.work()
+    if side_by_side > 1:
+        stopped_by = work_side_by_side(partial(work_on, plan, directory), directory, side_by_side)
+    else:
+        stopped_by = sweep.work()
 
     results = results_of(sweep)
     best = write_best(sweep, results)
