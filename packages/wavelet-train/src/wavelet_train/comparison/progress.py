@@ -83,14 +83,10 @@ def run_progress(work: ComparisonWork) -> dict[str, RunProgress]:
     for planned in work.runs():
         speed = work.speeds[planned.arm]
         steps = speed.steps(planned.budget)
-        history = planned.history
-        if planned.failure is not None:
-            ended = planned.failure
-        elif history.report:
-            ended = f"{history.report[-1]['validation']['bits_per_byte']:.4f} bits per byte"
-        else:
-            ended = None
-        seen[str(planned)] = RunProgress(speed.seconds * steps, 1.0 if ended else history.steps / steps, ended)
+        score = planned.score("bits_per_byte")
+        ended = planned.failure or (None if score is None else f"{score:.4f} bits per byte")
+        share = 1.0 if ended else planned.history.steps / steps
+        seen[str(planned)] = RunProgress(speed.seconds * steps, share, ended)
     return seen
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +13,6 @@ from wavelet_train.comparison.fits import Crossing, Fit, crossing, fit
 from wavelet_train.comparison.spec import Budget
 from wavelet_train.comparison.work import ComparisonWork, Run, Tuned
 from wavelet_train.quantities import byte_size, duration
-from wavelet_train.run_history import number
 from wavelet_train.tables import table
 
 
@@ -299,7 +297,6 @@ def results_of(work: ComparisonWork, decoding: Sequence[DecodingSpeed] = ()) -> 
 def _finished(work: ComparisonWork, run: Run) -> FinishedRun:
     history, speed = run.history, work.speeds[run.arm]
     steps = speed.steps(run.budget)
-    report = history.report[-1].get("validation") if history.report else None
     tuned = work.tuned(run.budget, run.arm)
     points = zip(history.column("step", "validation"), history.column("bits_per_byte", "validation"), strict=True)
     seconds = history.seconds()
@@ -313,8 +310,8 @@ def _finished(work: ComparisonWork, run: Run) -> FinishedRun:
         flops=float(steps * speed.flops),
         seconds=steps * speed.seconds,
         measured_seconds=seconds[-1] if seconds else 0.0,
-        bits_per_byte=_measure(report, "bits_per_byte"),
-        accuracy=_measure(report, "accuracy"),
+        bits_per_byte=run.score("bits_per_byte"),
+        accuracy=run.score("accuracy"),
         curve=[(int(step) * speed.tokens, score) for step, score in points],
         failure=run.failure,
     )
@@ -328,11 +325,6 @@ def _recall(work: ComparisonWork) -> dict[str, tuple[str, int]]:
         if isinstance(size, int):
             probes[budget] = dataset.kind, size
     return probes
-
-
-def _measure(report: Any, name: str) -> float | None:
-    value = number(report.get(name)) if isinstance(report, dict) else math.nan
-    return value if math.isfinite(value) else None
 
 
 def _score(arm: str, budget: Budget, runs: Sequence[FinishedRun]) -> Score | None:

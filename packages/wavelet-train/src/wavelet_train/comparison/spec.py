@@ -217,9 +217,7 @@ def _laid_over(below: Any, above: Any) -> Any:
         return above
     if "kind" in above and above["kind"] != below.get("kind", above["kind"]):
         return above
-    return {
-        key: _laid_over(below[key], above[key])
-        if key in below and key in above
-        else (above if key in above else below)[key]
-        for key in [*below, *(key for key in above if key not in below)]
-    }
+    joined = dict(below)
+    for key, value in above.items():
+        joined[key] = _laid_over(below[key], value) if key in below else value
+    return joined

@@ -28,7 +28,7 @@ from wavelet_train.divergence import DivergenceError
 from wavelet_train.resume_rules import changes_between
 from wavelet_train.run_config import RunConfig, load_run_config
 from wavelet_train.run_directory import CONFIG_FILE, METRICS_FILE
-from wavelet_train.run_history import RunHistory
+from wavelet_train.run_history import RunHistory, number
 from wavelet_train.search_space import Choices
 from wavelet_train.sweep import Plan, Sweep
 from wavelet_train.sweep_results import SweepResults, results_of
@@ -66,6 +66,14 @@ class Run:
         """Whether nothing is left to be done."""
         return self.failure is not None or bool(self.history.report)
 
+    def score(self, name: str) -> float | None:
+        """What the final report says by a name, such as bits_per_byte; None where it does not, or there is none."""
+        for record in self.history.report[-1:]:
+            validation = record.get("validation")
+            value = number(validation.get(name)) if isinstance(validation, dict) else math.nan
+            return value if math.isfinite(value) else None
+        return None
+
     def __str__(self) -> str:
         return f"{self.arm}, {self.budget.name}, seed {self.seed}"
 
@@ -102,23 +110,25 @@ class ComparisonWork:
     def work(self) -> str | None:
         """Do runs until all are done; the name of the signal that stopped it, if one did.
 
-        Tuning comes first, then the runs by budget, seed and arm. Several processes may work in one directory.
+        For one budget after the other rates are tuned, and then the runs made by seed and arm. Several processes may
+        work in one directory.
         """
         while True:
             waiting = False
-            for budget, arm in self.tunings():
-                while (sweep := self._open_sweep(budget, arm)) is not None:
-                    if stopped_by := sweep.work():
-                        return stopped_by
-                    if self._results(sweep) is None:
-                        waiting = True  # for somebody else's run
-                        break
-            for run in self.runs():
-                if not run.finished:
-                    done, stopped_by = self._try(run)
-                    waiting |= not done
-                    if stopped_by:
-                        return stopped_by
+            for budget in self.comparison.budgets:
+                for arm in self.tuned_arms(budget):
+                    while (sweep := self._open_sweep(budget, arm)) is not None:
+                        if stopped_by := sweep.work():
+                            return stopped_by
+                        if self._results(sweep) is None:
+                            waiting = True  # for somebody else's run
+                            break
+                for run in self.runs_of(budget):
+                    if not run.finished:
+                        done, stopped_by = self._try(run)
+                        waiting |= not done
+                        if stopped_by:
+                            return stopped_by
             if not waiting:
                 return None
             time.sleep(SECONDS_BETWEEN_LOOKS)
@@ -133,19 +143,24 @@ class ComparisonWork:
     def runs(self) -> Iterator[Run]:
         """The runs that are compared, in the order in which they are done."""
         for budget in self.comparison.budgets:
-            for seed in budget.seeds:
-                for arm in self.comparison.arms_of(budget):
-                    place = self.directory / "runs" / budget.name / arm / f"seed-{seed}"
-                    yield Run(budget, arm, seed, place)
+            yield from self.runs_of(budget)
+
+    def runs_of(self, budget: Budget) -> Iterator[Run]:
+        """Those of one budget."""
+        for seed in budget.seeds:
+            for arm in self.comparison.arms_of(budget):
+                yield Run(budget, arm, seed, self.directory / "runs" / budget.name / arm / f"seed-{seed}")
 
     def tunings(self) -> Iterator[tuple[Budget, str]]:
-        """The arms whose rate is tuned, for which budget."""
+        """The arms whose rate is tuned, with the budgets that it is tuned for."""
+        return ((budget, arm) for budget in self.comparison.budgets for arm in self.tuned_arms(budget))
+
+    def tuned_arms(self, budget: Budget) -> list[str]:
+        """The arms whose rate is tuned for a budget."""
         if len(self.comparison.tuning.rates) == 1:
-            return
-        for budget in self.comparison.budgets:
-            for arm in self.comparison.arms_of(budget):
-                if self.comparison.tuning_budget(budget, arm) is budget:
-                    yield budget, arm
+            return []
+        arms = self.comparison.arms_of(budget)
+        return [arm for arm in arms if self.comparison.tuning_budget(budget, arm) is budget]
 
     def tuned(self, budget: Budget, arm: str) -> Tuned | None:
         """What tuning an arm for a budget found; None while it is not finished."""
