@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wavelet_core import activations
 from wavelet_core.kernels import active_kernels
 
 # Entries of a matrix; below, starting a kernel takes longer than it saves. torch starts slowly in 16 bits and GELU.
@@ -22,7 +23,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
             if kernel.accepts(x, weight, bias):
                 return kernel.linear(x, weight, bias, gelu)
     out = F.linear(x, weight, bias)
-    return F.gelu(out) if gelu else out
+    return activations.gelu(out) if gelu else out
 
 
 def stacked_linear(x: Tensor, weight: Tensor) -> Tensor:

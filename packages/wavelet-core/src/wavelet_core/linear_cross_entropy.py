@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from wavelet_core.training_kernel import training_kernel
+
 IGNORED = -100
 # Entries of a chunk of logits, its most rows (sums over more could leave the range of float16), and entries that become
 # probabilities at once on a processor, so that they stay in its cache.
@@ -103,6 +105,8 @@ def _loss_and_gradients(
 def _differentiate(logits: Tensor, places: Tensor, precise: torch.dtype, soft_cap: float | None) -> Tensor:
     """Losses (n, 1) of logits (n, V), capped where asked, for targets (n, 1); turns the logits into their gradient, in
     place."""
+    if soft_cap is None and (kernel := training_kernel(logits)) is not None:
+        return kernel.cross_entropy(logits, places.squeeze(-1)).unsqueeze(-1)
     at_once = len(logits)
     if logits.is_cpu and not torch.compiler.is_compiling():
         at_once = max(1, CACHED // logits.shape[-1])

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wavelet_core.activations import silu_product
 from wavelet_core.config import ComponentConfig, ModelConfig, ModelShape
 from wavelet_core.diagnostics import Diagnostic, scale_names
 from wavelet_core.linear import Linear, StackedLinear
@@ -89,7 +90,8 @@ class MixerBank(nn.Module):
             gate_input = z if own_input else narrow(gate_input)
         out = self.matrix(z)
         if gate is not None and self.activation is not None:
-            out = out * self.activation(gate(gate_input))
+            opened = gate(gate_input)
+            out = silu_product(out, opened) if self.activation is F.silu else out * self.activation(opened)
         if down is not None and up is not None:
             out = out + up(down(z))
         if self.bias is not None:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from wavelet_core.config import ComponentConfig, ModelConfig, ModelShape
 from wavelet_core.diagnostics import Diagnostic
 from wavelet_core.linear import Linear, StackedLinear
+from wavelet_core.training_kernel import TrainingKernel, training_kernel
 
 
 class ProductKeyConfig(ComponentConfig):
@@ -87,6 +88,23 @@ class _TableGradient(torch.autograd.Function):
         return gradient, table_gradient, None, None
 
 
+class _Read(torch.autograd.Function):
+    """Weighted sums of a table's rows, whose gradients a kernel computes."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, row: Tensor, weight: Tensor, kernel: TrainingKernel) -> Tensor:
+        ctx.save_for_backward(table, row, weight)
+        ctx.kernel = kernel
+        return F.embedding_bag(row, table, per_sample_weights=weight, mode="sum")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor, None]:
+        table, row, weight = ctx.saved_tensors
+        to_weight, to_table = ctx.kernel.read_gradients(gradient, table, row, weight)
+        return to_table, None, to_weight, None
+
+
 class ProductKeyTable(nn.Module):
     """Keys, values and the read that the product-key memories share (Lample et al. 2019, "Large Memory Layers").
 
@@ -145,6 +163,8 @@ class ProductKeyTable(nn.Module):
     @torch.no_grad()
     def _best_pairs(self, scores_a: Tensor, scores_b: Tensor) -> tuple[Tensor, Tensor]:
         """The keys of both codebooks whose sums of scores (h, N, sqrt(N)) are the k largest, (h, N, k) each."""
+        if self.training and (kernel := training_kernel(scores_a)) is not None:
+            return kernel.best_pairs(scores_a, scores_b, self.pairs, self.half_reads, self.head_reads)
         best_a, order_a = scores_a.topk(self.half_reads)
         best_b, order_b = scores_b.topk(self.half_reads)
         rank_a, rank_b = self.pairs
@@ -179,11 +199,19 @@ class ProductKeyTable(nn.Module):
         """The weighted sums (B, T, C) of rows of the value table; row and weight (B, T, R)."""
         rows, weights, values = row.flatten(0, 1), weight.flatten(0, 1), self.values
         if isinstance(values, ValueTable) and values.weight.requires_grad and torch.is_grad_enabled():
-            total = F.embedding_bag(rows, values.weight.detach(), per_sample_weights=weights, mode="sum")
-            total = _TableGradient.apply(total, values.weight, rows, weights)
+            total = self._read_in_training(values.weight, rows, weights)
         else:
             total = values(rows, per_sample_weights=weights)
         return total.view(*row.shape[:2], -1)
+
+    def _read_in_training(self, table: Tensor, row: Tensor, weight: Tensor) -> Tensor:
+        read: Tensor
+        if table.dtype is weight.dtype is torch.float32 and (kernel := training_kernel(table)) is not None:
+            read = _Read.apply(table, row, weight, kernel)
+        else:
+            read = F.embedding_bag(row, table.detach(), per_sample_weights=weight, mode="sum")
+            read = _TableGradient.apply(read, table, row, weight)
+        return read
 
 
 class ProductKeyMemory(ProductKeyTable):

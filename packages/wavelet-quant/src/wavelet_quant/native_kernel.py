@@ -30,10 +30,10 @@ from wavelet_core import ComponentConfig
 from wavelet_core.atomic_files import write_atomically
 from wavelet_core.cache_directory import default_cache_directory
 from wavelet_core.digests import file_digest
-from wavelet_quant.native_library import LIBRARY, instruction_set, library
+from wavelet_quant.native_library import LIBRARY, TYPES, instruction_set, library, observed
+from wavelet_quant.native_training import NativeTraining
 from wavelet_quant.packed_kernel import PackedKernel
 
-TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 SMALLEST_WIDTH = 64  # channels; narrower rows are mostly ends
 SMALLEST_TRANSFORM = 16  # channels: a register
 SMALLEST_COMPILED = 1 << 18  # entries; below, and in float32, a compiled graph is faster without another operator
@@ -182,7 +182,7 @@ def _most_compiled_rows(dtype: torch.dtype, instructions: int) -> int:
     return _most_rows(dtype, torch.get_num_threads(), instructions)
 
 
-class Native(PackedKernel):
+class Native(NativeTraining, PackedKernel):
     """Reads a matrix once for all rows, on a processor, in float32, bfloat16 or float16 or packed, in C++."""
 
     needs: ClassVar[str] = "the native library, which a C++ compiler makes when wavelet-quant is installed"
@@ -312,18 +312,6 @@ class Native(PackedKernel):
                 product = _packed_product(self.instructions, out, x, values, scales, bias, bits, gelu)
                 return functools.partial(library().multiply_packed, *product)
         return None
-
-
-def observed() -> bool:
-    """Whether somebody wants to see operators: the compiler, the profiler or a dispatch mode.
-
-    Starting an operator that is written in Python takes a third of the time of a small product, so nobody else pays it.
-    """
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._autograd._profiler_enabled()
-    )
 
 
 def _checked(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:

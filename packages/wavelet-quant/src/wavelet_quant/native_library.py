@@ -20,6 +20,7 @@ from wavelet_core.config import ConfigurationError
 
 LIBRARY = Path(__file__).with_name("native") / "libwavelet_native.so"
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")  # the best one last
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # by their numbers in the library
 VARIABLE = "WAVELET_INSTRUCTION_SET"
 
 
@@ -37,6 +38,14 @@ def library() -> Any:
     loaded.multiply_packed.restype = None
     loaded.walsh_hadamard.argtypes = [integer, integer, address, address, *[long] * 3]
     loaded.walsh_hadamard.restype = None
+    loaded.elementwise.argtypes = [integer, integer, integer, *[address] * 5, long, long]
+    loaded.elementwise.restype = None
+    loaded.cross_entropy.argtypes = [integer, integer, *[address] * 3, *[long] * 3]
+    loaded.cross_entropy.restype = None
+    loaded.best_pairs.argtypes = [integer, integer, *[address] * 6, *[long] * 6]
+    loaded.best_pairs.restype = None
+    loaded.read_gradients.argtypes = [integer, *[address] * 6, *[long] * 4]
+    loaded.read_gradients.restype = None
     loaded.delta_rule.argtypes = [integer, *[address] * 9, *[long] * 6, *[address] * 7]
     loaded.delta_rule.restype = None
     loaded.read_bytes.argtypes = [integer, address, long, long]
@@ -67,3 +76,15 @@ def instruction_set(name: str | None = None) -> int:
 def read(memory: Tensor) -> None:
     """Read a contiguous tensor with all threads as fast as the kernels could."""
     library().read_bytes(instruction_set(), memory.data_ptr(), memory.nbytes, torch.get_num_threads())
+
+
+def observed() -> bool:
+    """Whether somebody wants to see operators: the compiler, the profiler or a dispatch mode.
+
+    Starting an operator that is written in Python takes a third of the time of a small product, so nobody else pays it.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._autograd._profiler_enabled()
+    )

@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wavelet_core.kernels import active_kernels
-from wavelet_quant.native_kernel import TYPES, UNOBSERVED, observed
+from wavelet_quant.native_kernel import UNOBSERVED
+from wavelet_quant.native_library import TYPES, observed
 from wavelet_quant.packed_kernel import PackedKernel
 from wavelet_quant.weight_format import StoredMatrix
 

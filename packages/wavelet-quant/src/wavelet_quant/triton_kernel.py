@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from wavelet_core import ComponentConfig
-from wavelet_quant.native_kernel import TYPES
+from wavelet_quant.native_library import TYPES
 from wavelet_quant.packed_kernel import PackedKernel
 
 

@@ -267,11 +267,12 @@ void multiply_streams(const Piece &piece, Floats *sums, float *totals) {
         multiply_few<Kind, rows, count, steady>(piece, r, sums + r * lanes, totals + r * lanes);
 }
 
-// GELU, with the error function within 1e-6: x P(x^2) / Q(x^2) for |x| < 4, +1 and -1 beyond; coefficients as in Eigen's.
-Floats gelu(Floats v) {
+// The share of a normal distribution that lies below v, with the error function within 1e-6: x P(x^2) / Q(x^2) for |x| < 4,
+// +1 and -1 beyond; coefficients as in Eigen's.
+Floats normal_share(Floats v) {
     Floats x = v * 0.70710678f;
-    x = x > 4.0f ? x * 0 + 4.0f : x;
-    x = x < -4.0f ? x * 0 - 4.0f : x;
+    x = x > 4.0f ? Floats{} + 4.0f : x;
+    x = x < -4.0f ? Floats{} - 4.0f : x;
     const Floats y = x * x;
     const Floats p = -1.60960333262415e-02f +
                      y * (-2.95459980854025e-03f +
@@ -281,7 +282,21 @@ Floats gelu(Floats v) {
     const Floats q =
         -1.42647390514189e-02f +
         y * (-7.37332916720468e-03f + y * (-1.68282697438203e-03f + y * (-2.13374055278905e-04f + y * -1.45660718464996e-05f)));
-    return v * (0.5f + 0.5f * (x * p / q));
+    return 0.5f + 0.5f * (x * p / q);
+}
+
+Floats gelu(Floats v) { return v * normal_share(v); }
+
+// e^v within 1e-6 of itself: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (its Taylor series); 0 below -87.
+Floats exponential(Floats v) {
+    v = v < -87.0f ? Floats{} - 87.5f : v;
+    v = v > 88.0f ? Floats{} + 88.0f : v;
+    const Floats shifted = v * 1.44269504f + 12582912.0f; // 1.5 * 2^23: the sum has the whole number in its lowest bits
+    const Floats n = shifted - 12582912.0f;
+    const Floats r = v - n * 0.693359375f + n * 2.12194440e-4f;
+    const Floats e = 1.0f + r * (1.0f + r * (0.5f + r * (1.66666667e-1f + r * (4.16666667e-2f + r * (8.33333333e-3f + r * 1.38888889e-3f)))));
+    const Floats result = (Floats)((Words)e + ((Words)shifted << 23));
+    return v < -87.0f ? Floats{} : v == v ? result : v;
 }
 
 // The results of `count` neighbouring rows of the matrix, from n on, for vector t.
@@ -874,6 +889,7 @@ void walsh_hadamard(Type type, const void *x, void *out, long rows, long width, 
     of_type(type, [=](auto kind) { walsh_hadamard<decltype(kind)>(x, out, rows, width, row); });
 }
 
+#include "training.h"
 #include "delta_rule.h"
 
 unsigned read(const void *memory, long bytes) {
@@ -897,4 +913,5 @@ unsigned read(const void *memory, long bytes) {
 
 extern const InstructionSet SET = {prepared_bytes, prepare, scratch, multiply,
                                     packed_parts, prepared_packed_bytes, prepare_packed, packed_scratch, multiply_packed,
-                                    walsh_hadamard, delta_scratch, delta_rule, delta_gradients, read};
+                                    walsh_hadamard, elementwise, cross_entropy, best_pairs_scratch, best_pairs,
+                                    weight_gradients, table_gradients, delta_scratch, delta_rule, delta_gradients, read};

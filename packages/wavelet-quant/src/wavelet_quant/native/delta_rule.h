@@ -67,23 +67,6 @@ float dot(const float *a, const float *b, long width) {
     return total(sums);
 }
 
-// exp(x) of numbers that are not positive, to within a few units in the last place; the smallest ones give 1e-38.
-Floats exponential(Floats x) {
-    using Integers = int32_t __attribute__((vector_size(4 * lanes)));
-    x = x < -87.f ? Floats{} - 87.f : x;
-    const Integers powers = __builtin_convertvector(x * 1.44269504f - 0.5f, Integers);
-    const Floats whole = __builtin_convertvector(powers, Floats), rest = x - whole * 0.693145752f - whole * 1.42860677e-6f;
-    Floats sum = rest * (1.f / 5040) + 1.f / 720;
-    sum = sum * rest + 1.f / 120;
-    sum = sum * rest + 1.f / 24;
-    sum = sum * rest + 1.f / 6;
-    sum = sum * rest + 0.5f;
-    sum = sum * rest + 1.f;
-    sum = sum * rest + 1.f;
-    const Integers bits = (powers + 127) << 23;
-    return sum * load<Floats>(&bits);
-}
-
 // What a chunk of a head needs besides its rows.
 struct Chunk {
     const DeltaRule &rule;

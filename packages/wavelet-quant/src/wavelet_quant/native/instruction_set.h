@@ -23,6 +23,29 @@ struct Packed {
     long group;
 };
 
+// Functions of corresponding numbers, for training: how many inputs and outputs each has, arithmetic.cpp says.
+enum Elementwise { gelu_of, gelu_gradient, silu_product, silu_product_gradients };
+
+// Of the scores (rows, side) of two halves the best `halves` are ranked, and of the sums of candidates, pairs of ranks,
+// the best `best` are chosen: keys[h] (rows, best) says which scores of half h they consist of.
+struct Pairs {
+    Type type;
+    const void *scores[2];
+    long side, halves;
+    const long *ranks[2];
+    long candidates, best;
+    long *keys[2];
+};
+
+// Sums of `reads` rows of a table (any, width) with weights, for each vector: out[n] = sum_r weights[n][r] table[rows[n][r]],
+// and the gradients that follow from those of the sums.
+struct Reads {
+    const float *gradient, *table, *weights;
+    const long *rows;
+    float *to_weights, *to_table;
+    long vectors, reads, width;
+};
+
 // The gated delta rule for heads (heads, length, ...), all float32 and contiguous (wavelet_memory/gated_delta_rule.py).
 // memory (heads, keys, values) is moved on; memories (heads, chunks, keys, values) gets what it was before each chunk, and
 // corrections (heads, length, values) what was written. keys, values and chunk are multiples of 16.
@@ -55,6 +78,15 @@ struct InstructionSet {
     // Walsh-Hadamard transforms of contiguous rows, divided by the square root of their width, a power of two of at least
     // 16; memory for one row of floats comes from the caller.
     void (*walsh_hadamard)(Type type, const void *x, void *out, long rows, long width, float *row);
+    void (*elementwise)(Type type, Elementwise function, const void *const *from, void *const *to, long count);
+    // Losses of logits (rows, width) in nats, for targets from 0 to width - 1, and the logits' gradients in their place;
+    // memory for one row of floats, filled up to a multiple of 64 bytes, comes from the caller.
+    void (*cross_entropy)(Type type, void *logits, const long *targets, float *losses, long rows, long width, float *row);
+    // Rows begin to end; bytes of memory that this needs, at a multiple of 64.
+    long (*best_pairs_scratch)(const Pairs &pairs);
+    void (*best_pairs)(const Pairs &pairs, long begin, long end, void *scratch);
+    void (*weight_gradients)(const Reads &reads, long begin, long end);
+    void (*table_gradients)(const Reads &reads, long begin, long end);
     // The gated delta rule of one head, or its gradients, in so many bytes of memory.
     long (*delta_scratch)(const DeltaRule &rule);
     void (*delta_rule)(const DeltaRule &rule, long head, void *scratch);

@@ -148,6 +148,67 @@ extern "C" void walsh_hadamard(int set, int type, const void *x, void *out, long
     }
 }
 
+// A function of up to three inputs' and two outputs' corresponding numbers, all contiguous and of one type.
+extern "C" void elementwise(int set, int type, int function, const void *a, const void *b, const void *c, void *d, void *e,
+                            long count, long threads) {
+    const long bytes = type == float32 ? 4 : 2;
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && count >= worth_sharing)
+    for (long share = 0; share < threads; share++) {
+        // In whole registers, but for the last.
+        const long begin = share * (count / 64) / threads * 64;
+        const long end = share + 1 < threads ? (share + 1) * (count / 64) / threads * 64 : count;
+        const auto at = [=](const void *place) { return place ? static_cast<const char *>(place) + begin * bytes : nullptr; };
+        const void *const from[] = {at(a), at(b), at(c)};
+        void *const to[] = {const_cast<char *>(at(d)), const_cast<char *>(at(e))};
+        sets[set]->elementwise(Type(type), Elementwise(function), from, to, end - begin);
+    }
+}
+
+// The losses of `rows` contiguous rows of logits, whose gradients take their place.
+extern "C" void cross_entropy(int set, int type, void *logits, const long *targets, float *losses, long rows, long width,
+                              long threads) {
+    const long bytes = type == float32 ? 4 : 2;
+#pragma omp parallel num_threads(threads) if (threads > 1 && rows * width >= worth_sharing)
+    {
+        static thread_local Memory memory;
+        float *const row = reinterpret_cast<float *>(memory.of((width + 16) * 4));
+#pragma omp for schedule(static)
+        for (long share = 0; share < threads; share++) {
+            const long begin = share * rows / threads, end = (share + 1) * rows / threads;
+            sets[set]->cross_entropy(Type(type), static_cast<char *>(logits) + begin * width * bytes, targets + begin,
+                                     losses + begin, end - begin, width, row);
+        }
+    }
+}
+
+// What `Pairs` says, of contiguous scores and keys.
+extern "C" void best_pairs(int set, int type, const void *scores_a, const void *scores_b, const long *ranks_a,
+                           const long *ranks_b, long *keys_a, long *keys_b, long rows, long side, long halves,
+                           long candidates, long best, long threads) {
+    const Pairs pairs = {Type(type), {scores_a, scores_b}, side, halves, {ranks_a, ranks_b}, candidates, best, {keys_a, keys_b}};
+#pragma omp parallel num_threads(threads) if (threads > 1 && rows * side >= worth_sharing / 8)
+    {
+        static thread_local Memory memory;
+        void *const scratch = memory.of(sets[set]->best_pairs_scratch(pairs));
+#pragma omp for schedule(static)
+        for (long share = 0; share < threads; share++)
+            sets[set]->best_pairs(pairs, share * rows / threads, (share + 1) * rows / threads, scratch);
+    }
+}
+
+// The gradients of weighted sums of a table's rows, in float32; to_table is zero. Threads share the table's channels, so that
+// every number is added up in the order of the vectors.
+extern "C" void read_gradients(int set, const float *gradient, const float *table, const float *weights, const long *rows,
+                               float *to_weights, float *to_table, long vectors, long reads, long width, long threads) {
+    const Reads all = {gradient, table, weights, rows, to_weights, to_table, vectors, reads, width};
+    const auto begin = [=](long share) { return share < threads ? share * (width / 16) / threads * 16 : width; };
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && vectors * reads * width >= worth_sharing)
+    for (long share = 0; share < threads; share++) {
+        sets[set]->weight_gradients(all, share * vectors / threads, (share + 1) * vectors / threads);
+        sets[set]->table_gradients(all, begin(share), begin(share + 1));
+    }
+}
+
 // The gated delta rule, and its gradients where the last seven addresses are not null; see DeltaRule and DeltaGradients.
 extern "C" void delta_rule(int set, const float *q, const float *k, const float *v, const float *log_decay, const float *strength,
                            float *outputs, float *memory, float *memories, float *corrections, long heads, long length, long keys,

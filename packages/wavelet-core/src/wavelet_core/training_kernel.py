@@ -1,0 +1,70 @@
+"""What a kernel may compute in training besides matrix products: functions that torch makes of several passes."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from wavelet_core.kernels import Kernel, active_kernels
+
+
+class TrainingKernel(Kernel):
+    """A kernel with functions for training, all of them of contiguous tensors, and the gradients that they need.
+
+    They give what torch gives, up to rounding, and are called only for tensors whose first one `accepts_training`.
+    """
+
+    @abstractmethod
+    def accepts_training(self, x: Tensor) -> bool:
+        """Whether it computes the functions below of tensors of x's type on x's device."""
+
+    @abstractmethod
+    def gelu(self, x: Tensor) -> Tensor:
+        """GELU by the error function, in x's shape."""
+
+    @abstractmethod
+    def gelu_gradient(self, gradient: Tensor, x: Tensor) -> Tensor:
+        """The gradient for x, from that of GELU's result."""
+
+    @abstractmethod
+    def silu_product(self, x: Tensor, gate: Tensor) -> Tensor:
+        """x times SiLU of the gate, which is like x."""
+
+    @abstractmethod
+    def silu_product_gradients(self, gradient: Tensor, x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients for x and for the gate, from that of their `silu_product`."""
+
+    @abstractmethod
+    def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Losses (N,) in nats, in float32, of logits (N, V) for targets (N,); turns the logits into their gradients.
+
+        Raises ValueError for targets that are not from 0 to V - 1.
+        """
+
+    @abstractmethod
+    def best_pairs(
+        self, scores_a: Tensor, scores_b: Tensor, ranks: Tensor, halves: int, best: int
+    ) -> tuple[Tensor, Tensor]:
+        """The places in two rows of scores whose sums are the largest, in any order; for product keys.
+
+        Of the best `halves` scores of each row those pairs are looked at whose ranks, from 0 on, are `ranks` (2, M).
+        Shapes: scores (..., n) each -> (..., best) each, int64.
+        """
+
+    @abstractmethod
+    def read_gradients(self, gradient: Tensor, table: Tensor, row: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients for weight and table, from that of sums of rows, sum_r weight_nr table_{row_nr}, in float32.
+
+        Shapes: gradient (N, C), table (M, C), row and weight (N, R) -> (N, R), (M, C). Raises ValueError for rows that
+        the table has not.
+        """
+
+
+def training_kernel(x: Tensor) -> TrainingKernel | None:
+    """The first active kernel with functions for training on tensors like x; none for a compiler, which has its own."""
+    if torch.compiler.is_compiling():
+        return None
+    kernels = (kernel for kernel in active_kernels() if isinstance(kernel, TrainingKernel))
+    return next((kernel for kernel in kernels if kernel.accepts_training(x)), None)

@@ -1,0 +1,211 @@
+// What training computes besides matrix products and transforms: activations, losses and memory reads, with their gradients.
+// A part of arithmetic.cpp, inside its namespace.
+#pragma once
+
+// out[i] = function(inputs[0][i], inputs[1][i], ...), each input and output a place in memory, `count` numbers in order.
+template <class Kind, int inputs, int outputs, class Function>
+void each(const void *const *from, void *const *to, long count, Function function) {
+    for (long i = 0; i < count; i += lanes) {
+        const long some = smaller(lanes, count - i);
+        Floats given[inputs], results[outputs];
+        for (int k = 0; k < inputs; k++) {
+            const char *const place = static_cast<const char *>(from[k]) + i * Kind::bytes;
+            given[k] = some == lanes ? Kind::widen(place) : ordered<Kind>(place, some);
+        }
+        function(given, results);
+        for (int k = 0; k < outputs; k++) {
+            char *const place = static_cast<char *>(to[k]) + i * Kind::bytes;
+            if (some == lanes) {
+                Kind::narrow(place, results[k]);
+                continue;
+            }
+            char numbers[lanes * Kind::bytes];
+            Kind::narrow(numbers, results[k]);
+            __builtin_memcpy(place, numbers, some * Kind::bytes);
+        }
+    }
+}
+
+void elementwise(Type type, Elementwise function, const void *const *from, void *const *to, long count) {
+    of_type(type, [=](auto kind) {
+        using Kind = decltype(kind);
+        if (function == gelu_of)
+            each<Kind, 1, 1>(from, to, count, [](const Floats *x, Floats *y) { y[0] = gelu(x[0]); });
+        else if (function == gelu_gradient) // x: the gradient of the result, and what GELU was taken of
+            each<Kind, 2, 1>(from, to, count, [](const Floats *x, Floats *y) {
+                const Floats v = x[1], density = 0.39894228f * exponential(-0.5f * v * v);
+                y[0] = x[0] * (normal_share(v) + v * density);
+            });
+        else if (function == silu_product) // x: a factor, and what the SiLU is taken of that multiplies it
+            each<Kind, 2, 1>(from, to, count,
+                             [](const Floats *x, Floats *y) { y[0] = x[0] * x[1] / (1.0f + exponential(-x[1])); });
+        else // x: the gradient of the product, and its two inputs
+            each<Kind, 3, 2>(from, to, count, [](const Floats *x, Floats *y) {
+                const Floats share = 1.0f / (1.0f + exponential(-x[2])), open = x[2] * share;
+                y[0] = x[0] * open;
+                y[1] = x[0] * x[1] * (share + open * (1.0f - share));
+            });
+    });
+}
+
+// Rows of logits become probabilities less one at the target, in place; losses[r] is the row's cross entropy.
+template <class Kind> void cross_entropy(void *logits, const long *targets, float *losses, long rows, long width, float *row) {
+    const long whole = width / lanes * lanes;
+    for (long r = 0; r < rows; r++) {
+        char *const numbers = static_cast<char *>(logits) + r * width * Kind::bytes;
+        Floats highest = Floats{} - 3.4e38f, sum{};
+        for (long i = 0; i < width; i += lanes) {
+            const Floats values = i < whole ? Kind::widen(numbers + i * Kind::bytes) : ordered<Kind>(numbers + i * Kind::bytes, width - i);
+            store(row + i, values);
+            if (i < whole) highest = values > highest ? values : highest;
+        }
+        float most = -3.4e38f;
+        for (long i = 0; i < lanes; i++) most = highest[i] > most ? highest[i] : most;
+        for (long i = whole; i < width; i++) most = row[i] > most ? row[i] : most;
+        const float logit = row[targets[r]];
+        for (long i = width; i < whole + (whole < width) * lanes; i++) row[i] = most - 1000.0f; // no part of the sum
+        for (long i = 0; i < width; i += lanes) {
+            const Floats part = exponential(load<Floats>(row + i) - most);
+            store(row + i, part);
+            sum += part;
+        }
+        const float all = total(sum), inverse = 1 / all;
+        losses[r] = most + __builtin_logf(all) - logit;
+        row[targets[r]] -= all;
+        for (long i = 0; i < width; i += lanes) {
+            const Floats values = load<Floats>(row + i) * inverse;
+            if (i < whole) {
+                Kind::narrow(numbers + i * Kind::bytes, values);
+                continue;
+            }
+            char last[lanes * Kind::bytes];
+            Kind::narrow(last, values);
+            __builtin_memcpy(numbers + i * Kind::bytes, last, (width - i) * Kind::bytes);
+        }
+    }
+}
+
+void cross_entropy(Type type, void *logits, const long *targets, float *losses, long rows, long width, float *row) {
+    of_type(type, [=](auto kind) { cross_entropy<decltype(kind)>(logits, targets, losses, rows, width, row); });
+}
+
+// Sorting `lanes` rows at once, a lane for each: a number of all rows lies in one register, its place in another.
+struct Ranked {
+    Floats key;
+    Words place;
+};
+
+void exchange(Ranked &better, Ranked &worse) {
+    const auto wrong = worse.key > better.key;
+    const Ranked a = better, b = worse;
+    better = {wrong ? b.key : a.key, wrong ? b.place : a.place};
+    worse = {wrong ? a.key : b.key, wrong ? a.place : b.place};
+}
+
+// Makes a bitonic sequence of `count` numbers, a power of two, descend.
+void descend(Ranked *numbers, long count) {
+    for (long stride = count / 2; stride; stride /= 2)
+        for (long i = 0; i < count; i++)
+            if (!(i & stride)) exchange(numbers[i], numbers[i + stride]);
+}
+
+void sort(Ranked *numbers, long count) {
+    for (long size = 2; size <= count; size *= 2)
+        for (long block = 0; block < count; block += size) {
+            for (long i = 0; i < size / 2; i++) exchange(numbers[block + i], numbers[block + size - 1 - i]);
+            for (long half = block; half < block + size; half += size / 2) descend(numbers + half, size / 2);
+        }
+}
+
+// The best `count` of `size` numbers, both powers of two and size at least count, come first in descending order.
+void select(Ranked *numbers, long size, long count) {
+    sort(numbers, count);
+    for (long block = count; block < size; block += count) {
+        sort(numbers + block, count);
+        for (long i = 0; i < count; i++) exchange(numbers[i], numbers[block + count - 1 - i]);
+        descend(numbers, count);
+    }
+}
+
+long power_of_two(long least) {
+    long power = 1;
+    while (power < least) power *= 2;
+    return power;
+}
+
+long best_pairs_scratch(const Pairs &pairs) {
+    const long halves = power_of_two(pairs.halves), best = power_of_two(pairs.best);
+    const long side = (pairs.side + halves - 1) / halves * halves, candidates = (pairs.candidates + best - 1) / best * best;
+    return (2 * side + candidates) * long(sizeof(Ranked));
+}
+
+// Filled up with what is never chosen; numbers that are none are never chosen either.
+void fill(Ranked *numbers, long from, long to) {
+    for (long i = from; i < to; i++) numbers[i] = {Floats{} - __builtin_inff(), Words{}};
+}
+
+template <class Kind> void best_pairs(const Pairs &pairs, long begin, long end, void *scratch) {
+    const long halves = power_of_two(pairs.halves), best = power_of_two(pairs.best);
+    const long side = (pairs.side + halves - 1) / halves * halves, candidates = (pairs.candidates + best - 1) / best * best;
+    Ranked *const half[2] = {static_cast<Ranked *>(scratch), static_cast<Ranked *>(scratch) + side};
+    Ranked *const sums = static_cast<Ranked *>(scratch) + 2 * side;
+    for (long row = begin; row < end; row += lanes) {
+        const long rows = smaller(lanes, end - row);
+        for (int h = 0; h < 2; h++) {
+            for (long r = 0; r < lanes; r++) {
+                const char *const scores =
+                    static_cast<const char *>(pairs.scores[h]) + (row + (r < rows ? r : 0)) * pairs.side * Kind::bytes;
+                for (long i = 0; i < pairs.side; i += lanes) {
+                    const long some = smaller(lanes, pairs.side - i);
+                    const Floats values = some == lanes ? Kind::widen(scores + i * Kind::bytes) : ordered<Kind>(scores + i * Kind::bytes, some);
+                    for (long j = 0; j < some; j++) reinterpret_cast<float *>(&half[h][i + j].key)[r] = values[j];
+                }
+            }
+            for (long i = 0; i < pairs.side; i++) half[h][i].place = Words{} + uint32_t(i);
+            fill(half[h], pairs.side, side);
+            select(half[h], side, halves);
+        }
+        for (long i = 0; i < pairs.candidates; i++)
+            sums[i] = {half[0][pairs.ranks[0][i]].key + half[1][pairs.ranks[1][i]].key, Words{} + uint32_t(i)};
+        fill(sums, pairs.candidates, candidates);
+        select(sums, candidates, best);
+        for (long r = 0; r < rows; r++)
+            for (long i = 0; i < pairs.best; i++) {
+                const long candidate = reinterpret_cast<const uint32_t *>(&sums[i].place)[r];
+                for (int h = 0; h < 2; h++)
+                    pairs.keys[h][(row + r) * pairs.best + i] =
+                        reinterpret_cast<const uint32_t *>(&half[h][pairs.ranks[h][candidate]].place)[r];
+            }
+    }
+}
+
+void best_pairs(const Pairs &pairs, long begin, long end, void *scratch) {
+    of_type(pairs.type, [=](auto kind) { best_pairs<decltype(kind)>(pairs, begin, end, scratch); });
+}
+
+// The gradients of `reads` weights of each of the vectors begin to end.
+void weight_gradients(const Reads &reads, long begin, long end) {
+    for (long n = begin; n < end; n++)
+        for (long r = n * reads.reads; r < (n + 1) * reads.reads; r++) {
+            const float *const gradient = reads.gradient + n * reads.width, *const row = reads.table + reads.rows[r] * reads.width;
+            Floats sum{};
+            long c = 0;
+            for (; c + lanes <= reads.width; c += lanes) sum += load<Floats>(gradient + c) * load<Floats>(row + c);
+            float all = total(sum);
+            for (; c < reads.width; c++) all += gradient[c] * row[c];
+            reads.to_weights[r] = all;
+        }
+}
+
+// Channels begin to end of the table's gradient, which is zero.
+void table_gradients(const Reads &reads, long begin, long end) {
+    for (long n = 0; n < reads.vectors; n++)
+        for (long r = n * reads.reads; r < (n + 1) * reads.reads; r++) {
+            const float *const gradient = reads.gradient + n * reads.width;
+            float *const row = reads.to_table + reads.rows[r] * reads.width;
+            const float weight = reads.weights[r];
+            long c = begin;
+            for (; c + lanes <= end; c += lanes) store(row + c, load<Floats>(row + c) + load<Floats>(gradient + c) * weight);
+            for (; c < end; c++) row[c] += gradient[c] * weight;
+        }
+}
