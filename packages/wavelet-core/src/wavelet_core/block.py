@@ -77,8 +77,8 @@ class WaveletBlock(nn.Module):
     without parameters.
 
     Shapes: x and embedding (B, T, C); previous_mean (B, T, C), (B, 1, C) or None; value, the block's own embedding of
-    the tokens, (B, T, C) or None. Returns the new x and the bypass
-    mean, both (B, T, C); without a bypass the mean is None.
+    the tokens, (B, T, C) or None. Returns the new x and the bypass mean, both (B, T, C); without a bypass the mean is
+    None.
     """
 
     resets_at_documents = True

@@ -35,7 +35,7 @@ class DecayedMeanBypass(Bypass):
         longest: float | None = Field(
             None,
             ge=SHORTEST,
-            allow_inf_nan=False,
+            le=1e9,
             description="channels start with fixed time scales from 2 to so many positions; null: as the running mean",
         )
 

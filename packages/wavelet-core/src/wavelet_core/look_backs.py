@@ -29,8 +29,8 @@ def blend(
 ) -> Tensor:
     """sum_j weights_j * rows, as they were `nearest` + K - 1 - j positions before: K look-backs, the furthest first.
 
-    weights: (K); or (K, P), for every channel; or (K, B, T, P), for every position and channel.
-    history and positions: as `with_history` and `in_document` take them. Shapes: rows (B, T, P) -> (B, T, P).
+    weights: (K); or (K, P), for every channel; or (K, B, T, P), for every position and channel. history, positions: as
+    `with_history` and `in_document` take them. Shapes: rows (B, T, P) -> (B, T, P).
     """
     size, length = len(weights), rows.shape[1]
     reach = nearest + size - 1
