@@ -83,8 +83,8 @@ def run_progress(work: ComparisonWork) -> dict[str, RunProgress]:
     for planned in work.runs():
         speed = work.speeds[planned.arm]
         steps = speed.steps(planned.budget)
-        score = planned.score("bits_per_byte")
-        ended = planned.failure or (None if score is None else f"{score:.4f} bits per byte")
+        bits = planned.score("bits_per_byte")
+        ended = planned.failure or (None if bits is None else f"{bits:.4f} bits per byte")
         share = 1.0 if ended else planned.history.steps / steps
         seen[str(planned)] = RunProgress(speed.seconds * steps, share, ended)
     return seen

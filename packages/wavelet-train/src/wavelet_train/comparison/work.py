@@ -193,8 +193,8 @@ class ComparisonWork:
         rates = tuning.rates
         steps = self.speeds[arm].steps(budget, tuning.share)
         complete: list[SweepResults] = []
-        for number in range(1 + tuning.extend):
-            directory = self._tuning_directory(budget, arm) / str(number)
+        for extension in range(1 + tuning.extend):
+            directory = self._tuning_directory(budget, arm) / str(extension)
             if (results := self._complete.get(directory)) is None:
                 configuration = self._configuration(budget, arm, steps, rates[0], tuning.seed)
                 space = [Choices("train.lr", tuple(f"{rate:g}" for rate in rates))]
