@@ -69,7 +69,10 @@ def test_values_of_options_are_offered():
         ("model.memories.", ["model.memories.0.", "model.memories.1.", "model.memories.2."]),
         ("model.memories.1.num", ["model.memories.1.num_keys="]),
         ("model.memories.1.kind=pro", ["model.memories.1.kind=product_key"]),
-        ("model.bypass=", ["model.bypass=ema", "model.bypass=running_mean", "model.bypass=null"]),
+        (
+            "model.bypass=",
+            ["model.bypass=decayed_mean", "model.bypass=ema", "model.bypass=running_mean", "model.bypass=null"],
+        ),
         ("model.wavelet.initialization=h", ["model.wavelet.initialization=haar"]),
         ("model.nowhere.", []),
         ("model.memories.9.kind=", []),

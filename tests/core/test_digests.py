@@ -225,7 +225,7 @@ def test_what_is_downloaded_from_the_hub_is_verified(saved, tmp_path, monkeypatc
                     (snapshot / path).symlink_to(file)
             return snapshot
 
-    monkeypatch.setattr(checkpoint, "_hub", lambda: Hub)
+    monkeypatch.setattr(checkpoint, "require_hub", lambda: Hub)
     load_checkpoint("owner/name")
     shutil.rmtree(tmp_path / "snapshot")
     overwrite(saved / WEIGHTS, tensor_places(saved / WEIGHTS)["norm.bias"][0], b"1234")
