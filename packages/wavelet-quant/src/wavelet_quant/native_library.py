@@ -40,7 +40,7 @@ def library() -> Any:
     loaded.walsh_hadamard.restype = None
     loaded.elementwise.argtypes = [integer, integer, integer, *[address] * 5, long, long]
     loaded.elementwise.restype = None
-    loaded.cross_entropy.argtypes = [integer, integer, *[address] * 3, *[long] * 3]
+    loaded.cross_entropy.argtypes = [integer, integer, *[address] * 3, long, long, ctypes.c_float, long]
     loaded.cross_entropy.restype = None
     loaded.best_pairs.argtypes = [integer, integer, *[address] * 6, *[long] * 6]
     loaded.best_pairs.restype = None

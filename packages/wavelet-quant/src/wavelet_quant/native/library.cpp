@@ -164,19 +164,19 @@ extern "C" void elementwise(int set, int type, int function, const void *a, cons
     }
 }
 
-// The losses of `rows` contiguous rows of logits, whose gradients take their place.
+// The losses of `rows` contiguous rows of logits, whose gradients take their place; see InstructionSet.
 extern "C" void cross_entropy(int set, int type, void *logits, const long *targets, float *losses, long rows, long width,
-                              long threads) {
+                              float soft_cap, long threads) {
     const long bytes = type == float32 ? 4 : 2;
 #pragma omp parallel num_threads(threads) if (threads > 1 && rows * width >= worth_sharing)
     {
         static thread_local Memory memory;
-        float *const row = reinterpret_cast<float *>(memory.of((width + 16) * 4));
+        float *const row = reinterpret_cast<float *>(memory.of(2 * (width + 16) * 4));
 #pragma omp for schedule(static)
         for (long share = 0; share < threads; share++) {
             const long begin = share * rows / threads, end = (share + 1) * rows / threads;
             sets[set]->cross_entropy(Type(type), static_cast<char *>(logits) + begin * width * bytes, targets + begin,
-                                     losses + begin, end - begin, width, row);
+                                     losses + begin, end - begin, width, soft_cap, row);
         }
     }
 }

@@ -33,12 +33,18 @@ void elementwise(Type type, Elementwise function, const void *const *from, void 
             each<Kind, 1, 1>(from, to, count, [](const Floats *x, Floats *y) { y[0] = gelu(x[0]); });
         else if (function == gelu_gradient) // x: the gradient of the result, and what GELU was taken of
             each<Kind, 2, 1>(from, to, count, [](const Floats *x, Floats *y) {
-                const Floats v = x[1], density = 0.39894228f * exponential(-0.5f * v * v);
-                y[0] = x[0] * (normal_share(v) + v * density);
+                // The distribution function by Abramowitz and Stegun's 7.1.26, within 1e-7: it needs the density.
+                const Floats v = x[1], peak = exponential(-0.5f * v * v), t = 1.0f / (1.0f + 0.23164190f * (v < 0.0f ? -v : v));
+                const Floats tail = t * (0.127414796f + t * (-0.142248368f + t * (0.710706871f + t * (-0.726576014f + t * 0.530702715f)))) * peak;
+                y[0] = x[0] * ((v < 0.0f ? tail : 1.0f - tail) + v * (0.39894228f * peak));
             });
         else if (function == silu_product) // x: a factor, and what the SiLU is taken of that multiplies it
             each<Kind, 2, 1>(from, to, count,
                              [](const Floats *x, Floats *y) { y[0] = x[0] * x[1] / (1.0f + exponential(-x[1])); });
+        else if (function == relu_squared)
+            each<Kind, 1, 1>(from, to, count, [](const Floats *x, Floats *y) { y[0] = x[0] < 0.0f ? Floats{} : x[0] * x[0]; });
+        else if (function == relu_squared_gradient) // x: the gradient of the result, and what was squared
+            each<Kind, 2, 1>(from, to, count, [](const Floats *x, Floats *y) { y[0] = x[1] < 0.0f ? Floats{} : 2.0f * x[0] * x[1]; });
         else // x: the gradient of the product, and its two inputs
             each<Kind, 3, 2>(from, to, count, [](const Floats *x, Floats *y) {
                 const Floats share = 1.0f / (1.0f + exponential(-x[2])), open = x[2] * share;
@@ -49,13 +55,20 @@ void elementwise(Type type, Elementwise function, const void *const *from, void 
 }
 
 // Rows of logits become probabilities less one at the target, in place; losses[r] is the row's cross entropy.
-template <class Kind> void cross_entropy(void *logits, const long *targets, float *losses, long rows, long width, float *row) {
+template <class Kind>
+void cross_entropy(void *logits, const long *targets, float *losses, long rows, long width, float soft_cap, float *row) {
     const long whole = width / lanes * lanes;
+    float *const slopes = row + (width + 15) / 16 * 16; // of the capped logits
     for (long r = 0; r < rows; r++) {
         char *const numbers = static_cast<char *>(logits) + r * width * Kind::bytes;
         Floats highest = Floats{} - 3.4e38f, sum{};
         for (long i = 0; i < width; i += lanes) {
-            const Floats values = i < whole ? Kind::widen(numbers + i * Kind::bytes) : ordered<Kind>(numbers + i * Kind::bytes, width - i);
+            Floats values = i < whole ? Kind::widen(numbers + i * Kind::bytes) : ordered<Kind>(numbers + i * Kind::bytes, width - i);
+            if (soft_cap != 0) {
+                const Floats share = 1.0f - 2.0f / (exponential(values * (2 / soft_cap)) + 1.0f); // the hyperbolic tangent
+                store(slopes + i, 1.0f - share * share);
+                values = soft_cap * share;
+            }
             store(row + i, values);
             if (i < whole) highest = values > highest ? values : highest;
         }
@@ -73,7 +86,8 @@ template <class Kind> void cross_entropy(void *logits, const long *targets, floa
         losses[r] = most + __builtin_logf(all) - logit;
         row[targets[r]] -= all;
         for (long i = 0; i < width; i += lanes) {
-            const Floats values = load<Floats>(row + i) * inverse;
+            Floats values = load<Floats>(row + i) * inverse;
+            if (soft_cap != 0) values *= load<Floats>(slopes + i);
             if (i < whole) {
                 Kind::narrow(numbers + i * Kind::bytes, values);
                 continue;
@@ -85,8 +99,8 @@ template <class Kind> void cross_entropy(void *logits, const long *targets, floa
     }
 }
 
-void cross_entropy(Type type, void *logits, const long *targets, float *losses, long rows, long width, float *row) {
-    of_type(type, [=](auto kind) { cross_entropy<decltype(kind)>(logits, targets, losses, rows, width, row); });
+void cross_entropy(Type type, void *logits, const long *targets, float *losses, long rows, long width, float soft_cap, float *row) {
+    of_type(type, [=](auto kind) { cross_entropy<decltype(kind)>(logits, targets, losses, rows, width, soft_cap, row); });
 }
 
 // Sorting `lanes` rows at once, a lane for each: a number of all rows lies in one register, its place in another.
