@@ -37,6 +37,29 @@ class TrainingKernel(Kernel):
         """The gradients for x and for the gate, from that of their `silu_product`."""
 
     @abstractmethod
+    def gelu_gradients(self, gradient: Tensor, x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """`scale` times the gradient for x (N, C), from that of GELU's result, and its sums (C) over N in float32."""
+
+    @abstractmethod
+    def blend(
+        self, rows: Tensor, weights: Tensor, nearest: int, other: Tensor, scale: float, sign: float, out: Tensor
+    ) -> None:
+        """out_t = scale (sign other_t + sum_j weights_j rows_{t - nearest - K + 1 + j}), of rows before 0 nothing.
+
+        Shapes: rows, other and out (B, T, C), of one type, weights (K), in float32.
+        """
+
+    @abstractmethod
+    def blend_gradients(
+        self, gradient: Tensor, rows: Tensor, weights: Tensor, nearest: int, other: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """scale (other + what `gradient`, that of the blended rows, gives to the rows), and sums over all positions.
+
+        These are, in float32, of the gradient times every look-back's rows, of the gradient, and of `other`.
+        Shapes: as of `blend` -> (B, T, C), (K + 2, C).
+        """
+
+    @abstractmethod
     def relu_squared(self, x: Tensor) -> Tensor:
         """The square of the ReLU, in x's shape."""
 

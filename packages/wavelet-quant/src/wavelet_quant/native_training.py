@@ -52,6 +52,59 @@ class NativeTraining(TrainingKernel):
         to_x, to_gate = self._elementwise(SILU_PRODUCT_GRADIENTS, 2, gradient, x, gate)
         return to_x, to_gate
 
+    def gelu_gradients(self, gradient: Tensor, x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        to_x, sums = torch.empty_like(x), x.new_zeros(x.shape[-1], dtype=torch.float32)
+        library().gelu_gradients(
+            self.instructions,
+            TYPES[x.dtype],
+            gradient.data_ptr(),
+            x.data_ptr(),
+            scale,
+            to_x.data_ptr(),
+            sums.data_ptr(),
+            *x.shape,
+            torch.get_num_threads(),
+        )
+        return to_x, sums
+
+    def blend(
+        self, rows: Tensor, weights: Tensor, nearest: int, other: Tensor, scale: float, sign: float, out: Tensor
+    ) -> None:
+        self._blend(rows, weights, nearest, other, scale, sign, out, None, None)
+
+    def blend_gradients(
+        self, gradient: Tensor, rows: Tensor, weights: Tensor, nearest: int, other: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        to_rows, sums = torch.empty_like(rows), weights.new_zeros(len(weights) + 2, rows.shape[-1])
+        self._blend(rows, weights, nearest, other, scale, 1.0, gradient, to_rows, sums)
+        return to_rows, sums
+
+    def _blend(
+        self,
+        rows: Tensor,
+        weights: Tensor,
+        nearest: int,
+        other: Tensor,
+        scale: float,
+        sign: float,
+        out: Tensor,
+        to_rows: Tensor | None,
+        sums: Tensor | None,
+    ) -> None:
+        library().blend(
+            self.instructions,
+            TYPES[rows.dtype],
+            *[tensor.data_ptr() for tensor in (rows, other, weights)],
+            len(weights),
+            nearest,
+            scale,
+            sign,
+            out.data_ptr(),
+            *rows.shape,
+            torch.get_num_threads(),
+            *[None if tensor is None else tensor.data_ptr() for tensor in (to_rows, sums)],
+        )
+
     def relu_squared(self, x: Tensor) -> Tensor:
         return self._elementwise(RELU_SQUARED, 1, x)[0]
 

@@ -917,5 +917,5 @@ unsigned read(const void *memory, long bytes) {
 
 extern const InstructionSet SET = {prepared_bytes, prepare, scratch, multiply,
                                     packed_parts, prepared_packed_bytes, prepare_packed, packed_scratch, multiply_packed,
-                                    walsh_hadamard, elementwise, cross_entropy, best_pairs_scratch, best_pairs,
+                                    walsh_hadamard, elementwise, cross_entropy, gelu_gradients, blend, blend_gradients, best_pairs_scratch, best_pairs,
                                     weight_gradients, table_gradients, delta_scratch, delta_rule, delta_gradients, read};
