@@ -190,6 +190,8 @@ def test_a_run_of_fewer_processes_does_not_say_how_many_threads_each_takes(tiny_
 
 
 def test_what_is_wrong_with_a_checkpoint_is_not_taken_for_a_lost_process(monkeypatch):
+    at_exit: list[object] = []
+    monkeypatch.setattr(ranks.atexit, "register", at_exit.append)
     for name, value in environment(0, 2, 0).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(ranks.distributed, "is_initialized", lambda: True)
@@ -201,6 +203,7 @@ def test_what_is_wrong_with_a_checkpoint_is_not_taken_for_a_lost_process(monkeyp
     ):
         with pytest.raises(raised), ranks.joined_ranks("cpu"):
             raise error
+        assert len(at_exit) == (raised is ranks.RankLostError)
 
 
 def start(tmp_path: Path, *arguments: object) -> list[subprocess.Popen[str]]:
