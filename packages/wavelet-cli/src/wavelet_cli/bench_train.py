@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -120,12 +121,16 @@ def _opponent(name: str, model: LanguageModelConfig, folder: Path) -> Contestant
         other = load_configuration(name).model
         known = {"vocabulary_size": model.vocabulary_size} if other.vocabulary_size is None else {}
         return Contestant(name, other.model_copy(update=known))
-    source = path if (path / "packages" / "wavelet-train").is_dir() else _revision(name, folder)
-    if source is None:
+    if (path / "packages" / "wavelet-train").is_dir():
+        source = path
+    elif source := _revision(name, folder):
+        _build_native(source)
+    else:
         raise ConfigurationError(
             f"--against {name}: this is no preset, configuration file, Python file or checkout, and no revision of the "
             "git repository here"
         )
+    click.echo(f"{name} computes with {', '.join(_native_libraries(source)) or 'no native library'}", err=True)
     return Contestant(name, model, source=source.absolute())
 
 
@@ -157,6 +162,22 @@ def _revision(name: str, folder: Path) -> Path | None:
     with zipfile.ZipFile(archive) as packed:
         packed.extractall(folder)
     return folder
+
+
+def _build_native(source: Path) -> None:
+    """Build what the packages of a revision compile when they are installed, beside their sources, as an editable
+    installation does; says on stderr what went wrong.
+    """
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--hooks-only"]
+    for hook in source.glob("packages/*/hatch_build.py"):
+        done = subprocess.run(build, cwd=hook.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if said := done.stdout.strip():
+            click.echo(f"building {hook.parent.name}: {said.splitlines()[-1]}", err=True)
+
+
+def _native_libraries(source: Path) -> list[str]:
+    """The names of the compiled libraries in a checkout's packages."""
+    return sorted(path.name for path in source.glob("packages/*/src/**/*.so"))
 
 
 def _git(*arguments: str) -> str | None:
