@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -165,6 +166,16 @@ def test_a_run_with_dropout_resumes_bit_for_bit(train_together, read_metrics, tm
     assert read_metrics(tmp_path / "through", "train")[:4] == read_metrics(tmp_path / "cut", "train")
     weights, others = (named_tensors(load_checkpoint(tmp_path / run / "last")) for run in ("through", "cut"))
     assert all(tensor.equal(others[name]) for name, tensor in weights.items())
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_all_find_what_is_not_finite_first(train_together, parallel):
+    diverging = ("train.lr=1e30", "train.schedule.kind=constant", "train.most_skipped=2", f"train.parallel={parallel}")
+    answers = train_together(2, *MODEL, *diverging)
+    assert len({answer["error"] for answer in answers}) == 1
+    assert re.search(
+        "DivergenceError: .* first .* there is the (in|out)put of .*blocks.0.* in process 0 of 2", answers[0]["error"]
+    )
 
 
 @pytest.mark.parametrize(

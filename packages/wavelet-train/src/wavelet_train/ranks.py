@@ -92,6 +92,14 @@ class Ranks:
         distributed.all_reduce(tensor, distributed.ReduceOp.MAX, self.control)
         return int(tensor.item())
 
+    def gather(self, value: Result) -> list[Result]:
+        """What every process has, in their order."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        distributed.all_gather_object(values, value, group=self.control)
+        return values
+
     def join_rows(self, tensor: Tensor) -> Tensor:
         """All processes' rows of a tensor, one after the other."""
         if self.count == 1:
