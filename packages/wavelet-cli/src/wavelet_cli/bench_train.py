@@ -121,11 +121,8 @@ def _opponent(name: str, model: LanguageModelConfig, folder: Path) -> Contestant
         other = load_configuration(name).model
         known = {"vocabulary_size": model.vocabulary_size} if other.vocabulary_size is None else {}
         return Contestant(name, other.model_copy(update=known))
-    if (path / "packages" / "wavelet-train").is_dir():
-        source = path
-    elif source := _revision(name, folder):
-        _build_native(source)
-    else:
+    source = path if (path / "packages" / "wavelet-train").is_dir() else _revision(name, folder)
+    if source is None:
         raise ConfigurationError(
             f"--against {name}: this is no preset, configuration file, Python file or checkout, and no revision of the "
             "git repository here"
@@ -150,7 +147,7 @@ def _family(path: Path, model: LanguageModelConfig) -> LanguageModelConfig:
 
 
 def _revision(name: str, folder: Path) -> Path | None:
-    """The packages of a git revision, written to a folder; None where git knows no such revision."""
+    """The packages of a git revision, written to a folder and built; None where git knows no such revision."""
     archive = folder.with_suffix(".zip")
     try:
         top = _git("rev-parse", "--show-toplevel")
@@ -161,6 +158,7 @@ def _revision(name: str, folder: Path) -> Path | None:
         return None
     with zipfile.ZipFile(archive) as packed:
         packed.extractall(folder)
+    _build_native(folder)
     return folder
 
 

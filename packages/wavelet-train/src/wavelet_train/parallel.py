@@ -64,7 +64,7 @@ class Replicated(Together):
         super().__init__(wrapped, ranks)
 
     def own_loss(self, *inputs: Any) -> Tensor:
-        loss: Tensor = self.loss.module.forward(*inputs)  # type: ignore[operator, union-attr]
+        loss: Tensor = self.loss.module.forward(*inputs)  # type: ignore[union-attr]
         return loss
 
     def accumulating(self, more: bool) -> AbstractContextManager[Any]:
