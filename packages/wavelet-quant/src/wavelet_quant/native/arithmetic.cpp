@@ -853,19 +853,33 @@ void multiply_packed(const Packed &packed, const void *prepared, long begin, lon
     });
 }
 
-// Entries of one row of the Hadamard matrix of size `lanes`.
-Floats signs(long row) {
-    Floats result;
-    for (long i = 0; i < lanes; i++) result[i] = __builtin_parity(int(row & i)) ? -1.f : 1.f;
-    return result;
-}
+// Within a register: sums of the numbers at i and i XOR stride, and at the higher place of the two their difference.
+struct Butterfly {
+    Words places; // i XOR stride
+    Floats signs;
 
-// Across the registers of a row by sums and differences, within a register by its product with the small matrix.
+    explicit Butterfly(long stride) {
+        for (long i = 0; i < lanes; i++) {
+            places[i] = uint32_t(i ^ stride);
+            signs[i] = i & stride ? -1.0f : 1.0f;
+        }
+    }
+
+    Floats operator()(Floats v) const {
+#if defined(__clang__)
+        Floats exchanged;
+        for (long i = 0; i < lanes; i++) exchanged[i] = v[places[i]];
+#else
+        const Floats exchanged = __builtin_shuffle(v, places);
+#endif
+        return exchanged + v * signs;
+    }
+};
+
 template <class Kind> void walsh_hadamard(const void *x, void *out, long rows, long width, float *row) {
     const long bytes = Kind::bytes;
     const float scale = 1 / __builtin_sqrtf(float(width));
-    Floats matrix[lanes];
-    for (long i = 0; i < lanes; i++) matrix[i] = signs(i);
+    const Butterfly once(1), twice(2), fourth(lanes > 4 ? 4 : 1), eighth(lanes > 8 ? 8 : 1);
     for (long r = 0; r < rows; r++) {
         const char *const from = static_cast<const char *>(x) + r * width * bytes;
         char *const to = static_cast<char *>(out) + r * width * bytes;
@@ -878,13 +892,10 @@ template <class Kind> void walsh_hadamard(const void *x, void *out, long rows, l
                     store(row + i + stride, a - b);
                 }
         for (long i = 0; i < width; i += lanes) {
-            Floats even = row[i] * matrix[0], odd = row[i + 1] * matrix[1];
-#pragma GCC unroll 16
-            for (long j = 2; j < lanes; j += 2) {
-                even += row[i + j] * matrix[j];
-                odd += row[i + j + 1] * matrix[j + 1];
-            }
-            Kind::narrow(to + i * bytes, even + odd);
+            Floats values = twice(once(load<Floats>(row + i)));
+            if (lanes > 4) values = fourth(values);
+            if (lanes > 8) values = eighth(values);
+            Kind::narrow(to + i * bytes, values);
         }
     }
 }
