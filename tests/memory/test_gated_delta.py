@@ -131,6 +131,11 @@ def test_a_memory_that_starts_as_induction_reads_what_followed_the_same_input():
     assert similar.argmax() == 4 and similar[4] > 0.6
 
 
+def test_it_keeps_the_contract_when_it_starts_as_induction():
+    options = {"start": "induction", "gate_activation": "sigmoid", "zero_output": False}
+    check_component(GatedDeltaMemory, GatedDeltaMemory.Config(**SMALL, **options))
+
+
 def test_induction_needs_a_convolution():
     with pytest.raises(ValueError, match="start=induction needs a convolution"):
         GatedDeltaMemory.Config(start="induction", convolution=None)
