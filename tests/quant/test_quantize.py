@@ -15,6 +15,7 @@ from wavelet_core import (
     ConfigurationError,
     ModelConfig,
     WaveletLM,
+    kernels,
     load_checkpoint,
     registry,
     save_checkpoint,
@@ -47,6 +48,13 @@ OTHERS = {
     "spectral_norm": HEADLINE | {"mixer": {"kind": "gated_spectral", "parametrization": "spectral_norm"}},
     "deep": HEADLINE | {"mixer": {"kind": "deep_gated_spectral", "stabilizers": True}},
 }
+
+
+@pytest.fixture
+def rounding_nothing_to_8_bits(monkeypatch):
+    """Products of any number of rows as those of few."""
+    monkeypatch.setenv("WAVELET_INSTRUCTION_SET", "portable")
+    monkeypatch.setattr(kernels, "_chosen", [])
 
 
 def model_of(config=HEADLINE, seed=0):
@@ -105,7 +113,7 @@ def test_every_matrix_is_quantized_and_nothing_else(config):
 
 
 @pytest.mark.parametrize("config", [HEADLINE, *OTHERS.values()], ids=["headline", *OTHERS])
-def test_logits_are_those_of_the_rounded_weights(config):
+def test_logits_are_those_of_the_rounded_weights(config, rounding_nothing_to_8_bits):
     model = model_of(config)
     quantized = int8(copy.deepcopy(model))
     rounded = copy.deepcopy(model)
@@ -120,6 +128,15 @@ def test_logits_are_those_of_the_rounded_weights(config):
         original = model(tokens_of())
     torch.testing.assert_close(out, expected, atol=1e-3, rtol=1e-3)
     assert 0 < (out - original).std() < 0.05 * original.std()
+
+
+@pytest.mark.parametrize("config", [HEADLINE, *OTHERS.values()], ids=["headline", *OTHERS])
+def test_logits_of_many_rows_are_near_those_of_the_model(config):
+    """Where many rows become integers of 8 bits that changes logits as much as weights of 8 bits do."""
+    model = model_of(config)
+    with torch.no_grad():
+        original, out = model(tokens_of()), int8(model)(tokens_of())
+    assert 0 < (out - original).std() < 0.04 * original.std()
 
 
 def test_tied_and_shared_weights_are_quantized_once_and_stay_shared():
@@ -175,7 +192,7 @@ def test_changing_the_type_keeps_the_scales_precise():
         assert model(tokens_of()).dtype == torch.bfloat16
 
 
-def test_causal_and_streaming_as_before():
+def test_causal_and_streaming_as_before(rounding_nothing_to_8_bits):
     model = int8(model_of())
     tokens = tokens_of()
     with torch.no_grad():

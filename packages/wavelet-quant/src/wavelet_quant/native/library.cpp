@@ -37,7 +37,7 @@ class Memory {
     }
 };
 
-// Vectors that are multiplied at a time: of 2048 channels they stay in the second level of the cache.
+// Vectors that are multiplied at a time, at most: of 2048 channels they stay in the second level of the cache.
 constexpr long together = 128;
 
 // Divides a product for several matrices among threads. Of `count` vectors parts(count) are prepared each by itself:
@@ -49,8 +49,9 @@ void divide(long matrices, long vectors, long width, long units, long threads, P
             Scratch scratch_bytes, Prepare prepare, Multiply multiply) {
     static thread_local Memory prepared_memory;
     const long per_matrix = matrices % threads ? threads : 1, shares = matrices * per_matrix;
-    for (long first = 0; first < vectors; first += together) {
-        const long each = vectors - first < together ? vectors - first : together;
+    const long turns = (vectors + together - 1) / together;
+    for (long turn = 0; turn < turns; turn++) { // never many vectors and then a few, which are multiplied in another way
+        const long first = turn * vectors / turns, each = (turn + 1) * vectors / turns - first;
         const long count = parts(each), size = prepared_bytes(each);
         char *const prepared = prepared_memory.of(matrices * count * size);
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && matrices * each * width >= worth_sharing)
