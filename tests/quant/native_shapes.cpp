@@ -14,7 +14,7 @@ extern "C" void multiply(int set, int type, const void *weight, const void *x, c
                          long matrices, long vectors, long width, long height, long threads);
 extern "C" void multiply_packed(int set, int type, int bits, int scale_type, const void *values, const void *scales,
                                 const void *x, const void *bias, int gelu, void *out, long matrices, long vectors,
-                                long width, long height, long group, long threads);
+                                long width, long height, long group, int exact, long threads);
 extern "C" unsigned read_bytes(int set, const void *memory, long bytes, long threads);
 
 static std::mt19937 random_numbers;
@@ -105,10 +105,11 @@ static bool packed_right(int set, int type) {
     bias.fill(height);
     Numbers out(type, matrices * vectors * height), again(type, matrices * vectors * height);
     const void *const given = draw(0, 1) ? bias.bytes.get() : nullptr;
+    const int exact = int(draw(0, 1));
     multiply_packed(set, type, bits, scale_type, values.get(), scales.bytes.get(), x.bytes.get(), given, 0, out.bytes.get(),
-                    matrices, vectors, width, height, group, 1);
+                    matrices, vectors, width, height, group, exact, 1);
     multiply_packed(set, type, bits, scale_type, values.get(), scales.bytes.get(), x.bytes.get(), given, 0, again.bytes.get(),
-                    matrices, vectors, width, height, group, draw(2, 4));
+                    matrices, vectors, width, height, group, exact, draw(2, 4));
     bool good = std::memcmp(out.bytes.get(), again.bytes.get(), matrices * vectors * height * out.size()) == 0;
     const double offset = bits == 2 ? 1.5 : 1 << (bits - 1);
     for (long m = 0; m < matrices; m++)

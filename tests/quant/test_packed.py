@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from wavelet_core import kernels
+from wavelet_core.kernels import as_single_rows
 from wavelet_quant import native_library
 from wavelet_quant import packed as packed_module
 from wavelet_quant.native_kernel import Native
@@ -133,6 +134,8 @@ def test_a_long_prompt_has_the_bits_of_its_parts(use, name, bits, group):
     expected = packed(x)
     for size in (10, 13, 65) if name == "avx512" else (1, 10):
         assert torch.equal(expected, torch.cat([packed(rows) for rows in x.split(size)]))
+    with as_single_rows():
+        assert torch.equal(packed(x), torch.cat([packed(row) for row in x.split(1)]))
 
 
 @needs_library

@@ -15,7 +15,6 @@ from wavelet_core import (
     ConfigurationError,
     ModelConfig,
     WaveletLM,
-    kernels,
     load_checkpoint,
     registry,
     save_checkpoint,
@@ -23,6 +22,7 @@ from wavelet_core import (
 from wavelet_core.checkpoint import materialize, named_tensors
 from wavelet_core.computed import Computed
 from wavelet_core.digests import write_digests
+from wavelet_core.kernels import as_single_rows
 from wavelet_core.linear import Linear, StackedLinear
 from wavelet_core.tensor_files import load_tensors, save_tensors
 from wavelet_quant import drop_ins, load_recipe, preset_recipes, quantize, weight_bytes
@@ -48,13 +48,6 @@ OTHERS = {
     "spectral_norm": HEADLINE | {"mixer": {"kind": "gated_spectral", "parametrization": "spectral_norm"}},
     "deep": HEADLINE | {"mixer": {"kind": "deep_gated_spectral", "stabilizers": True}},
 }
-
-
-@pytest.fixture
-def rounding_nothing_to_8_bits(monkeypatch):
-    """Products of any number of rows as those of few."""
-    monkeypatch.setenv("WAVELET_INSTRUCTION_SET", "portable")
-    monkeypatch.setattr(kernels, "_chosen", [])
 
 
 def model_of(config=HEADLINE, seed=0):
@@ -113,11 +106,11 @@ def test_every_matrix_is_quantized_and_nothing_else(config):
 
 
 @pytest.mark.parametrize("config", [HEADLINE, *OTHERS.values()], ids=["headline", *OTHERS])
-def test_logits_are_those_of_the_rounded_weights(config, rounding_nothing_to_8_bits):
+def test_logits_are_those_of_the_rounded_weights(config):
     model = model_of(config)
     quantized = int8(copy.deepcopy(model))
     rounded = copy.deepcopy(model)
-    with torch.no_grad():
+    with torch.no_grad(), as_single_rows():
         for path, module in rounded.named_modules():
             drop_in = quantized.get_submodule(path)
             if type(drop_in) is not type(module):
@@ -192,10 +185,10 @@ def test_changing_the_type_keeps_the_scales_precise():
         assert model(tokens_of()).dtype == torch.bfloat16
 
 
-def test_causal_and_streaming_as_before(rounding_nothing_to_8_bits):
+def test_causal_and_streaming_as_before():
     model = int8(model_of())
     tokens = tokens_of()
-    with torch.no_grad():
+    with torch.no_grad(), as_single_rows():
         whole = model(tokens, model.new_state(2))
         state = model.new_state(2)
         parts = torch.cat([model(part, state) for part in tokens.split([1, 1, 7, 1, 10], dim=1)], dim=1)

@@ -12,6 +12,7 @@ The last block and the last word are filled up with zeros. A `PackedKernel` read
 The library multiplies integers, exactly within a group. x becomes integers of 16 bits with a scale for each row, more
 than 100 times finer than bfloat16. With AVX-512, more than 8 rows become integers of 8 bits, with a scale for each of
 their groups of channels (the matrix's own, or 64): no entry is off by more than 1/254 of its group's greatest.
+Not where `as_single_rows` asks for each row as it would be alone.
 """
 
 from __future__ import annotations

@@ -521,7 +521,8 @@ void multiply(const Product &product, const void *prepared, long begin, long end
 // because their offset is 1.5.
 //
 // These integers have 16 bits, with a scale for each vector. Where one instruction multiplies and adds bytes, more than
-// `exact_vectors` vectors become integers of 8 bits, with a scale for each run: half as many instructions.
+// `exact_vectors` vectors become integers of 8 bits, with a scale for each run: half as many instructions. Not where they
+// are asked to be exact.
 
 constexpr long packed_rows = 16, word_bytes = 4, line_bytes = packed_rows * word_bytes, parts_of_line = packed_rows / lanes;
 constexpr long piece_channels = 2048; // of which 128 vectors stay in the second level of the cache
@@ -647,7 +648,7 @@ static_assert(!ManySums::rounded || (exact_vectors >= FewSums::most && (ManySums
 template <class Sums> constexpr long chunk_words = chunk / 4 * Sums::words;
 
 template <class Function> auto with_sums(const Packed &packed, Function function) {
-    return packed.product.vectors > exact_vectors ? function(ManySums()) : function(FewSums());
+    return packed.product.vectors > exact_vectors && !packed.exact ? function(ManySums()) : function(FewSums());
 }
 
 long line_channels(const Packed &packed) { return 32 / packed.bits; }

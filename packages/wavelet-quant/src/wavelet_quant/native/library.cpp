@@ -108,16 +108,16 @@ extern "C" void multiply(int set, int type, const void *weight, const void *x, c
 }
 
 // values (matrices, blocks of 16 rows, lines, 16, 4) bytes; scales (matrices, blocks, groups or 1, 16) of their own type;
-// the rest as above.
+// exact: vectors are rounded as a single one is; the rest as above.
 extern "C" void multiply_packed(int set, int type, int bits, int scale_type, const void *values, const void *scales,
                                 const void *x, const void *bias, int gelu, void *out, long matrices, long vectors,
-                                long width, long height, long group, long threads) {
+                                long width, long height, long group, int exact, long threads) {
     const InstructionSet &use = *sets[set];
     const long bytes = type == float32 ? 4 : 2, blocks = (height + 15) / 16, channels = 32 / bits;
     const long matrix_bytes = blocks * ((width + channels - 1) / channels) * 64;
     const long scales_bytes = blocks * (group ? width / group : 1) * 16 * (scale_type == float32 ? 4 : 2);
     const auto packed = [&](long count, const void *rows = nullptr, const void *scales_of_rows = nullptr, void *results = nullptr) {
-        return Packed{{Type(type), rows, bias, gelu != 0, results, count, width, height}, bits, Type(scale_type), scales_of_rows, group};
+        return Packed{{Type(type), rows, bias, gelu != 0, results, count, width, height}, bits, Type(scale_type), scales_of_rows, group, exact != 0};
     };
     divide(
         matrices, vectors, width, blocks, threads, [&](long count) { return use.packed_parts(packed(count)); },

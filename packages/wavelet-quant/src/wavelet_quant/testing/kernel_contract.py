@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from wavelet_core.kernels import Kernel
+from wavelet_core.kernels import Kernel, as_single_rows
 from wavelet_core.testing.subject import Subject
 from wavelet_quant.packed import PackedMatrix
 from wavelet_quant.packed_kernel import PackedKernel
@@ -20,6 +21,7 @@ TOLERANCE = {torch.float32: 2**-14, torch.bfloat16: 2**-7, torch.float16: 2**-10
 # And integers of 8 bits, which more rows than these may become where the matrix is packed.
 EXACT_ROWS, BYTES = 8, 2**-8
 ROWS = (1, 2, 3, 5, 13, 33, 70)
+SINGLE = 33  # of ROWS, asked for as single rows
 # Height and width: one row, one channel, tails of blocks and of words, more than a tile of each.
 DENSE = ((1, 1), (1, 300), (17, 31), (65, 129), (130, 256))
 PACKED = (  # bits, group, height, width
@@ -127,13 +129,16 @@ def _packed_products(
         if not kernel.accepts_packed(*operands, bits):
             continue
         accepted += 1
+        single = rows == SINGLE
         what = (
-            f"a packed product ({form}) of {rows} rows with a matrix {height} x {width} of {bits} bits, "
+            f"a packed product ({form}) of {rows} rows{', asked for as single rows,' if single else ''} "
+            f"with a matrix {height} x {width} of {bits} bits, "
             f"group {group}, scales {scale_type}, in {dtype} on {device}"
         )
         gelu = form == "gelu"
-        out = _computed(subject, what, kernel.packed_linear, *operands, bits, height, gelu)
-        tolerance = TOLERANCE[dtype] + (BYTES if rows > EXACT_ROWS else 0)
+        with as_single_rows() if single else nullcontext():
+            out = _computed(subject, what, kernel.packed_linear, *operands, bits, height, gelu)
+        tolerance = TOLERANCE[dtype] + (BYTES if rows > EXACT_ROWS and not single else 0)
         _compare(subject, what, out, x, packed.matrix(), bias, gelu, tolerance)
     return accepted
 
