@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import textwrap
 from pathlib import Path
 
 import pytest
 
-from wavelet_cli.bench_train import _describe, _revision
+from wavelet_cli.bench_train import _build_native, _describe, _native_libraries, _revision
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--set", "model.width=16", "--set", "model.vocabulary_size=300", "--set", "model.context_length=16"]
@@ -78,6 +79,32 @@ def test_the_code_of_a_revision_is_taken_from_git(tmp_path: Path, monkeypatch):
     folder = _revision("HEAD~1", tmp_path / "made" / "0")
     assert folder is not None and (folder / "packages" / "wavelet-train" / "code.py").read_text() == "first"
     assert _revision("nothing", tmp_path / "made" / "1") is None
+
+
+def test_the_native_library_of_a_revision_is_built(tmp_path: Path, capsys):
+    pytest.importorskip("hatchling", reason="what builds packages")
+    package = tmp_path / "packages" / "wavelet-quant"
+    (package / "src").mkdir(parents=True)
+    (package / "pyproject.toml").write_text(
+        "project = {name = 'wavelet-quant', version = '1'}\n"
+        "tool.hatch.build.targets.wheel = {packages = ['src'], hooks = {custom = {}}}\n"
+        "build-system = {requires = ['hatchling'], build-backend = 'hatchling.build'}\n"
+    )
+    hook = """
+        from pathlib import Path
+        from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+        class Native(BuildHookInterface):
+            def initialize(self, version, build_data):
+                {work}
+        """
+    for work, libraries, said in (
+        ("raise SystemExit('no compiler')", [], "building wavelet-quant: no compiler"),
+        ("Path(self.root, 'src', 'native.so').touch()", ["native.so"], ""),
+    ):
+        (package / "hatch_build.py").write_text(textwrap.dedent(hook).format(work=work))
+        _build_native(tmp_path)
+        assert _native_libraries(tmp_path) == libraries and capsys.readouterr().err.strip() == said
 
 
 @pytest.mark.parametrize(

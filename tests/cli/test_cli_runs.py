@@ -338,7 +338,7 @@ def test_inspect_shows_what_a_checkpoint_holds(wavelet, trained):
     assert list(report["tensor_types"]) == ["F32"]
     assert report["files"][WEIGHTS_FILE] == (trained / "best" / WEIGHTS_FILE).stat().st_size
     assert report["components"]["memory product_key"].startswith("wavelet-memory ")
-    table = wavelet("inspect", trained).stdout
+    table = wavelet("inspect", trained, "--no-html").stdout
     assert "byte_pair" in table and "memory product_key" in table and WEIGHTS_FILE in table
 
 

@@ -37,11 +37,15 @@ def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_page_lies_in_the_run_unless_it_is_named(wavelet, run, tmp_path):
     pytest.importorskip("matplotlib", reason="pages need the extra wavelet-train[plot]")
-    table = wavelet("inspect", run).stdout
+    for quiet in ("--no-html", "--json", "--verify", "--accept"):
+        assert wavelet("inspect", run, quiet).exit_code == 0
     assert not (run / "inspect.html").exists()
-    result = wavelet("inspect", run, "--html")
+    table = wavelet("inspect", run, "--no-html").stdout
+    result = wavelet("inspect", run)
     assert (result.exit_code, result.stdout) == (0, table) and f"The page is {run / 'inspect.html'}" in result.stderr
     assert "<svg" in (run / "inspect.html").read_text("utf-8")
+    assert wavelet("inspect", run / "last").exit_code == 0
+    assert "<svg" in (run / "last.html").read_text("utf-8")
     arguments = ["--text", "some text", "--html", tmp_path / "page.html", "--png", tmp_path / "figures"]
     assert wavelet("inspect", run / "best", *arguments).exit_code == 0
     assert "some text" in (tmp_path / "page.html").read_text("utf-8")
@@ -53,17 +57,17 @@ def test_a_run_without_a_checkpoint_is_drawn(wavelet, run):
     pytest.importorskip("matplotlib", reason="pages need the extra wavelet-train[plot]")
     for checkpoint in ("best", "last"):
         shutil.rmtree(run / checkpoint)
-    assert wavelet("inspect", run).exit_code == 1
-    result = wavelet("inspect", run, "--html")
+    assert wavelet("inspect", run, "--no-html").exit_code == 1
+    result = wavelet("inspect", run)
     assert result.exit_code == 0 and "has no checkpoint yet" in result.stderr and not result.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["best", "--html"], "is not the directory of a run"),
-        (["best", "--html", "page.html", "--compare", "."], "is not the directory of a run"),
-        ([".", "--text", "x"], "add --html or --png"),
+        (["best", "--compare", "."], "is not the directory of a run"),
+        ([".", "--text", "x", "--no-html"], "add --html or --png"),
+        ([".", "--html", "page.html", "--no-html"], "contradict each other"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(wavelet, run, monkeypatch, arguments, message):
@@ -75,6 +79,7 @@ def test_what_cannot_be_drawn_is_refused(wavelet, run, monkeypatch, arguments, m
 
 def test_without_matplotlib_the_table_is_there_and_a_page_names_the_extra(wavelet, run, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert wavelet("inspect", run).exit_code == 0
-    result = wavelet("inspect", run, "--html")
+    result = wavelet("inspect", run)
+    assert result.exit_code == 0 and result.stdout and "pip install 'wavelet-train[plot]'" in result.stderr
+    result = wavelet("inspect", run, "--html", "page.html")
     assert result.exit_code == 2 and "pip install 'wavelet-train[plot]'" in result.stderr

@@ -96,7 +96,7 @@ def test_no_verify_stands_only_where_something_is_verified_at_choice(wavelet, wh
 
 
 def test_inspect_says_what_it_verified(wavelet, whole):
-    assert "verified" not in wavelet("inspect", whole).stdout
+    assert "verified" not in wavelet("inspect", whole, "--no-html").stdout
     result = wavelet("inspect", whole, "--verify", "--json")
     assert result.exit_code == 0, result.stderr
     report = json.loads(result.stdout)

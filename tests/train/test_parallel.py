@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -167,6 +168,16 @@ def test_a_run_with_dropout_resumes_bit_for_bit(train_together, read_metrics, tm
     assert all(tensor.equal(others[name]) for name, tensor in weights.items())
 
 
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_all_find_what_is_not_finite_first(train_together, parallel):
+    diverging = ("train.lr=1e30", "train.schedule.kind=constant", "train.most_skipped=2", f"train.parallel={parallel}")
+    answers = train_together(2, *MODEL, *diverging)
+    assert len({answer["error"] for answer in answers}) == 1
+    assert re.search(
+        "DivergenceError: .* first .* there is the (in|out)put of .*blocks.0.* in process 0 of 2", answers[0]["error"]
+    )
+
+
 @pytest.mark.parametrize(
     ("count", "overrides", "parts"),
     [
@@ -190,6 +201,8 @@ def test_a_run_of_fewer_processes_does_not_say_how_many_threads_each_takes(tiny_
 
 
 def test_what_is_wrong_with_a_checkpoint_is_not_taken_for_a_lost_process(monkeypatch):
+    at_exit: list[object] = []
+    monkeypatch.setattr(ranks.atexit, "register", at_exit.append)
     for name, value in environment(0, 2, 0).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(ranks.distributed, "is_initialized", lambda: True)
@@ -201,6 +214,7 @@ def test_what_is_wrong_with_a_checkpoint_is_not_taken_for_a_lost_process(monkeyp
     ):
         with pytest.raises(raised), ranks.joined_ranks("cpu"):
             raise error
+        assert len(at_exit) == (raised is ranks.RankLostError)
 
 
 def start(tmp_path: Path, *arguments: object) -> list[subprocess.Popen[str]]:

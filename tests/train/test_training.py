@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import lzma
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -276,3 +278,29 @@ def test_compiled_training_computes_the_same(tiny_run: TinyRun, tmp_path: Path, 
     train(tiny_run("train.compile=true"), tmp_path / "compiled")
     plain, compiled = (read_metrics(tmp_path / name, "train") for name in ("plain", "compiled"))
     assert [line["loss"] for line in compiled] == pytest.approx([line["loss"] for line in plain], rel=1e-4)
+
+
+COUNTED = """
+import json, sys
+from torch._dynamo.utils import counters
+from wavelet_train.run_config import load_run_config
+from wavelet_train.trainer import train
+train(load_run_config("tiny.yaml", ["train.compile=true", "train.steps=1", *sys.argv[2:]]), sys.argv[1])
+print(json.dumps(counters["aot_autograd"]))
+"""
+
+
+@pytest.mark.slow
+def test_a_second_process_finds_compiled_what_the_first_has_compiled(tiny_run: TinyRun, tmp_path: Path) -> None:
+    tiny_run()
+    memories = [{"kind": kind, "num_keys": 16, "top_k": 4} for kind in ("product_key", "fast_weight_product_key")]
+    counted = []
+    for out in ("cold", "warm"):
+        command = [sys.executable, "-c", COUNTED, out, f"model.memories={json.dumps([{'kind': 'mlp'}, *memories])}"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        counted.append(json.loads(done.stdout.splitlines()[-1]))
+    cold, warm = counted
+    assert cold["autograd_cache_miss"] and "autograd_cache_hit" not in cold
+    assert warm["autograd_cache_hit"] == cold["autograd_cache_saved"]
+    assert not {"autograd_cache_miss", "autograd_cache_bypass"} & (cold.keys() - {"autograd_cache_miss"} | warm.keys())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -126,6 +127,7 @@ def _opponent(name: str, model: LanguageModelConfig, folder: Path) -> Contestant
             f"--against {name}: this is no preset, configuration file, Python file or checkout, and no revision of the "
             "git repository here"
         )
+    click.echo(f"{name} computes with {', '.join(_native_libraries(source)) or 'no native library'}", err=True)
     return Contestant(name, model, source=source.absolute())
 
 
@@ -145,7 +147,7 @@ def _family(path: Path, model: LanguageModelConfig) -> LanguageModelConfig:
 
 
 def _revision(name: str, folder: Path) -> Path | None:
-    """The packages of a git revision, written to a folder; None where git knows no such revision."""
+    """The packages of a git revision, written to a folder and built; None where git knows no such revision."""
     archive = folder.with_suffix(".zip")
     try:
         top = _git("rev-parse", "--show-toplevel")
@@ -156,7 +158,24 @@ def _revision(name: str, folder: Path) -> Path | None:
         return None
     with zipfile.ZipFile(archive) as packed:
         packed.extractall(folder)
+    _build_native(folder)
     return folder
+
+
+def _build_native(source: Path) -> None:
+    """Build what the packages of a revision compile when they are installed, beside their sources, as an editable
+    installation does; says on stderr what went wrong.
+    """
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--hooks-only"]
+    for hook in source.glob("packages/*/hatch_build.py"):
+        done = subprocess.run(build, cwd=hook.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if said := done.stdout.strip():
+            click.echo(f"building {hook.parent.name}: {said.splitlines()[-1]}", err=True)
+
+
+def _native_libraries(source: Path) -> list[str]:
+    """The names of the compiled libraries in a checkout's packages."""
+    return sorted(path.name for path in source.glob("packages/*/src/**/*.so"))
 
 
 def _git(*arguments: str) -> str | None:

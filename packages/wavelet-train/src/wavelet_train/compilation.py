@@ -76,6 +76,8 @@ def compile_loss(loss: nn.Module, run: RunConfig, device: torch.device) -> None:
     with suppress(OSError):  # where that cannot be written, torch's own place will do
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    with suppress(AttributeError):  # else functions with gradients of their own are compiled anew by every process
+        torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
     loss.compile()
 
 

@@ -11,23 +11,22 @@ from torch import Tensor, nn
 
 from wavelet_core.checkpoint import named_tensors
 from wavelet_core.tensor_files import non_finite
+from wavelet_train.parallel import whole
+from wavelet_train.ranks import ALONE, Ranks
 
 
 class DivergenceError(ValueError):
     """Losses or gradients are no longer numbers; the message says since when, where that begins, and what to change."""
 
 
-class _Found(Exception):
-    pass
-
-
 class _Watch:
-    """Hooks on all modules that raise _Found at the first value that is not finite.
+    """Hooks on all modules that note the first value that is not finite.
 
     The name is that of the module's first place in the model; if blocks share it, the one that is at work is added.
     """
 
     def __init__(self, model: nn.Module, hooks: ExitStack):
+        self.found: str | None = None
         self.running: list[str] = []
         for name, module in model.named_modules():
             hooks.enter_context(module.register_forward_pre_hook(partial(self._enter, name)))
@@ -42,35 +41,41 @@ class _Watch:
         self._look("the output of", name, module, output)
 
     def _look(self, what: str, name: str, module: nn.Module, value: Any) -> None:
-        if any(non_finite(tensor) for tensor in _tensors(value)):
+        if self.found is None and any(non_finite(tensor) for tensor in _tensors(value)):
             kind = type(module).__name__
             sharing = [f" in {other}" for other in self.running if other and not name.startswith(f"{other}.")]
-            raise _Found(f"{what} {f'{name} ({kind})' if name else kind}{''.join(sharing[:1])}")
+            self.found = f"{what} {f'{name} ({kind})' if name else kind}{''.join(sharing[:1])}"
 
 
-def first_not_finite(model: nn.Module, losses: Iterable[Callable[[], Tensor]]) -> str:
+def first_not_finite(model: nn.Module, losses: Iterable[Callable[[], Tensor]], ranks: Ranks = ALONE) -> str:
     """What of a model is the first to be infinite or not a number when these losses are computed, for people.
 
-    losses: compute each, of one batch, anew. Their gradients are added to those of the parameters.
+    losses: compute each, of one batch, anew. Their gradients are added to those of the parameters. ranks: processes
+    that look together, each in its own batches.
     """
     for name, tensor in named_tensors(model).items():
-        if count := non_finite(tensor):
+        if count := non_finite(whole(tensor)):
             return f"{name}, {count:,} of whose {tensor.numel():,} values are not finite before the step"
-    try:
-        with ExitStack() as hooks:
-            _Watch(model, hooks)
-            for loss in losses:
-                value = loss()
-                if non_finite(value):
-                    return "the loss itself"
-                value.backward()
-    except _Found as found:
-        return str(found)
-    # Backward passes go from the last parameters to the first.
-    for name, parameter in reversed(list(model.named_parameters())):
-        if parameter.grad is not None and non_finite(parameter.grad):
-            return f"the gradient of {name}"
+    # Nobody stops at what is found: shards of other processes may be needed until all of them are through.
+    found = ranks.gather(_first_in_passes(model, losses))
+    if any(found):
+        rank = next(rank for rank, each in enumerate(found) if each)
+        return f"{found[rank]}{f' in process {rank} of {ranks.count}' if ranks.count > 1 else ''}"
     return "nothing when the batch was computed again"
+
+
+def _first_in_passes(model: nn.Module, losses: Iterable[Callable[[], Tensor]]) -> str | None:
+    with ExitStack() as hooks:
+        watch = _Watch(model, hooks)
+        for loss in losses:
+            value = loss()
+            if non_finite(value):
+                watch.found = watch.found or "the loss itself"
+            value.backward()
+    # Backward passes go from the last parameters to the first.
+    gradients = [(name, parameter.grad) for name, parameter in model.named_parameters() if parameter.grad is not None]
+    bad = [name for name, gradient in reversed(gradients) if non_finite(whole(gradient))]
+    return watch.found or (f"the gradient of {bad[0]}" if bad else None)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

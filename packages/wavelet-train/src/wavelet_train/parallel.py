@@ -31,6 +31,11 @@ class Together:
     def __init__(self, loss: nn.Module, ranks: Ranks):
         self.loss, self.ranks = loss, ranks
 
+    def own_loss(self, *inputs: Any) -> Tensor:
+        """The loss of this process's rows, not compiled, and no gradient that other processes have to wait for."""
+        loss: Tensor = self.loss.forward(*inputs)
+        return loss
+
     def accumulating(self, more: bool) -> AbstractContextManager[Any]:
         """Around a forward and backward pass; more: another one of the same optimizer step follows."""
         return nullcontext()
@@ -57,6 +62,10 @@ class Replicated(Together):
         wrapped = nn.parallel.DistributedDataParallel(loss, find_unused_parameters=True, broadcast_buffers=False)
         warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
         super().__init__(wrapped, ranks)
+
+    def own_loss(self, *inputs: Any) -> Tensor:
+        loss: Tensor = self.loss.module.forward(*inputs)  # type: ignore[union-attr]
+        return loss
 
     def accumulating(self, more: bool) -> AbstractContextManager[Any]:
         return self.loss.no_sync() if more else nullcontext()  # type: ignore[operator]
@@ -105,6 +114,11 @@ class Sharded(Together):
         # A shared part may give a view, which nothing here writes to.
         warnings.filterwarnings("ignore", message=".*returned a view tensor.*")
         super().__init__(loss, ranks)
+
+    def own_loss(self, *inputs: Any) -> Tensor:
+        with torch.compiler.set_stance("force_eager"):
+            loss: Tensor = self.loss(*inputs)
+        return loss
 
     def accumulating(self, more: bool) -> AbstractContextManager[Any]:
         self.loss.set_requires_gradient_sync(not more)  # type: ignore[operator]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,6 +92,14 @@ class Ranks:
         distributed.all_reduce(tensor, distributed.ReduceOp.MAX, self.control)
         return int(tensor.item())
 
+    def gather(self, value: Result) -> list[Result]:
+        """What every process has, in their order."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        distributed.all_gather_object(values, value, group=self.control)
+        return values
+
     def join_rows(self, tensor: Tensor) -> Tensor:
         """All processes' rows of a tensor, one after the other."""
         if self.count == 1:
@@ -127,7 +137,7 @@ ALONE = Ranks()
 def joined_ranks(device: str) -> Iterator[Ranks]:
     """This process among those that torchrun has started; the only one where it has not.
 
-    Raises RankLostError when another process ends before it should.
+    Raises RankLostError when another process ends before it should; this one can then only end, with status 1.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
@@ -138,17 +148,26 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
         kind = resolve_device(device, "train.device").type
         distributed.init_process_group("nccl" if kind == "cuda" else "gloo")
     control = distributed.new_group(backend="gloo", timeout=PATIENCE)
-    rank = distributed.get_rank()
+    rank, lost = distributed.get_rank(), False
     try:
         local = (int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", count)))
         yield Ranks(rank, count, *local, control)
     except RuntimeError as error:
         if isinstance(error, CheckpointError) or not LOST.search(str(error)):
             raise
+        lost = True
+        atexit.register(_end_at_once)
         raise RankLostError(
             f"process {rank} of {count} ends: another process has ended or does not answer. Nothing that was saved is "
             "lost: start all of them again with --resume"
         ) from error
     finally:
-        if began:
+        if began and not lost:
             distributed.destroy_process_group()
+
+
+def _end_at_once() -> None:
+    """End without what the library would wait for, up to half an hour: exchanges that were under way with the lost."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)

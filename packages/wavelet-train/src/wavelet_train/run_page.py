@@ -163,7 +163,6 @@ def _add_report(page: Page, report: Mapping[str, Any]) -> None:
 def _add_model(page: Page, checkpoint: Path, text: str | None) -> None:
     model = load_checkpoint(checkpoint)
     config = read_config(checkpoint)
-    tokenizer = checkpoint_tokenizer(checkpoint, model.config.vocabulary)
     page.add_heading("Model")
     rows = [
         ("checkpoint", str(checkpoint)),
@@ -172,16 +171,18 @@ def _add_model(page: Page, checkpoint: Path, text: str | None) -> None:
     ]
     page.add_table([*rows, *([("step", f"{config['step']:,}")] if type(config.get("step")) is int else [])])
     length = min(model.config.context_length, MOST_POSITIONS)
-    if text is not None:
-        tokens, source = torch.tensor(tokenizer.encode(text)[:length], dtype=torch.long), "the text that was given"
-        if not len(tokens):
-            raise ConfigurationError("--text has no tokens; give a longer one")
-    else:
-        try:
-            tokens, source = _validation_tokens(config, tokenizer, length), "the start of the validation split"
-        except (ConfigurationError, CheckpointError, OSError) as error:
-            page.add_text(f"There is no text for the model to read ({error}); give one by --text.")
-            return
+    try:
+        tokenizer = checkpoint_tokenizer(checkpoint, model.config.vocabulary)
+        given = None if text is None else torch.tensor(tokenizer.encode(text)[:length], dtype=torch.long)
+        tokens = _validation_tokens(config, tokenizer, length) if given is None else given
+    except (ConfigurationError, CheckpointError, OSError) as error:
+        if text is not None:
+            raise
+        page.add_text(f"There is no text for the model to read: {error}. Give one by --text.")
+        return
+    if not len(tokens):
+        raise ConfigurationError("--text has no tokens; give a longer one")
+    source = "the start of the validation split" if text is None else "the text that was given"
     found = diagnose(model, tokens)
     if not found:
         page.add_text("The parts of this model show nothing of themselves.")

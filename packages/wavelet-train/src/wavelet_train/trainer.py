@@ -394,11 +394,8 @@ class Trainer:
         self.carried.forget()
         if counters.skipped_in_row >= self.config.most_skipped:
             self._set_random_states(random)
-            losses = [lambda batch=batch: self.loss_of(batch, self.loss.forward) for batch in batches]
-            if self.ranks.count > 1:
-                first = "not looked for by several processes; resume in one, which looks"
-            else:
-                first = first_not_finite(self.model, losses)
+            losses = [lambda batch=batch: self.loss_of(batch, self.together.own_loss) for batch in batches]
+            first = first_not_finite(self.model, losses, self.ranks)
             raise DivergenceError(
                 f"training has diverged: the {what} was not finite at step {counters.step + 1:,} (learning rate "
                 f"{lr:g}), the {counters.skipped_in_row}. step in a row that had to be skipped; the first that is not "

@@ -19,20 +19,17 @@ from wavelet_train.tables import table
 if TYPE_CHECKING:
     from wavelet_core.config import LanguageModelConfig
 
-# What `--html` without a file stands for: no path can be empty.
-DEFAULT_PAGE = ""
 
-
-@click.command("inspect", short_help="Show what a checkpoint holds, and a run or a model on a page with figures.")
+@click.command("inspect", short_help="Show what a checkpoint holds, and draw a page of it and of its run.")
 @click.option("--verify", is_flag=True, help="Read all of it, and fail unless it is what was saved.")
 @click.option("--accept", is_flag=True, help="Take what it holds now for what was saved, if it can be loaded.")
 @click.option(
     "--html",
-    is_flag=False,
-    flag_value=DEFAULT_PAGE,
-    metavar="[FILE]",
-    help="Write one page with figures of the run and its model. Without FILE: inspect.html in the run's directory.",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Where the page goes. Default: inspect.html in a run's directory, or NAME.html beside a checkpoint.",
 )
+@click.option("--no-html", is_flag=True, help="Write no page. Nor do --json, --verify and --accept without --html.")
 @click.option(
     "--png", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Save every figure in DIR as well."
 )
@@ -52,66 +49,70 @@ def command(
     checkpoint: str,
     verify: bool,
     accept: bool,
-    html: str | None,
+    html: Path | None,
+    no_html: bool,
     png: Path | None,
     text: str | None,
     others: tuple[Path, ...],
     as_json: bool,
 ) -> None:
     """Show what CHECKPOINT holds: model, parameters, stored types and formats, tokenizer, files, and the packages it
-    needs.
+    needs. And write a page with figures: a run's loss, learning rate, speed and gradient norms, and what its model is
+    like: energy per scale along a text, crawl weights, gains, routing, gates, memory slots that are used.
 
-    Nothing but headers is read from its weights without --verify, which compares every file and tensor with the digest
-    that was saved with it and looks for weights that are not finite. --accept is for a checkpoint that was changed on
-    purpose.
+    A run may still be going on. The page is one file that needs nothing else, for any browser.
 
-    With --html or --png, a run's loss, learning rate, speed and gradient norms are drawn, and what its model is like:
-    energy per scale along a text, crawl weights, gains, routing, gates, memory slots that are used. A run may still be
-    going on. The page is one file that needs nothing else.
+    Without a page, nothing but headers is read from the weights; --verify compares every file and tensor with the
+    digest that was saved with it and looks for weights that are not finite. --accept is for a checkpoint that was
+    changed on purpose.
 
     \b
     Examples:
       wavelet inspect runs/demo
       wavelet inspect runs/demo --json
       wavelet inspect runs/demo/last --verify
-      wavelet inspect runs/demo --html
-      wavelet inspect runs/demo --compare runs/other
       wavelet inspect runs/demo --compare runs/other --html compared.html --png figures
     """
     from wavelet_core.checkpoint import accept_checkpoint, locate_checkpoint
+    from wavelet_core.config import ConfigurationError
+    from wavelet_train.figures import require_matplotlib
+    from wavelet_train.run_page import is_run
 
-    if others and html is None and png is None:
-        html = DEFAULT_PAGE
-    draws = html is not None or png is not None
-    if not draws and text is not None:
-        raise click.UsageError("--text is for figures: add --html or --png")
-    if draws:
-        from wavelet_train.figures import require_matplotlib
-
-        require_matplotlib()
-    run = _run(checkpoint) if draws else None
-    if run is None and html == DEFAULT_PAGE:
-        raise click.UsageError(f"--html: name a file, since {checkpoint} is not the directory of a run")
+    if html is not None and no_html:
+        raise click.UsageError("--html and --no-html contradict each other")
+    wants_page = html is not None or not (no_html or as_json or verify or accept)
+    draws = wants_page or png is not None
+    if not draws and (text is not None or others):
+        raise click.UsageError("--text and --compare are for figures: add --html or --png")
+    run = Path(checkpoint) if is_run(Path(checkpoint)) else None
     if run is None and others:
         raise click.UsageError(f"--compare: {checkpoint} is not the directory of a run")
+    if draws:
+        try:
+            require_matplotlib()
+        except ConfigurationError as error:
+            if html is not None or png is not None or text is not None or others:
+                raise
+            click.echo(f"No page is written: {error}", err=True)
+            draws = False
     # A run that has not validated yet has no checkpoint; its figures can be drawn all the same.
-    directory = None if run is not None and not _has_checkpoint(run) else locate_checkpoint(checkpoint)
+    directory = None if draws and run is not None and not _has_checkpoint(run) else locate_checkpoint(checkpoint)
     if directory is not None:
         if accept:
             accept_checkpoint(directory)
         verification = {"verified": _verify(directory)} if verify else {}
         print_report({**_report(directory), **verification}, as_json, _describe)
     if draws:
-        _draw(run, directory, html, png, text, others)
-    elif _run(checkpoint) is not None:
-        click.echo(f"A page with figures of the run: wavelet inspect {checkpoint} --html", err=True)
+        page = (html or _page_of(checkpoint, run)) if wants_page else None
+        _draw(run, directory, page, png, text, others)
 
 
-def _run(path: str) -> Path | None:
-    """The directory of a run, if that is what the path names."""
-    from wavelet_train.run_page import is_run
-
-    return Path(path) if is_run(Path(path)) else None
+def _page_of(checkpoint: str, run: Path | None) -> Path:
+    """Where a page goes that has no name: not into a checkpoint, which is complete, nor into the cache of the hub."""
+    if run is not None:
+        return run / "inspect.html"
+    path = Path(checkpoint)
+    return path.resolve().with_name(f"{path.resolve().name}.html") if path.exists() else Path(f"{path.name}.html")
 
 
 def _has_checkpoint(run: Path) -> bool:
@@ -124,7 +125,7 @@ def _has_checkpoint(run: Path) -> bool:
 def _draw(
     run: Path | None,
     directory: Path | None,
-    html: str | None,
+    html: Path | None,
     png: Path | None,
     text: str | None,
     others: tuple[Path, ...],
@@ -135,9 +136,8 @@ def _draw(
         click.echo(f"{run} has no checkpoint yet: only its history is drawn", err=True)
     page = run_page(run, directory, text, others)
     if html is not None:
-        path = Path(html) if html != DEFAULT_PAGE or run is None else run / "inspect.html"
-        page.write(path)
-        click.echo(f"The page is {path}", err=True)
+        page.write(html)
+        click.echo(f"The page is {html}", err=True)
     if png is not None:
         click.echo(f"{len(page.save_figures(png))} figures are in {png}", err=True)
 
