@@ -54,6 +54,10 @@ def test_activations_and_their_gradients_are_torchs(name, dtype, count, seed, th
     exact.grad = None
     (factor * F.silu(exact)).backward(gradient.double())
     assert_near(kernel.silu_product(x, gate), x.double() * F.silu(gate.double()), dtype, 4)
+    squared = x.double().requires_grad_()
+    squared.relu().square().backward(gradient.double())
+    assert_near(kernel.relu_squared(x), x.double().relu().square(), dtype, 4)
+    assert_near(kernel.relu_squared_gradient(gradient, x), squared.grad, dtype, 4)
     to_x, to_gate = kernel.silu_product_gradients(gradient, x, gate)
     assert_near(to_x, factor.grad, dtype, 8)
     assert_near(to_gate, exact.grad, dtype, 8)
@@ -68,7 +72,7 @@ def test_numbers_that_are_not_finite_stay_so(name):
     torch.testing.assert_close(kernel.silu_product(one, x), F.silu(x), equal_nan=True)
     assert kernel.gelu_gradient(one, x)[0].isnan() and kernel.gelu_gradient(one, x)[2:].tolist() == [1, 0, 0.5]
     logits = torch.tensor([[0.0, torch.nan, 1.0], [1.0, torch.inf, 0.0], [-torch.inf, 0.0, 0.0]])
-    losses = kernel.cross_entropy(logits, torch.tensor([0, 1, 1]))
+    losses = kernel.cross_entropy(logits, torch.tensor([0, 1, 1]), None)
     assert losses.isnan().tolist() == [True, True, False]
     assert losses[2].item() == pytest.approx(0.6931472)
     assert logits[2].tolist() == pytest.approx([0, -0.5, 0.5])
@@ -77,16 +81,17 @@ def test_numbers_that_are_not_finite_stay_so(name):
 @settings(max_examples=60, deadline=None)
 @given(
     name=names, dtype=types, rows=st.integers(1, 40), width=st.integers(1, 900), scale=st.sampled_from([1, 30]),
-    seed=seeds, threads=threads,
+    soft_cap=st.sampled_from([None, 2.0, 30.0]), seed=seeds, threads=threads,
 )  # fmt: skip
-def test_cross_entropy_and_its_gradient_are_torchs(name, dtype, rows, width, scale, seed, threads):
+def test_cross_entropy_and_its_gradient_are_torchs(name, dtype, rows, width, scale, soft_cap, seed, threads):
     torch.set_num_threads(threads)
     (logits,) = numbers(seed, (rows, width), dtype=dtype, scale=scale)
     targets = torch.randint(width, (rows,), generator=torch.Generator().manual_seed(seed))
     exact = logits.double().requires_grad_()
-    expected = F.cross_entropy(exact, targets, reduction="none")
+    capped = exact if soft_cap is None else soft_cap * torch.tanh(exact / soft_cap)
+    expected = F.cross_entropy(capped, targets, reduction="none")
     expected.sum().backward()
-    losses = kernel_of(name).cross_entropy(logits, targets)
+    losses = kernel_of(name).cross_entropy(logits, targets, soft_cap)
     assert_near(losses, expected, torch.float32)
     assert_near(logits, exact.grad, dtype)
 
@@ -132,7 +137,7 @@ def test_the_gradients_of_reads_are_torchs_whatever_the_threads(name, vectors, r
 def test_what_lies_outside_is_refused():
     kernel = kernel_of(None)
     with pytest.raises(ValueError, match="targets from 0 to 5: they have to be from 0 to 4"):
-        kernel.cross_entropy(torch.zeros(2, 5), torch.tensor([0, 5]))
+        kernel.cross_entropy(torch.zeros(2, 5), torch.tensor([0, 5]), None)
     with pytest.raises(ValueError, match="rows from -1 to 0: they have to be from 0 to 2"):
         kernel.read_gradients(torch.zeros(1, 4), torch.zeros(3, 4), torch.tensor([[0, -1]]), torch.zeros(1, 2))
 
@@ -145,14 +150,22 @@ def gradients_of(model):
 def test_a_model_trains_as_without_it(monkeypatch, precision):
     """Every function is asked for, and loss and gradients are those of torch's functions."""
     torch.manual_seed(0)
-    options = {"memories": ["mlp", {"kind": "product_key", "num_keys": 64, "top_k": 8}], "levels": 2, "layers": 1}
-    model = build_model(ModelConfig.model_validate({"vocabulary_size": 97, "width": 32, **options}))
+    options = {"vocabulary_size": 97, "width": 32, "levels": 2, "layers": 1, "logit_soft_cap": 20}
+    memories = [
+        "mlp",
+        {"kind": "mlp", "activation": "relu_squared"},
+        {"kind": "product_key", "num_keys": 64, "top_k": 8},
+    ]
+    model = build_model(ModelConfig.model_validate({**options, "memories": memories}))
     tokens, targets = torch.randint(97, (2, 2, 65))
     monkeypatch.setattr(activations, "SMALLEST", 1)
-    functions = ("gelu", "gelu_gradient", "silu_product", "silu_product_gradients", "cross_entropy", "best_pairs")
+    functions = {
+        "gelu", "gelu_gradient", "silu_product", "silu_product_gradients", "relu_squared", "relu_squared_gradient",
+        "cross_entropy", "best_pairs", "read_gradients",
+    }  # fmt: skip
     asked = set()
     kernel = kernel_of(None)
-    for function in (*functions, "read_gradients"):
+    for function in functions:
         own = getattr(kernel, function)
         monkeypatch.setattr(
             kernel, function, lambda *given, own=own, function=function: asked.add(function) or own(*given)
@@ -165,7 +178,7 @@ def test_a_model_trains_as_without_it(monkeypatch, precision):
             loss = model.loss(tokens, targets)
         loss.backward()
         results.append({"loss": loss.detach(), **gradients_of(model)})
-        assert asked == (set() if chosen == () else {*functions, "read_gradients"})
+        assert asked == (set() if chosen == () else functions)
     tolerance = 1e-5 if precision is torch.float32 else 3e-2
     scale = max(expected.abs().max().item() for expected in results[0].values())
     for name, expected in results[0].items():

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wavelet_baselines.residual_stack import output_projection
+from wavelet_core.activations import relu_squared
 from wavelet_core.linear import Linear
-from wavelet_core.relu_squared import relu_squared
 
 Activation = Literal["relu_squared", "swiglu", "gelu"]
 

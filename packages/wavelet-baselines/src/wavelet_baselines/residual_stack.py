@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from wavelet_core.checkpoint import Pretrained
 from wavelet_core.config import LanguageModelConfig
-from wavelet_core.language_model import cross_entropy
+from wavelet_core.language_model import head_cross_entropy
 from wavelet_core.linear import Linear
 from wavelet_core.state import State, Tree
 
@@ -77,7 +77,7 @@ class ResidualStack(nn.Module, Pretrained):
 
     def loss(self, tokens: Tensor, targets: Tensor, state: State | None = None) -> Tensor:
         """The mean cross entropy in nats per token, a scalar."""
-        return cross_entropy(self(tokens, state), targets)
+        return head_cross_entropy(self.head, self.hidden(tokens, state), targets)
 
 
 def output_projection(features: int, width: int, zero: bool) -> Linear:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,30 +23,20 @@ def _kernel(x: Tensor, *others: Tensor) -> TrainingKernel | None:
     return training_kernel(x) if alike else None
 
 
-class _Gelu(torch.autograd.Function):
+class _Computed(torch.autograd.Function):
+    """A kernel's function of some tensors, and the one that gives their gradients, from that of its result."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kernel: TrainingKernel) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.kernel = kernel
-        return kernel.gelu(x)
+    def forward(ctx: Any, function: Callable[..., Tensor], gradients: Callable[..., Any], *inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(*inputs)
+        ctx.gradients = gradients
+        return function(*inputs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.kernel.gelu_gradient(gradient, *ctx.saved_tensors), None
-
-
-class _SiluProduct(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, gate: Tensor, kernel: TrainingKernel) -> Tensor:
-        ctx.save_for_backward(x, gate)
-        ctx.kernel = kernel
-        return kernel.silu_product(x, gate)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        return *ctx.kernel.silu_product_gradients(gradient, *ctx.saved_tensors), None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.gradients(gradient, *ctx.saved_tensors)
+        return None, None, *((gradients,) if isinstance(gradients, Tensor) else gradients)
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -53,7 +44,16 @@ def gelu(x: Tensor) -> Tensor:
     kernel = _kernel(x)
     if kernel is None:
         return F.gelu(x)
-    result: Tensor = _Gelu.apply(x, kernel)
+    result: Tensor = _Computed.apply(kernel.gelu, kernel.gelu_gradient, x)
+    return result
+
+
+def relu_squared(x: Tensor) -> Tensor:
+    """max(x, 0)^2 (So et al. 2021, arXiv 2109.08668). Shapes: (...) -> (...)."""
+    kernel = _kernel(x)
+    if kernel is None:
+        return torch.relu(x).square()
+    result: Tensor = _Computed.apply(kernel.relu_squared, kernel.relu_squared_gradient, x)
     return result
 
 
@@ -62,5 +62,5 @@ def silu_product(x: Tensor, gate: Tensor) -> Tensor:
     kernel = _kernel(x, gate)
     if kernel is None:
         return x * F.silu(gate)
-    product: Tensor = _SiluProduct.apply(x, gate, kernel)
+    product: Tensor = _Computed.apply(kernel.silu_product, kernel.silu_product_gradients, x, gate)
     return product

@@ -67,29 +67,6 @@ class Kernel(ABC):
         """
         raise NotImplementedError
 
-    def accepts_gated_delta_rule(self, q: Tensor, v: Tensor, chunk: int) -> bool:
-        """Whether it computes the gated delta rule of q and k (N, T, K) and v (N, T, D) by chunks, also in training."""
-        return False
-
-    def gated_delta_rule(
-        self, inputs: tuple[Tensor, ...], memory: Tensor, chunk: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Outputs (N, T, D), the memory after them (N, K, D), and two tensors that the gradients need.
-
-        Called only where `accepts_gated_delta_rule`. inputs: q, k, v, log_decay (N, T) and strength (N, T). memory:
-        (N, K, D), the one before.
-        """
-        raise NotImplementedError
-
-    def gated_delta_rule_gradients(
-        self, inputs: tuple[Tensor, ...], kept: tuple[Tensor, Tensor], to_outputs: Tensor, to_memory: Tensor, chunk: int
-    ) -> tuple[Tensor, ...]:
-        """Gradients of q, k, v, log_decay, strength and memory, given those of the outputs and of the last memory.
-
-        inputs: as above. kept: the two tensors.
-        """
-        raise NotImplementedError
-
     def bound(self, operator: Any, out: Tensor, *arguments: Any, **keywords: Any) -> Callable[[], Any] | None:
         """An operator of the kernel on fixed tensors: a function that writes to `out` what it gives for their numbers.
 

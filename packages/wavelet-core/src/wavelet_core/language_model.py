@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wavelet_core.config import ConfigurationError, LanguageModelConfig
-from wavelet_core.linear import Linear
+from wavelet_core.linear import are_plain
 from wavelet_core.linear_cross_entropy import IGNORED, linear_cross_entropy
 from wavelet_core.registry import build
 from wavelet_core.soft_cap import SoftCappedHead
@@ -106,13 +106,6 @@ def head_cross_entropy(head: Callable[[Tensor], Tensor], hidden: Tensor, targets
     A quantized head, one with hooks and any other callable is called. Shapes: hidden (B, T, C), targets (B, T) -> ().
     """
     linear, cap = (head.linear, head.cap) if isinstance(head, SoftCappedHead) else (head, None)
-    if isinstance(linear, nn.Linear) and type(linear) in (nn.Linear, Linear) and not _has_hooks(head, linear):
+    if isinstance(linear, nn.Linear) and are_plain(head, linear):
         return linear_cross_entropy(hidden, linear.weight, targets, linear.bias, cap)
     return cross_entropy(head(hidden), targets)
-
-
-def _has_hooks(*modules: Any) -> bool:
-    return any(
-        module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
-        for module in modules
-    )

@@ -15,10 +15,14 @@ from torch.utils.checkpoint import checkpoint
 from wavelet_core.computed import Computed
 from wavelet_core.config import ComponentConfig, ModelConfig, ModelShape
 from wavelet_core.diagnostics import Diagnostic
-from wavelet_core.linear import Linear
+from wavelet_core.fused_lifting import fused_decompose, fused_reconstruct
+from wavelet_core.linear import Linear, are_plain
 from wavelet_core.look_backs import blend, with_history
+from wavelet_core.norms import product_type
 from wavelet_core.state import Tree, document_positions, in_document
+from wavelet_core.training_kernel import TrainingKernel, training_kernel
 
+SMALLEST_FUSED = 1 << 12  # entries of the rows; below, torch's functions have ended before a kernel starts
 SQRT_HALF = math.sqrt(0.5)
 SQRT_TWO = math.sqrt(2.0)
 
@@ -40,6 +44,8 @@ class FixedDelay(nn.Module):
         """The oldest position that level k reads, counted back from the present one."""
         return 1 << level
 
+    nearest = reach
+
     def forward(
         self, rows: Tensor, level: int, history: Tensor | None = None, positions: Tensor | None = None
     ) -> Tensor:
@@ -59,15 +65,15 @@ class WaveletCrawl(Computed):
         self.size = size
         theta = torch.zeros(levels, size)
         for level in range(levels):
-            theta[level, (1 << level) - self.first_offset(level)] = 5.0
+            theta[level, (1 << level) - self.nearest(level)] = 5.0
         self.theta = nn.Parameter(theta)
 
-    def first_offset(self, level: int) -> int:
+    def nearest(self, level: int) -> int:
         return max(1, (1 << level) - self.size // 2)
 
     def reach(self, level: int) -> int:
         """The oldest position that level k reads, counted back from the present one."""
-        return self.first_offset(level) + self.size - 1
+        return self.nearest(level) + self.size - 1
 
     def compute(self) -> Tensor:
         """The weights (L, K) of every level's look-backs, the furthest first."""
@@ -83,7 +89,7 @@ class WaveletCrawl(Computed):
             ("level", "look-back"),
             "weight",
             (
-                [f"{k + 1}: {self.first_offset(k)} to {self.reach(k)} back" for k in levels],
+                [f"{k + 1}: {self.nearest(k)} to {self.reach(k)} back" for k in levels],
                 [f"{each + 1}." for each in range(self.size)],
             ),
             explanation="The weights of the positions that a level blends, the nearest first; they sum to 1.",
@@ -93,7 +99,7 @@ class WaveletCrawl(Computed):
         self, rows: Tensor, level: int, history: Tensor | None = None, positions: Tensor | None = None
     ) -> Tensor:
         weights = self.computed()[level].to(rows.dtype)
-        return blend(rows, weights, self.first_offset(level), history, positions)
+        return blend(rows, weights, self.nearest(level), history, positions)
 
 
 class SelectiveCrawl(WaveletCrawl):
@@ -118,7 +124,7 @@ class SelectiveCrawl(WaveletCrawl):
         weights = (self.theta[level] + scores.to(precise)).softmax(-1).flip(-1).to(rows.dtype)
         # As a product: spreading a weight over the channels of a group would be slower.
         spread = torch.eye(self.groups, dtype=rows.dtype, device=rows.device).repeat_interleave(self.group_width, 1)
-        return blend(rows, weights.movedim(-1, 0) @ spread, self.first_offset(level), history, positions)
+        return blend(rows, weights.movedim(-1, 0) @ spread, self.nearest(level), history, positions)
 
 
 class DelayWavelet(nn.Module):
@@ -280,6 +286,15 @@ class LiftingWavelet(DelayWavelet):
         if isinstance(self.delay, WaveletCrawl):
             yield self.delay.diagnostic()
 
+    def _fused(self, networks: nn.ModuleList, rows: Tensor) -> TrainingKernel | None:
+        """The kernel that computes all levels of such rows at once, if any."""
+        known = type(self.delay) in (FixedDelay, WaveletCrawl) and self.config.network == "mlp"
+        simple = known and not (self.training and (self.recompute_levels or self.config.dropout))
+        if not (simple and torch.is_grad_enabled() and rows.dtype is product_type(rows)):
+            return None
+        plain = are_plain(*self.predict.modules(), *networks.modules())
+        return training_kernel(rows) if plain and rows.numel() >= SMALLEST_FUSED else None
+
     def _run(self, part: Callable[..., Any], *arguments: Any) -> Any:
         """part(*arguments), of which the backward pass gets the arguments alone where levels are to be recomputed."""
         if self.recompute_levels and self.training and torch.is_grad_enabled():
@@ -288,6 +303,13 @@ class LiftingWavelet(DelayWavelet):
         return part(*arguments)
 
     def decompose(self, rows: Tensor, state: Tree | None = None) -> Tensor:
+        kernel = self._fused(self.update, rows) if state is None else None
+        if kernel is not None:
+            pairs = zip(self.predict, self.update, strict=True)
+            own = [parameter for pair in pairs for network in pair for parameter in network.parameters()]
+            looks = self.delay.computed() if isinstance(self.delay, WaveletCrawl) else torch.ones(self.levels, 1)
+            nearest = [self.delay.nearest(level) for level in range(self.levels)]
+            return fused_decompose(kernel, rows, looks, nearest, own).permute(1, 2, 0, 3)
         approximation = rows
         positions = document_positions(state)
         details = []
@@ -307,6 +329,10 @@ class LiftingWavelet(DelayWavelet):
 
     def reconstruct(self, coefficients: Tensor) -> Tensor:
         updates = self.update if self.reconstruction_update is None else self.reconstruction_update
+        kernel = self._fused(updates, coefficients)
+        if kernel is not None:
+            own = [parameter for network in reversed(updates) for parameter in network.parameters()]
+            return fused_reconstruct(kernel, coefficients.permute(2, 0, 1, 3), own)
         rows, *details = scales_apart(coefficients)
         scale = 1.0  # what the rows still have to be multiplied by, so that a level is one operation
         for update, detail in zip(reversed(updates), details, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,18 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
         return linear(x, self.weight, self.bias, gelu)
+
+
+def are_plain(*modules: Any) -> bool:
+    """Whether linear maps among modules are in floating point and nobody has hooks: others may compute what they do."""
+    return not any(
+        module._forward_pre_hooks
+        or module._forward_hooks
+        or module._backward_pre_hooks
+        or module._backward_hooks
+        or (isinstance(module, nn.Linear) and type(module) not in (nn.Linear, Linear))
+        for module in modules
+    )
 
 
 class StackedLinear(nn.Module):

@@ -106,8 +106,8 @@ def _loss_and_gradients(
 def _differentiate(logits: Tensor, places: Tensor, precise: torch.dtype, soft_cap: float | None) -> Tensor:
     """Losses (n, 1) of logits (n, V), capped where asked, for targets (n, 1); turns the logits into their gradient, in
     place."""
-    if soft_cap is None and (kernel := training_kernel(logits)) is not None:
-        return kernel.cross_entropy(logits, places.squeeze(-1)).unsqueeze(-1)
+    if (kernel := training_kernel(logits)) is not None:
+        return kernel.cross_entropy(logits, places.squeeze(-1), soft_cap).unsqueeze(-1)
     at_once = len(logits)
     if logits.is_cpu and not torch.compiler.is_compiling():
         at_once = max(1, CACHED // logits.shape[-1])

@@ -8,9 +8,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from wavelet_core.activations import relu_squared
 from wavelet_core.config import ComponentConfig, ModelShape
 from wavelet_core.linear import Linear
-from wavelet_core.relu_squared import relu_squared
 
 
 class ReluSquared(nn.Module):

@@ -37,8 +37,41 @@ class TrainingKernel(Kernel):
         """The gradients for x and for the gate, from that of their `silu_product`."""
 
     @abstractmethod
-    def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def gelu_gradients(self, gradient: Tensor, x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """`scale` times the gradient for x (N, C), from that of GELU's result, and its sums (C) over N in float32."""
+
+    @abstractmethod
+    def blend(
+        self, rows: Tensor, weights: Tensor, nearest: int, other: Tensor, scale: float, sign: float, out: Tensor
+    ) -> None:
+        """out_t = scale (sign other_t + sum_j weights_j rows_{t - nearest - K + 1 + j}), of rows before 0 nothing.
+
+        Shapes: rows, other and out (B, T, C), of one type, weights (K), in float32.
+        """
+
+    @abstractmethod
+    def blend_gradients(
+        self, gradient: Tensor, rows: Tensor, weights: Tensor, nearest: int, other: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """scale (other + what `gradient`, that of the blended rows, gives to the rows), and sums over all positions.
+
+        These are, in float32, of the gradient times every look-back's rows, of the gradient, and of `other`.
+        Shapes: as of `blend` -> (B, T, C), (K + 2, C).
+        """
+
+    @abstractmethod
+    def relu_squared(self, x: Tensor) -> Tensor:
+        """The square of the ReLU, in x's shape."""
+
+    @abstractmethod
+    def relu_squared_gradient(self, gradient: Tensor, x: Tensor) -> Tensor:
+        """The gradient for x, from that of its squared ReLU."""
+
+    @abstractmethod
+    def cross_entropy(self, logits: Tensor, targets: Tensor, soft_cap: float | None) -> Tensor:
         """Losses (N,) in nats, in float32, of logits (N, V) for targets (N,); turns the logits into their gradients.
+
+        soft_cap: c, logits z become c tanh(z / c), and the gradients are those of z.
 
         Raises ValueError for targets that are not from 0 to V - 1.
         """
@@ -59,6 +92,29 @@ class TrainingKernel(Kernel):
 
         Shapes: gradient (N, C), table (M, C), row and weight (N, R) -> (N, R), (M, C). Raises ValueError for rows that
         the table has not.
+        """
+
+    @abstractmethod
+    def accepts_gated_delta_rule(self, q: Tensor, v: Tensor, chunk: int) -> bool:
+        """Whether it computes the gated delta rule of q and k (N, T, K) and v (N, T, D) in so long chunks."""
+
+    @abstractmethod
+    def gated_delta_rule(
+        self, inputs: tuple[Tensor, ...], memory: Tensor, chunk: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Outputs (N, T, D), the memory after them (N, K, D), and two tensors that the gradients need.
+
+        Called only where `accepts_gated_delta_rule`. inputs: q, k, v, log_decay (N, T) and strength (N, T). memory:
+        (N, K, D), the one before. All in float32.
+        """
+
+    @abstractmethod
+    def gated_delta_rule_gradients(
+        self, inputs: tuple[Tensor, ...], kept: tuple[Tensor, Tensor], to_outputs: Tensor, to_memory: Tensor, chunk: int
+    ) -> tuple[Tensor, ...]:
+        """Gradients of q, k, v, log_decay, strength and memory, given those of the outputs and of the last memory.
+
+        inputs: as above. kept: the two tensors.
         """
 
 

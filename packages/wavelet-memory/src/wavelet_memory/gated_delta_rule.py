@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from wavelet_core.kernels import Kernel, active_kernels
+from wavelet_core.training_kernel import TrainingKernel, training_kernel
 
 CHUNK = 32
 # Entries of the largest matrices of the heads that a processor computes at once, so that they stay in its cache.
@@ -54,8 +54,8 @@ def gated_delta_rule(
     if length == 1:
         return gated_delta_rule_by_position(q, k, v, log_decay, strength, memory)
     q, k, v, log_decay, strength, memory = (x.flatten(0, 1) for x in (q, k, v, log_decay, strength, memory))
-    kernel = next((kernel for kernel in active_kernels() if kernel.accepts_gated_delta_rule(q, v, chunk)), None)
-    if kernel is None:
+    kernel = training_kernel(q)
+    if kernel is None or not kernel.accepts_gated_delta_rule(q, v, chunk):
         outputs, memory = _by_products(q, k, v, log_decay, strength, memory, min(chunk, length))
     else:
         outputs, memory = _ByKernel.apply(kernel, chunk, q, k, v, log_decay, strength, memory)
@@ -66,7 +66,7 @@ class _ByKernel(torch.autograd.Function):
     """The rule as a kernel computes it."""
 
     @staticmethod
-    def forward(ctx: Any, kernel: Kernel, chunk: int, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, kernel: TrainingKernel, chunk: int, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         *inputs, memory = tensors
         outputs, memory, *kept = kernel.gated_delta_rule(tuple(inputs), memory, chunk)
         ctx.kernel, ctx.chunk = kernel, chunk

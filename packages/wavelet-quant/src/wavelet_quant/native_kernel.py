@@ -1,5 +1,4 @@
-"""The native kernel: few vectors times one large matrix, Walsh-Hadamard transforms, and the torch operators for both;
-the gated delta rule in training.
+"""The native kernel: few vectors times one large matrix, Walsh-Hadamard transforms, and the torch operators for both.
 
 Decoding consists of such products, and reading the matrix is all that takes time there. torch reads it once per vector
 or worse on a processor (measured in docs/benchmarks.md); the kernel reads it once for all of them. For many vectors
@@ -39,7 +38,6 @@ SMALLEST_TRANSFORM = 16  # channels: a register
 SMALLEST_COMPILED = 1 << 18  # entries; below, and in float32, a compiled graph is faster without another operator
 ROWS = (0, 1, 2, 4, 8, 16, 32, 64, 128)  # up to which the kernel may be the faster one; the last stands for any number
 MEASURED_MATRIX = (2048, 1024)
-DELTA_STEP = 16  # keys, values and chunks of the gated delta rule are multiples of it
 
 
 def _multiply(
@@ -241,48 +239,6 @@ class Native(NativeTraining, PackedKernel):
 
     def walsh_hadamard(self, x: Tensor) -> Tensor:
         return _walsh_hadamard(x) if observed() else _transform(x, self.instructions)
-
-    def accepts_gated_delta_rule(self, q: Tensor, v: Tensor, chunk: int) -> bool:
-        return (
-            type(q) is Tensor
-            and not torch.compiler.is_compiling()
-            and torch._C._len_torch_dispatch_stack() == 0
-            and q.is_cpu
-            and q.dtype is torch.float32
-            and all(size % DELTA_STEP == 0 for size in (q.shape[-1], v.shape[-1], chunk))
-        )
-
-    def gated_delta_rule(
-        self, inputs: tuple[Tensor, ...], memory: Tensor, chunk: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        q, _, v, *_ = inputs
-        memory = memory.clone(memory_format=torch.contiguous_format)
-        memories = memory.new_empty(len(q), -(-q.shape[1] // chunk), *memory.shape[1:])
-        outputs, corrections = v.new_empty(v.shape), v.new_empty(v.shape)
-        self._delta_rule(inputs, (outputs, memory, memories, corrections), chunk, (None,) * 7)
-        return outputs, memory, memories, corrections
-
-    def gated_delta_rule_gradients(
-        self, inputs: tuple[Tensor, ...], kept: tuple[Tensor, Tensor], to_outputs: Tensor, to_memory: Tensor, chunk: int
-    ) -> tuple[Tensor, ...]:
-        to_memory = to_memory.clone(memory_format=torch.contiguous_format)
-        gradients = [x.new_empty(x.shape) for x in inputs]
-        self._delta_rule(inputs, (None, None, *kept), chunk, (to_outputs.contiguous(), to_memory, *gradients))
-        return *gradients, to_memory
-
-    def _delta_rule(
-        self,
-        inputs: tuple[Tensor, ...],
-        results: tuple[Tensor | None, ...],
-        chunk: int,
-        gradients: tuple[Tensor | None, ...],
-    ) -> None:
-        inputs = tuple(x.contiguous() for x in inputs)
-        heads, length, keys = inputs[0].shape
-        sizes = (heads, length, keys, inputs[2].shape[-1], chunk, torch.get_num_threads())
-        addresses = [None if x is None else x.data_ptr() for x in (*inputs, *results)]
-        to = [None if x is None else x.data_ptr() for x in gradients]
-        library().delta_rule(self.instructions, *addresses, *sizes, *to)
 
     def accepts_packed(self, x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None, bits: int) -> bool:
         return x.is_cpu and values.is_cpu and x.dtype in TYPES and scales.dtype in TYPES

@@ -31,7 +31,7 @@ def library() -> Any:
         loaded = ctypes.CDLL(str(LIBRARY))
     except OSError:
         return None
-    integer, address, long = ctypes.c_int, ctypes.c_void_p, ctypes.c_long
+    integer, address, long, real = ctypes.c_int, ctypes.c_void_p, ctypes.c_long, ctypes.c_float
     loaded.multiply.argtypes = [integer, integer, address, address, address, integer, address, *[long] * 5]
     loaded.multiply.restype = None
     loaded.multiply_packed.argtypes = [*[integer] * 4, *[address] * 4, integer, address, *[long] * 6]
@@ -40,8 +40,13 @@ def library() -> Any:
     loaded.walsh_hadamard.restype = None
     loaded.elementwise.argtypes = [integer, integer, integer, *[address] * 5, long, long]
     loaded.elementwise.restype = None
-    loaded.cross_entropy.argtypes = [integer, integer, *[address] * 3, *[long] * 3]
+    loaded.cross_entropy.argtypes = [integer, integer, *[address] * 3, long, long, real, long]
     loaded.cross_entropy.restype = None
+    loaded.gelu_gradients.argtypes = [integer, integer, address, address, real, address, address, *[long] * 3]
+    loaded.gelu_gradients.restype = None
+    looks: list[Any] = [address, long, long, real, real]
+    loaded.blend.argtypes = [integer, integer, address, address, *looks, address, *[long] * 4, address, address]
+    loaded.blend.restype = None
     loaded.best_pairs.argtypes = [integer, integer, *[address] * 6, *[long] * 6]
     loaded.best_pairs.restype = None
     loaded.read_gradients.argtypes = [integer, *[address] * 6, *[long] * 4]

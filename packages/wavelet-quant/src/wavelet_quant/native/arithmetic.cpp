@@ -115,10 +115,14 @@ struct BFloat16 {
     }
     static Floats add(Floats sum, Vectors a, Vectors b) { return sum + a.even * b.even + a.odd * b.odd; }
 #endif
+#if defined(__AVX512BF16__)
+    static void narrow(void *to, Floats v) { store(to, _mm512_cvtneps_pbh((__m512)v)); }
+#else
     static void narrow(void *to, Floats v) {
         const Words bits = (Words)v, rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
         store(to, __builtin_convertvector(v == v ? rounded : rounded * 0 + 0x7fc0u, Halves));
     }
+#endif
 };
 
 struct Float16 {
@@ -913,5 +917,5 @@ unsigned read(const void *memory, long bytes) {
 
 extern const InstructionSet SET = {prepared_bytes, prepare, scratch, multiply,
                                     packed_parts, prepared_packed_bytes, prepare_packed, packed_scratch, multiply_packed,
-                                    walsh_hadamard, elementwise, cross_entropy, best_pairs_scratch, best_pairs,
+                                    walsh_hadamard, elementwise, cross_entropy, gelu_gradients, blend, blend_gradients, best_pairs_scratch, best_pairs,
                                     weight_gradients, table_gradients, delta_scratch, delta_rule, delta_gradients, read};

@@ -24,7 +24,36 @@ struct Packed {
 };
 
 // Functions of corresponding numbers, for training: how many inputs and outputs each has, arithmetic.cpp says.
-enum Elementwise { gelu_of, gelu_gradient, silu_product, silu_product_gradients };
+enum Elementwise { gelu_of, gelu_gradient, silu_product, silu_product_gradients, relu_squared, relu_squared_gradient };
+
+// to_x = scale gradient GELU'(x) of rows (rows, width), and its sums over the rows, (width), which are zero before.
+struct Gelus {
+    Type type;
+    const void *gradient, *x;
+    float scale;
+    void *to_x;
+    float *sums;
+    long rows, width;
+};
+
+// out_t = scale (sign other_t + sum_j weights_j rows_{t - nearest - looks + 1 + j}), rows before a text being zero. Shapes: rows,
+// other and out (texts, length, width).
+struct Blend {
+    Type type;
+    const void *rows, *other;
+    const float *weights;
+    long looks, nearest;
+    float scale, sign;
+    void *out;
+    long texts, length, width;
+};
+
+// With out holding gradients g and other holding gradients h: rows = scale (h + those that g gives to the rows), and sums
+// (looks + 2, width), zero before: over all positions of g times the rows of each look-back, of g, and of h.
+struct BlendGradients {
+    void *rows;
+    float *sums;
+};
 
 // Of the scores (rows, side) of two halves the best `halves` are ranked, and of the sums of candidates, pairs of ranks,
 // the best `best` are chosen: keys[h] (rows, best) says which scores of half h they consist of.
@@ -80,8 +109,14 @@ struct InstructionSet {
     void (*walsh_hadamard)(Type type, const void *x, void *out, long rows, long width, float *row);
     void (*elementwise)(Type type, Elementwise function, const void *const *from, void *const *to, long count);
     // Losses of logits (rows, width) in nats, for targets from 0 to width - 1, and the logits' gradients in their place;
-    // memory for one row of floats, filled up to a multiple of 64 bytes, comes from the caller.
-    void (*cross_entropy)(Type type, void *logits, const long *targets, float *losses, long rows, long width, float *row);
+    // memory for two rows of floats, each filled up to a multiple of 64 bytes, comes from the caller. soft_cap: logits z become
+    // soft_cap tanh(z / soft_cap) and the gradients are those of z; 0 for logits that stay as they are.
+    void (*cross_entropy)(Type type, void *logits, const long *targets, float *losses, long rows, long width, float soft_cap,
+                          float *row);
+    // Channels begin to end.
+    void (*gelu_gradients)(const Gelus &gelus, long begin, long end);
+    void (*blend)(const Blend &blend, long begin, long end);
+    void (*blend_gradients)(const Blend &blend, const BlendGradients &to, long begin, long end);
     // Rows begin to end; bytes of memory that this needs, at a multiple of 64.
     long (*best_pairs_scratch)(const Pairs &pairs);
     void (*best_pairs)(const Pairs &pairs, long begin, long end, void *scratch);

@@ -71,6 +71,14 @@ void divide(long matrices, long vectors, long width, long units, long threads, P
     }
 }
 
+// Threads share the channels of rows, so that sums over rows are added up in the order of the rows.
+template <class Work> void by_channels(long width, long rows, long threads, Work work) {
+    const auto begin = [=](long share) { return share < threads ? share * (width / 16) / threads * 16 : width; };
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && rows * width >= worth_sharing)
+    for (long share = 0; share < threads; share++)
+        if (begin(share) < begin(share + 1)) work(begin(share), begin(share + 1));
+}
+
 } // namespace
 
 // Whether the library has the instruction set (0 portable, 1 AVX2, 2 AVX-512 with BF16 and VNNI), and the processor too.
@@ -164,21 +172,41 @@ extern "C" void elementwise(int set, int type, int function, const void *a, cons
     }
 }
 
-// The losses of `rows` contiguous rows of logits, whose gradients take their place.
+// The losses of `rows` contiguous rows of logits, whose gradients take their place; see InstructionSet.
 extern "C" void cross_entropy(int set, int type, void *logits, const long *targets, float *losses, long rows, long width,
-                              long threads) {
+                              float soft_cap, long threads) {
     const long bytes = type == float32 ? 4 : 2;
 #pragma omp parallel num_threads(threads) if (threads > 1 && rows * width >= worth_sharing)
     {
         static thread_local Memory memory;
-        float *const row = reinterpret_cast<float *>(memory.of((width + 16) * 4));
+        float *const row = reinterpret_cast<float *>(memory.of(2 * (width + 16) * 4));
 #pragma omp for schedule(static)
         for (long share = 0; share < threads; share++) {
             const long begin = share * rows / threads, end = (share + 1) * rows / threads;
             sets[set]->cross_entropy(Type(type), static_cast<char *>(logits) + begin * width * bytes, targets + begin,
-                                     losses + begin, end - begin, width, row);
+                                     losses + begin, end - begin, width, soft_cap, row);
         }
     }
+}
+
+// What `Gelus` says.
+extern "C" void gelu_gradients(int set, int type, const void *gradient, const void *x, float scale, void *to_x, float *sums,
+                               long rows, long width, long threads) {
+    const Gelus gelus = {Type(type), gradient, x, scale, to_x, sums, rows, width};
+    by_channels(width, rows, threads, [&](long begin, long end) { sets[set]->gelu_gradients(gelus, begin, end); });
+}
+
+// What `Blend` says, or where the last two addresses are not null, what `BlendGradients` does.
+extern "C" void blend(int set, int type, const void *rows, const void *other, const float *weights, long looks, long nearest,
+                      float scale, float sign, void *out, long texts, long length, long width, long threads, void *to_rows,
+                      float *sums) {
+    const Blend all = {Type(type), rows, other, weights, looks, nearest, scale, sign, out, texts, length, width};
+    by_channels(width, texts * length, threads, [&](long begin, long end) {
+        if (to_rows)
+            sets[set]->blend_gradients(all, {to_rows, sums}, begin, end);
+        else
+            sets[set]->blend(all, begin, end);
+    });
 }
 
 // What `Pairs` says, of contiguous scores and keys.

@@ -2,28 +2,35 @@
 // A part of arithmetic.cpp, inside its namespace.
 #pragma once
 
+// `some` numbers at a place, `lanes` or fewer, and where they go.
+template <class Kind> Floats taken(const void *place, long some) {
+    return some == lanes ? Kind::widen(place) : ordered<Kind>(static_cast<const char *>(place), some);
+}
+template <class Kind> void put(void *place, Floats values, long some) {
+    if (some == lanes) return Kind::narrow(place, values);
+    char numbers[lanes * Kind::bytes];
+    Kind::narrow(numbers, values);
+    __builtin_memcpy(place, numbers, some * Kind::bytes);
+}
+
 // out[i] = function(inputs[0][i], inputs[1][i], ...), each input and output a place in memory, `count` numbers in order.
 template <class Kind, int inputs, int outputs, class Function>
 void each(const void *const *from, void *const *to, long count, Function function) {
     for (long i = 0; i < count; i += lanes) {
         const long some = smaller(lanes, count - i);
         Floats given[inputs], results[outputs];
-        for (int k = 0; k < inputs; k++) {
-            const char *const place = static_cast<const char *>(from[k]) + i * Kind::bytes;
-            given[k] = some == lanes ? Kind::widen(place) : ordered<Kind>(place, some);
-        }
+        for (int k = 0; k < inputs; k++) given[k] = taken<Kind>(static_cast<const char *>(from[k]) + i * Kind::bytes, some);
         function(given, results);
-        for (int k = 0; k < outputs; k++) {
-            char *const place = static_cast<char *>(to[k]) + i * Kind::bytes;
-            if (some == lanes) {
-                Kind::narrow(place, results[k]);
-                continue;
-            }
-            char numbers[lanes * Kind::bytes];
-            Kind::narrow(numbers, results[k]);
-            __builtin_memcpy(place, numbers, some * Kind::bytes);
-        }
+        for (int k = 0; k < outputs; k++) put<Kind>(static_cast<char *>(to[k]) + i * Kind::bytes, results[k], some);
     }
+}
+
+// The gradient of GELU at v.
+Floats gelu_slope(Floats v) {
+    // The distribution function by Abramowitz and Stegun's 7.1.26, within 1e-7: it needs the density.
+    const Floats peak = exponential(-0.5f * v * v), t = 1.0f / (1.0f + 0.23164190f * (v < 0.0f ? -v : v));
+    const Floats tail = t * (0.127414796f + t * (-0.142248368f + t * (0.710706871f + t * (-0.726576014f + t * 0.530702715f)))) * peak;
+    return (v < 0.0f ? tail : 1.0f - tail) + v * (0.39894228f * peak);
 }
 
 void elementwise(Type type, Elementwise function, const void *const *from, void *const *to, long count) {
@@ -32,13 +39,14 @@ void elementwise(Type type, Elementwise function, const void *const *from, void 
         if (function == gelu_of)
             each<Kind, 1, 1>(from, to, count, [](const Floats *x, Floats *y) { y[0] = gelu(x[0]); });
         else if (function == gelu_gradient) // x: the gradient of the result, and what GELU was taken of
-            each<Kind, 2, 1>(from, to, count, [](const Floats *x, Floats *y) {
-                const Floats v = x[1], density = 0.39894228f * exponential(-0.5f * v * v);
-                y[0] = x[0] * (normal_share(v) + v * density);
-            });
+            each<Kind, 2, 1>(from, to, count, [](const Floats *x, Floats *y) { y[0] = x[0] * gelu_slope(x[1]); });
         else if (function == silu_product) // x: a factor, and what the SiLU is taken of that multiplies it
             each<Kind, 2, 1>(from, to, count,
                              [](const Floats *x, Floats *y) { y[0] = x[0] * x[1] / (1.0f + exponential(-x[1])); });
+        else if (function == relu_squared)
+            each<Kind, 1, 1>(from, to, count, [](const Floats *x, Floats *y) { y[0] = x[0] < 0.0f ? Floats{} : x[0] * x[0]; });
+        else if (function == relu_squared_gradient) // x: the gradient of the result, and what was squared
+            each<Kind, 2, 1>(from, to, count, [](const Floats *x, Floats *y) { y[0] = x[1] < 0.0f ? Floats{} : 2.0f * x[0] * x[1]; });
         else // x: the gradient of the product, and its two inputs
             each<Kind, 3, 2>(from, to, count, [](const Floats *x, Floats *y) {
                 const Floats share = 1.0f / (1.0f + exponential(-x[2])), open = x[2] * share;
@@ -49,13 +57,20 @@ void elementwise(Type type, Elementwise function, const void *const *from, void 
 }
 
 // Rows of logits become probabilities less one at the target, in place; losses[r] is the row's cross entropy.
-template <class Kind> void cross_entropy(void *logits, const long *targets, float *losses, long rows, long width, float *row) {
+template <class Kind>
+void cross_entropy(void *logits, const long *targets, float *losses, long rows, long width, float soft_cap, float *row) {
     const long whole = width / lanes * lanes;
+    float *const slopes = row + (width + 15) / 16 * 16; // of the capped logits
     for (long r = 0; r < rows; r++) {
         char *const numbers = static_cast<char *>(logits) + r * width * Kind::bytes;
         Floats highest = Floats{} - 3.4e38f, sum{};
         for (long i = 0; i < width; i += lanes) {
-            const Floats values = i < whole ? Kind::widen(numbers + i * Kind::bytes) : ordered<Kind>(numbers + i * Kind::bytes, width - i);
+            Floats values = taken<Kind>(numbers + i * Kind::bytes, smaller(lanes, width - i));
+            if (soft_cap != 0) {
+                const Floats share = 1.0f - 2.0f / (exponential(values * (2 / soft_cap)) + 1.0f); // the hyperbolic tangent
+                store(slopes + i, 1.0f - share * share);
+                values = soft_cap * share;
+            }
             store(row + i, values);
             if (i < whole) highest = values > highest ? values : highest;
         }
@@ -73,20 +88,81 @@ template <class Kind> void cross_entropy(void *logits, const long *targets, floa
         losses[r] = most + __builtin_logf(all) - logit;
         row[targets[r]] -= all;
         for (long i = 0; i < width; i += lanes) {
-            const Floats values = load<Floats>(row + i) * inverse;
-            if (i < whole) {
-                Kind::narrow(numbers + i * Kind::bytes, values);
-                continue;
-            }
-            char last[lanes * Kind::bytes];
-            Kind::narrow(last, values);
-            __builtin_memcpy(numbers + i * Kind::bytes, last, (width - i) * Kind::bytes);
+            Floats values = load<Floats>(row + i) * inverse;
+            if (soft_cap != 0) values *= load<Floats>(slopes + i);
+            put<Kind>(numbers + i * Kind::bytes, values, smaller(lanes, width - i));
         }
     }
 }
 
-void cross_entropy(Type type, void *logits, const long *targets, float *losses, long rows, long width, float *row) {
-    of_type(type, [=](auto kind) { cross_entropy<decltype(kind)>(logits, targets, losses, rows, width, row); });
+void cross_entropy(Type type, void *logits, const long *targets, float *losses, long rows, long width, float soft_cap, float *row) {
+    of_type(type, [=](auto kind) { cross_entropy<decltype(kind)>(logits, targets, losses, rows, width, soft_cap, row); });
+}
+
+void add_to(float *sums, Floats values, long some) {
+    if (some == lanes) return store(sums, load<Floats>(sums) + values);
+    for (long i = 0; i < some; i++) sums[i] += values[i];
+}
+
+// Channels begin to end.
+template <class Kind> void gelu_gradients(const Gelus &gelus, long begin, long end) {
+    for (long r = 0; r < gelus.rows; r++)
+        for (long c = begin; c < end; c += lanes) {
+            const long some = smaller(lanes, end - c), at = (r * gelus.width + c) * Kind::bytes;
+            const auto read = [=](const void *numbers) { return taken<Kind>(static_cast<const char *>(numbers) + at, some); };
+            const Floats result = gelus.scale * read(gelus.gradient) * gelu_slope(read(gelus.x));
+            put<Kind>(static_cast<char *>(gelus.to_x) + at, result, some);
+            add_to(gelus.sums + c, result, some);
+        }
+}
+
+void gelu_gradients(const Gelus &gelus, long begin, long end) {
+    of_type(gelus.type, [=](auto kind) { gelu_gradients<decltype(kind)>(gelus, begin, end); });
+}
+
+template <class Kind> void blend(const Blend &blend, long begin, long end) {
+    const long row = blend.width * Kind::bytes, furthest = blend.nearest + blend.looks - 1;
+    for (long r = 0; r < blend.texts * blend.length; r++) {
+        const long position = r % blend.length, missing = furthest > position ? smaller(furthest - position, blend.looks) : 0;
+        for (long c = begin; c < end; c += lanes) {
+            const long some = smaller(lanes, end - c), at = r * row + c * Kind::bytes;
+            Floats sum = blend.sign * taken<Kind>(static_cast<const char *>(blend.other) + at, some);
+            for (long j = missing; j < blend.looks; j++)
+                sum += blend.weights[j] * taken<Kind>(static_cast<const char *>(blend.rows) + at - (furthest - j) * row, some);
+            put<Kind>(static_cast<char *>(blend.out) + at, blend.scale * sum, some);
+        }
+    }
+}
+
+void blend(const Blend &all, long begin, long end) {
+    of_type(all.type, [=](auto kind) { blend<decltype(kind)>(all, begin, end); });
+}
+
+template <class Kind> void blend_gradients(const Blend &blend, const BlendGradients &to, long begin, long end) {
+    const long row = blend.width * Kind::bytes, furthest = blend.nearest + blend.looks - 1;
+    for (long r = 0; r < blend.texts * blend.length; r++) {
+        const long position = r % blend.length, left = blend.length - 1 - position;
+        for (long c = begin; c < end; c += lanes) {
+            const long some = smaller(lanes, end - c), at = r * row + c * Kind::bytes;
+            const auto read = [=](const void *numbers, long rows) {
+                return taken<Kind>(static_cast<const char *>(numbers) + at + rows * row, some);
+            };
+            const Floats own = read(blend.out, 0), later = read(blend.other, 0);
+            Floats sum = later;
+            for (long j = 0; j < blend.looks; j++) {
+                const long back = furthest - j;
+                if (back <= left) sum += blend.weights[j] * read(blend.out, back);
+                if (back <= position) add_to(to.sums + j * blend.width + c, own * read(blend.rows, -back), some);
+            }
+            add_to(to.sums + blend.looks * blend.width + c, own, some);
+            add_to(to.sums + (blend.looks + 1) * blend.width + c, later, some);
+            put<Kind>(static_cast<char *>(to.rows) + at, blend.scale * sum, some);
+        }
+    }
+}
+
+void blend_gradients(const Blend &all, const BlendGradients &to, long begin, long end) {
+    of_type(all.type, [=](auto kind) { blend_gradients<decltype(kind)>(all, to, begin, end); });
 }
 
 // Sorting `lanes` rows at once, a lane for each: a number of all rows lies in one register, its place in another.
@@ -157,7 +233,7 @@ template <class Kind> void best_pairs(const Pairs &pairs, long begin, long end, 
                     static_cast<const char *>(pairs.scores[h]) + (row + (r < rows ? r : 0)) * pairs.side * Kind::bytes;
                 for (long i = 0; i < pairs.side; i += lanes) {
                     const long some = smaller(lanes, pairs.side - i);
-                    const Floats values = some == lanes ? Kind::widen(scores + i * Kind::bytes) : ordered<Kind>(scores + i * Kind::bytes, some);
+                    const Floats values = taken<Kind>(scores + i * Kind::bytes, some);
                     for (long j = 0; j < some; j++) reinterpret_cast<float *>(&half[h][i + j].key)[r] = values[j];
                 }
             }
