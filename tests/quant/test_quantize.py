@@ -22,6 +22,7 @@ from wavelet_core import (
 from wavelet_core.checkpoint import materialize, named_tensors
 from wavelet_core.computed import Computed
 from wavelet_core.digests import write_digests
+from wavelet_core.kernels import as_single_rows
 from wavelet_core.linear import Linear, StackedLinear
 from wavelet_core.tensor_files import load_tensors, save_tensors
 from wavelet_quant import drop_ins, load_recipe, preset_recipes, quantize, weight_bytes
@@ -109,7 +110,7 @@ def test_logits_are_those_of_the_rounded_weights(config):
     model = model_of(config)
     quantized = int8(copy.deepcopy(model))
     rounded = copy.deepcopy(model)
-    with torch.no_grad():
+    with torch.no_grad(), as_single_rows():
         for path, module in rounded.named_modules():
             drop_in = quantized.get_submodule(path)
             if type(drop_in) is not type(module):
@@ -120,6 +121,15 @@ def test_logits_are_those_of_the_rounded_weights(config):
         original = model(tokens_of())
     torch.testing.assert_close(out, expected, atol=1e-3, rtol=1e-3)
     assert 0 < (out - original).std() < 0.05 * original.std()
+
+
+@pytest.mark.parametrize("config", [HEADLINE, *OTHERS.values()], ids=["headline", *OTHERS])
+def test_logits_of_many_rows_are_near_those_of_the_model(config):
+    """Where many rows become integers of 8 bits that changes logits as much as weights of 8 bits do."""
+    model = model_of(config)
+    with torch.no_grad():
+        original, out = model(tokens_of()), int8(model)(tokens_of())
+    assert 0 < (out - original).std() < 0.04 * original.std()
 
 
 def test_tied_and_shared_weights_are_quantized_once_and_stay_shared():
@@ -178,7 +188,7 @@ def test_changing_the_type_keeps_the_scales_precise():
 def test_causal_and_streaming_as_before():
     model = int8(model_of())
     tokens = tokens_of()
-    with torch.no_grad():
+    with torch.no_grad(), as_single_rows():
         whole = model(tokens, model.new_state(2))
         state = model.new_state(2)
         parts = torch.cat([model(part, state) for part in tokens.split([1, 1, 7, 1, 10], dim=1)], dim=1)

@@ -10,6 +10,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import torch
@@ -77,6 +78,7 @@ class Kernel(ABC):
 
 
 _chosen: list[tuple[Kernel, ...]] = []
+_single_rows: ContextVar[bool] = ContextVar("single_rows", default=False)
 
 
 def active_kernels() -> tuple[Kernel, ...]:
@@ -113,6 +115,21 @@ def torch_alone() -> Iterator[None]:
         yield
     finally:
         _chosen[:] = chosen
+
+
+@contextmanager
+def as_single_rows() -> Iterator[None]:
+    """Let kernels that round many rows more coarsely than one compute each row as if it were alone while this lasts."""
+    token = _single_rows.set(True)
+    try:
+        yield
+    finally:
+        _single_rows.reset(token)
+
+
+def want_single_rows() -> bool:
+    """Whether `as_single_rows` holds here; for kernels."""
+    return _single_rows.get()
 
 
 def _all_available() -> tuple[Kernel, ...]:

@@ -29,6 +29,7 @@ from wavelet_core import ComponentConfig
 from wavelet_core.atomic_files import write_atomically
 from wavelet_core.cache_directory import default_cache_directory
 from wavelet_core.digests import file_digest
+from wavelet_core.kernels import want_single_rows
 from wavelet_quant.native_library import LIBRARY, TYPES, instruction_set, library, observed
 from wavelet_quant.native_training import NativeTraining
 from wavelet_quant.packed_kernel import PackedKernel
@@ -120,6 +121,7 @@ def _packed_product(
         width,
         out.shape[-1],
         0 if groups == 1 else width // groups,
+        want_single_rows(),
         torch.get_num_threads(),
     )
 

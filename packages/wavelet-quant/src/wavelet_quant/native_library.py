@@ -34,7 +34,7 @@ def library() -> Any:
     integer, address, long, real = ctypes.c_int, ctypes.c_void_p, ctypes.c_long, ctypes.c_float
     loaded.multiply.argtypes = [integer, integer, address, address, address, integer, address, *[long] * 5]
     loaded.multiply.restype = None
-    loaded.multiply_packed.argtypes = [*[integer] * 4, *[address] * 4, integer, address, *[long] * 6]
+    loaded.multiply_packed.argtypes = [*[integer] * 4, *[address] * 4, integer, address, *[long] * 5, integer, long]
     loaded.multiply_packed.restype = None
     loaded.walsh_hadamard.argtypes = [integer, integer, address, address, *[long] * 3]
     loaded.walsh_hadamard.restype = None

@@ -7,8 +7,12 @@ blocks of 16, and the codes of one row in words of 32 bits, word by word of the 
                                                  bits from b j on
     scales (..., blocks, groups, 16)             float32, bfloat16 or float16; groups of channels, or one for all
 
-The last block and the last word are filled up with zeros. A `PackedKernel` reads this layout. The library turns x into
-integers of 16 bits with a scale for each vector, more than 100 times finer than bfloat16, which it multiplies exactly.
+The last block and the last word are filled up with zeros. A `PackedKernel` reads this layout.
+
+The library multiplies integers, exactly within a group. x becomes integers of 16 bits with a scale for each row, more
+than 100 times finer than bfloat16. With AVX-512, more than 8 rows become integers of 8 bits, with a scale for each of
+their groups of channels (the matrix's own, or 64): no entry is off by more than 1/254 of its group's greatest.
+Not where `as_single_rows` asks for each row as it would be alone.
 """
 
 from __future__ import annotations

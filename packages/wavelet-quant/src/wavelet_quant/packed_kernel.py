@@ -14,7 +14,9 @@ class PackedKernel(Kernel):
 
     x (..., K), or (S, N, K) for a stack; values (blocks, words, 16, 4) or (S, blocks, words, 16, 4), uint8; scales
     (..., blocks, groups, 16); bias (M) or None, of any type; `bits` is 8, 4 or 2, `height` M. Shapes have been checked;
-    devices, types and strides have not. The result (..., M) or (S, N, M) has the type of x.
+    devices, types and strides have not. The result (..., M) or (S, N, M) has the type of x. A kernel may
+    round x to integers: of 16 bits with a scale for each row, or of 8 for groups of channels, of more than 8 rows only,
+    and not where `wavelet_core.kernels.want_single_rows`.
 
     Products of dense matrices are left to others by one that does not override `accepts`.
     """

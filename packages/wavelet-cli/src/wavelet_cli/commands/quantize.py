@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -13,9 +13,6 @@ from wavelet_cli import completion
 from wavelet_cli.output import print_report, titled
 from wavelet_cli.shared_options import checkpoint_argument, is_taken, json_option, threads_option
 from wavelet_train.tables import table
-
-if TYPE_CHECKING:
-    pass
 
 BATCH = 8  # calibration windows at a time
 SEED = 0  # of where the calibration windows lie

@@ -19,6 +19,7 @@ from wavelet_core.generation.context import prefill
 from wavelet_core.generation.drafts import DraftSource
 from wavelet_core.generation.sampling import RowSampler, RowSeed, SamplerChain
 from wavelet_core.generation.session import DecodingSession
+from wavelet_core.kernels import as_single_rows
 from wavelet_core.state import State, recording
 
 
@@ -127,9 +128,10 @@ class Speculative:
         if guess and not self.can_go_back:
             self.copy = self.state.clone() if self.copy is None else self.copy.copy_(self.state)
         chunk = torch.tensor([self.unread + guess], device=self.session.device)
-        with recording() as record:
+        with recording() as record, as_single_rows():
             hidden = self.session.hidden(chunk, self.state)
-        accepted = self._take(self.session.head(hidden[0, -1 - len(guess) :]), guess)
+            logits = self.session.head(hidden[0, -1 - len(guess) :])
+        accepted = self._take(logits, guess)
         if guess:
             self.can_go_back = record.covers(self.state)
         wrong = len(guess) - accepted

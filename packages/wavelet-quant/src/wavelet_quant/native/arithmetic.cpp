@@ -53,7 +53,6 @@ constexpr long padding = 128;
 using Floats = float __attribute__((vector_size(4 * lanes)));
 using Words = uint32_t __attribute__((vector_size(4 * lanes)));
 using Halves = uint16_t __attribute__((vector_size(2 * lanes)));
-using Quad = float __attribute__((vector_size(16)));
 
 template <class Vector> Vector load(const void *from) {
     Vector result;
@@ -64,10 +63,18 @@ template <class Vector> void store(void *to, Vector vector) { __builtin_memcpy(t
 
 long smaller(long a, long b) { return a < b ? a : b; }
 
-float total(Floats v) {
-    Quad sum = load<Quad>(&v);
-    for (long i = 4; i < lanes; i += 4) sum += load<Quad>(reinterpret_cast<const float *>(&v) + i);
-    return (sum[0] + sum[2]) + (sum[1] + sum[3]);
+// The lanes of a vector of T put together.
+template <class T, class Vector, class Function> T folded(const Vector &v, Function function) {
+    typedef T Quad __attribute__((vector_size(16)));
+    Quad quad = load<Quad>(&v);
+    for (long i = 4; i < lanes; i += 4) quad = function(quad, load<Quad>(reinterpret_cast<const T *>(&v) + i));
+    return function(function(quad[0], quad[2]), function(quad[1], quad[3]));
+}
+template <class T = float, class Vector> T total(const Vector &v) {
+    return folded<T>(v, [](auto a, auto b) { return a + b; });
+}
+template <class T, class Vector> T greatest(const Vector &v) {
+    return folded<T>(v, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 // How the numbers of a type are multiplied: `step` of them are loaded as one Vectors, of the matrix and of x alike.
@@ -513,15 +520,18 @@ void multiply(const Product &product, const void *prepared, long begin, long end
 
 // Packed matrices. 16 rows lie together, word by word: a word of 32 bits has 4, 8 or 16 codes of 8, 4 or 2 bits of one row.
 // Plane j of a word is its bits from bits * j on in each byte; byte i of it is the code of channel 4 j + i. Code c stands
-// for (c - offset) times the scale of its group. x becomes integers of 16 bits with one scale for a vector, so that all
-// sums within a run of channels are integers, exact, and a row stays in its lane: there is nothing to add across lanes.
-// Codes of 2 bits are doubled, because their offset is 1.5.
+// for (c - offset) times the scale of its group. x becomes integers with scales, so that all sums within a run of channels
+// are integers, exact, and a row stays in its lane: there is nothing to add across lanes. Codes of 2 bits are doubled,
+// because their offset is 1.5.
+//
+// These integers have 16 bits, with a scale for each vector. Where one instruction multiplies and adds bytes, more than
+// `exact_vectors` vectors become integers of 8 bits, with a scale for each run: half as many instructions. Not where they
+// are asked to be exact.
 
 constexpr long packed_rows = 16, word_bytes = 4, line_bytes = packed_rows * word_bytes, parts_of_line = packed_rows / lanes;
 constexpr long piece_channels = 2048; // of which 128 vectors stay in the second level of the cache
-constexpr long chunk = 32, chunk_words = chunk / 2; // channels of x that lie together, and the words that they become
-constexpr float largest = 32512; // 127 * 256: both bytes of such a number have 8 bits with a sign
-constexpr long longest_run = 512; // 128 * 32512 * 512 is still an integer of 32 bits; sums on the way may wrap around
+constexpr long chunk = 32; // channels of x that lie together
+constexpr long exact_vectors = 8;
 
 using Integers = int32_t __attribute__((vector_size(4 * lanes)));
 using Shorts = uint16_t __attribute__((vector_size(4 * lanes)));
@@ -533,21 +543,81 @@ template <class Vector> Vector codes(Vector words, int bits, int shift, uint32_t
     return (words >> shift) & mask;
 }
 
-// Vectors are prepared for these sums, up to `most` of them together. `split` makes two words of every four channels.
+// How x is multiplied, up to `most` vectors together: as integers up to `largest`, of which `split` makes `words` words of
+// every four channels, in runs of `run` channels where the matrix has no groups.
 
-// x in pairs, channels 0 and 2, and 1 and 3.
-struct PairSums {
+// 16 bits.
+struct ExactSums {
+    static constexpr bool rounded = false;
+    static constexpr int words = 2;
+    static constexpr long run = 512;        // 128 * 32512 * 512 is still an integer of 32 bits; sums on the way may wrap around
+    static constexpr float largest = 32512; // 127 * 256: both bytes of such a number have 8 bits with a sign
+};
+
 #if defined(__AVX512VNNI__)
-    // Registers for 12 sums in integers and as many in floating point, which many groups read and write often.
-    static constexpr int most(bool grouped) { return grouped ? 12 : 16; }
+Words dot_bytes(Words sum, Words codes, uint32_t x) {
+    return (Words)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes, _mm512_set1_epi32(int(x)));
+}
+
+Words byte_codes(Words word, int bits, int j) { return bits == 8 ? word : codes(word, bits, bits * j, 0x01010101u); }
+
+void store_bytes(Integers x, void *to) {
+    using Bytes = int8_t __attribute__((vector_size(lanes)));
+    store(to, __builtin_convertvector(x, Bytes));
+}
+
+// In two signed bytes, the upper one and the rest, four channels to a word: as many instructions as by 16 bits, but none
+// that widen the codes.
+struct FewSums : ExactSums {
+    static constexpr int most = 4;
+    static constexpr int blocks(int count) { return count <= 2 ? 4 : 2; }
+    Words upper, lower;
+
+    void start(uint32_t offset) {
+        upper = Words{};
+        lower = Words{} + offset;
+    }
+    void add(Words word, int bits, int j, const uint32_t *x) {
+        const Words plane = byte_codes(word, bits, j);
+        upper = dot_bytes(upper, plane, x[2 * j]);
+        lower = dot_bytes(lower, plane, x[2 * j + 1]);
+    }
+    Floats total() const { return __builtin_convertvector((Integers)((upper << 8) + lower), Floats); }
+
+    static void split(Integers x, uint32_t *words) {
+        char upper[lanes], lower[lanes];
+        store_bytes((x + 128) >> 8, upper);
+        store_bytes(x, lower);
+        for (long i = 0; i < lanes; i += 4) {
+            __builtin_memcpy(words + i / 2, upper + i, 4);
+            __builtin_memcpy(words + i / 2 + 1, lower + i, 4);
+        }
+    }
+};
+
+// 8 bits: a word for four channels.
+struct ManySums {
+    static constexpr bool rounded = true;
+    static constexpr int most = 12; // sums in integers, and as many in floating point: more do not fit into the registers
+    static constexpr int words = 1;
+    static constexpr long run = 64;
+    static constexpr float largest = 127;
+    static constexpr int blocks(int) { return 1; }
+    Words sum;
+
+    void start(uint32_t offset) { sum = Words{} + offset; }
+    void add(Words word, int bits, int j, const uint32_t *x) { sum = dot_bytes(sum, byte_codes(word, bits, j), x[j]); }
+    Floats total() const { return __builtin_convertvector((Integers)sum, Floats); }
+    static void split(Integers x, uint32_t *words) { store_bytes(x, words); }
+};
 #else
-    static constexpr int most(bool) { return lanes == 8 ? 4 : 2; }
-#endif
+// In pairs, channels 0 and 2, and 1 and 3.
+struct FewSums : ExactSums {
+    static constexpr int most = lanes == 8 ? 4 : 2;
     static constexpr int blocks(int count) { return lanes == 8 && count == 1 ? 2 : 1; }
     Words sum;
 
     void start(uint32_t offset) { sum = Words{} + offset; }
-#if !defined(__AVX512VNNI__)
     static Words pairs(Words weights, uint32_t x) {
 #if defined(__AVX2__)
         return (Words)_mm256_madd_epi16((__m256i)weights, _mm256_set1_epi32(int(x)));
@@ -557,16 +627,10 @@ struct PairSums {
         return (weights & 0xffffu) * uint32_t(int16_t(x)) + (weights >> 16) * uint32_t(int16_t(x >> 16));
 #endif
     }
-#endif
-    void add(Words word, int bits, int j, uint32_t first, uint32_t second) {
+    void add(Words word, int bits, int j, const uint32_t *x) {
         const Words even = (Words)codes((Shorts)word, bits, bits * j, 0x00010001u);
         const Words odd = (Words)codes((Shorts)word, bits, bits * j + 8, 0x00010001u);
-#if defined(__AVX512VNNI__)
-        const __m512i half = _mm512_dpwssd_epi32((__m512i)sum, (__m512i)even, _mm512_set1_epi32(int(first)));
-        sum = (Words)_mm512_dpwssd_epi32(half, (__m512i)odd, _mm512_set1_epi32(int(second)));
-#else
-        sum += pairs(even, first) + pairs(odd, second);
-#endif
+        sum += pairs(even, x[2 * j]) + pairs(odd, x[2 * j + 1]);
     }
     Floats total() const { return __builtin_convertvector((Integers)sum, Floats); }
 
@@ -577,63 +641,41 @@ struct PairSums {
         store(words, (fours & 0xffff00000000ffffu) | (fours & 0xffff0000u) << 16 | (fours >> 16 & 0xffff0000u));
     }
 };
-
-#if defined(__AVX512VNNI__)
-// x in two signed bytes, the upper one and the rest, four channels to a word: fewer instructions for a weight, and twice the
-// sums.
-struct ByteSums {
-    static constexpr int most(bool) { return 4; }
-    static constexpr int blocks(int count) { return count <= 2 ? 4 : 2; }
-    Words upper, lower;
-
-    void start(uint32_t offset) {
-        upper = Words{};
-        lower = Words{} + offset;
-    }
-    void add(Words word, int bits, int j, uint32_t first, uint32_t second) {
-        const Words plane = bits == 8 ? word : codes(word, bits, bits * j, 0x01010101u);
-        upper = (Words)_mm512_dpbusd_epi32((__m512i)upper, (__m512i)plane, _mm512_set1_epi32(int(first)));
-        lower = (Words)_mm512_dpbusd_epi32((__m512i)lower, (__m512i)plane, _mm512_set1_epi32(int(second)));
-    }
-    Floats total() const { return __builtin_convertvector((Integers)((upper << 8) + lower), Floats); }
-
-    static void split(Integers x, uint32_t *words) {
-        using Bytes = int8_t __attribute__((vector_size(lanes)));
-        char upper[lanes], lower[lanes];
-        store(upper, __builtin_convertvector((x + 128) >> 8, Bytes));
-        store(lower, __builtin_convertvector(x, Bytes));
-        for (long i = 0; i < lanes; i += 4) {
-            __builtin_memcpy(words + i / 2, upper + i, 4);
-            __builtin_memcpy(words + i / 2 + 1, lower + i, 4);
-        }
-    }
-};
-#else
-using ByteSums = PairSums;
+using ManySums = FewSums;
 #endif
 
-template <bool few> struct ChosenSums { using Type = PairSums; };
-template <> struct ChosenSums<true> { using Type = ByteSums; };
-template <int count> using SumsOf = typename ChosenSums<(count <= ByteSums::most(false))>::Type;
+template <bool few> struct ChosenSums { using Type = ManySums; };
+template <> struct ChosenSums<true> { using Type = FewSums; };
+template <int count> using SumsOf = typename ChosenSums<(count <= FewSums::most)>::Type; // of a part of `count` vectors
+static_assert(!ManySums::rounded || (exact_vectors >= FewSums::most && (ManySums::most + 1) / 2 > FewSums::most));
+
+template <class Sums> constexpr long chunk_words = chunk / 4 * Sums::words;
+
+template <class Function> auto with_sums(const Packed &packed, Function function) {
+    return packed.product.vectors > exact_vectors && !packed.exact ? function(ManySums()) : function(FewSums());
+}
 
 long line_channels(const Packed &packed) { return 32 / packed.bits; }
 long lines(const Packed &packed) { return (packed.product.width + line_channels(packed) - 1) / line_channels(packed); }
-long run_channels(const Packed &packed) { return packed.group ? packed.group : longest_run; }
+long run_channels(const Packed &packed) {
+    return packed.group ? packed.group : with_sums(packed, [](auto sums) { return sums.run; });
+}
 long runs(const Packed &packed) { return (packed.product.width + run_channels(packed) - 1) / run_channels(packed); }
-long chunks(const Packed &packed) { return (packed.product.width + chunk - 1) / chunk; }
+long words_of_chunk(const Packed &packed) {
+    return with_sums(packed, [](auto sums) { return chunk_words<decltype(sums)>; });
+}
+long prepared_words(const Packed &packed) { return (packed.product.width + chunk - 1) / chunk * words_of_chunk(packed); }
 
 // Into how many parts the vectors of a product are divided, and where a part begins.
 long packed_parts(const Packed &packed) {
-    const bool grouped = packed.group != 0;
-    const long vectors = packed.product.vectors, few = ByteSums::most(grouped);
-    const long most = vectors <= 2 * few ? few : PairSums::most(grouped);
-    return (vectors + most - 1) / most;
+    const long most = with_sums(packed, [](auto sums) { return long(sums.most); });
+    return (packed.product.vectors + most - 1) / most;
 }
 long part_begin(const Packed &packed, long part) { return part * packed.product.vectors / packed_parts(packed); }
 
-// A prepared part: the words of its vectors, chunk by chunk; what the offset adds in each run; and the scales of the vectors.
+// A prepared part: the words of its vectors, chunk by chunk; what the offset adds in each run; and the scale in each run.
 long prepared_packed_bytes(const Packed &packed) {
-    const long words = chunks(packed) * chunk_words + runs(packed) + 1;
+    const long words = prepared_words(packed) + 2 * runs(packed);
     const long parts = packed_parts(packed), most = (packed.product.vectors + parts - 1) / parts;
     return (most * words * word_bytes + 63) / 64 * 64 + padding;
 }
@@ -642,40 +684,40 @@ long prepared_packed_bytes(const Packed &packed) {
 template <class Kind, class Sums>
 void prepare_packed(const Packed &packed, const char *from, long t, long count, void *prepared) {
     const long width = packed.product.width, run = run_channels(packed);
-    uint32_t *words = static_cast<uint32_t *>(prepared) + t * chunk_words;
-    int32_t *offsets = static_cast<int32_t *>(prepared) + chunks(packed) * count * chunk_words + t;
-    float *const scale = reinterpret_cast<float *>(offsets + runs(packed) * count);
+    uint32_t *words = static_cast<uint32_t *>(prepared) + t * chunk_words<Sums>;
+    int32_t *offsets = static_cast<int32_t *>(prepared) + prepared_words(packed) * count + t;
+    float *scales = reinterpret_cast<float *>(offsets + runs(packed) * count);
     const auto values = [&](long k) {
         return k + lanes <= width ? Kind::widen(from + k * Kind::bytes) : ordered<Kind>(from + k * Kind::bytes, width - k);
     };
-    Words most = {};
-    for (long k = 0; k < width; k += lanes) {
-        const Words magnitude = (Words)values(k) & 0x7fffffffu;
-        most = magnitude > most ? magnitude : most;
-    }
-    uint32_t bits = 0;
-    for (long i = 0; i < lanes; i++) bits = most[i] > bits ? most[i] : bits;
-    float greatest;
-    __builtin_memcpy(&greatest, &bits, sizeof greatest);
-    const bool finite = bits < 0x7f800000u;
-    const float unit = finite ? greatest / largest : __builtin_nanf("");
-    const float inverse = finite && unit >= 0x1p-126f ? 1 / unit : 0;
-    *scale = packed.bits == 2 ? unit / 2 : unit;
     const int32_t offset = packed.bits == 2 ? 3 : 1 << (packed.bits - 1);
-    for (long start = 0; start < width; start += run) {
+    float unit, inverse;
+    for (long start = 0; start < width; start += run, offsets += count, scales += count) {
+        const long end = smaller(start + run, width);
+        if (Sums::rounded || start == 0) {
+            Words most = {};
+            for (long k = start; k < (Sums::rounded ? end : width); k += lanes) {
+                const Words magnitude = (Words)values(k) & 0x7fffffffu;
+                most = magnitude > most ? magnitude : most;
+            }
+            const uint32_t bits = greatest<uint32_t>(most);
+            float magnitude;
+            __builtin_memcpy(&magnitude, &bits, sizeof magnitude);
+            const bool finite = bits < 0x7f800000u;
+            unit = finite ? magnitude / Sums::largest : __builtin_nanf("");
+            inverse = finite && unit >= 0x1p-126f ? Sums::largest / magnitude : 0;
+        }
+        *scales = packed.bits == 2 ? unit / 2 : unit;
         Integers sums = {};
-        for (long k = start; k < smaller(start + run, width); words += count * chunk_words)
+        for (long k = start; k < end; words += count * chunk_words<Sums>)
             for (long i = 0; i < chunk; i += lanes, k += lanes) {
                 const Floats scaled = k < width && inverse != 0 ? values(k) * inverse : Floats{};
                 // Adding and taking away 1.5 * 2^23 rounds to the nearest integer.
                 const Integers whole = __builtin_convertvector((scaled + 12582912.0f) - 12582912.0f, Integers);
                 sums += whole;
-                Sums::split(whole, words + i / 2);
+                Sums::split(whole, words + i / 4 * Sums::words);
             }
-        int32_t total = 0;
-        for (long i = 0; i < lanes; i++) total += sums[i];
-        *offsets = -offset * total;
-        offsets += count;
+        *offsets = -offset * total<int32_t>(sums);
     }
 }
 
@@ -683,6 +725,7 @@ void prepare_packed(const Packed &packed, const char *from, long t, long count, 
 struct PackedPiece {
     const char *values[streams], *scales[streams];
     const uint32_t *x, *offsets;
+    const float *units;
     long runs, run_lines, lines;
     bool grouped, first;
     long ahead; // bytes from what is multiplied to what is prefetched
@@ -694,9 +737,10 @@ template <int bits, class Scale, int blocks, int count>
 void multiply_blocks(const PackedPiece &piece, int first, float *kept) {
     using Sums = SumsOf<count>;
     constexpr int planes = 8 / bits;
-    constexpr long chunk_lines = chunk_words / (2 * planes);
+    constexpr long chunk_lines = chunk / 4 / planes;
     const char *values[blocks];
     const uint32_t *x = piece.x, *offsets = piece.offsets;
+    const float *units = piece.units;
     Floats sum[blocks][parts_of_line][count];
 #pragma GCC unroll 16
     for (int b = 0; b < blocks; b++) {
@@ -707,7 +751,7 @@ void multiply_blocks(const PackedPiece &piece, int first, float *kept) {
             for (int t = 0; t < count; t++)
                 sum[b][h][t] = piece.first ? Floats{} : load<Floats>(kept + (t * streams + b) * packed_rows + h * lanes);
     }
-    for (long run = 0; run < piece.runs; run++, offsets += count) {
+    for (long run = 0; run < piece.runs; run++, offsets += count, units += count) {
         Sums sums[blocks][parts_of_line][count];
 #pragma GCC unroll 16
         for (int b = 0; b < blocks; b++)
@@ -716,7 +760,7 @@ void multiply_blocks(const PackedPiece &piece, int first, float *kept) {
 #pragma GCC unroll 16
                 for (int t = 0; t < count; t++) sums[b][h][t].start(offsets[t]);
         for (long left = smaller(piece.run_lines, piece.lines - run * piece.run_lines); left > 0; left -= chunk_lines) {
-            for (long line = smaller(left, chunk_lines); line; line--, x += 2 * planes) {
+            for (long line = smaller(left, chunk_lines); line; line--, x += planes * Sums::words) {
 #pragma GCC unroll 16
                 for (int b = 0; b < blocks; b++) {
                     __builtin_prefetch(values[b] + piece.ahead, 0, second_level);
@@ -727,11 +771,11 @@ void multiply_blocks(const PackedPiece &piece, int first, float *kept) {
 #pragma GCC unroll 16
                             for (int h = 0; h < parts_of_line; h++)
                                 sums[b][h][t].add(load<Words>(values[b] + h * sizeof(Words)), bits, j,
-                                                  x[t * chunk_words + 2 * j], x[t * chunk_words + 2 * j + 1]);
+                                                  x + t * chunk_words<Sums>);
                     values[b] += line_bytes;
                 }
             }
-            x += (count - 1) * chunk_words;
+            x += (count - 1) * chunk_words<Sums>;
         }
         const long scales = piece.grouped ? run * packed_rows * Scale::bytes : 0;
 #pragma GCC unroll 16
@@ -740,7 +784,7 @@ void multiply_blocks(const PackedPiece &piece, int first, float *kept) {
             for (int h = 0; h < parts_of_line; h++) {
                 const Floats scale = Scale::widen(piece.scales[first + b] + scales + h * lanes * Scale::bytes);
 #pragma GCC unroll 16
-                for (int t = 0; t < count; t++) sum[b][h][t] += sums[b][h][t].total() * scale;
+                for (int t = 0; t < count; t++) sum[b][h][t] += sums[b][h][t].total() * (Sums::rounded ? scale * units[t] : scale);
             }
     }
 #pragma GCC unroll 16
@@ -763,7 +807,9 @@ void multiply_block_streams(const PackedPiece &piece, int used, long vectors, fl
 }
 
 template <int bits, class Scale> void multiply_packed(const Packed &packed, const void *prepared, long begin, long end, float *kept) {
-    const long vectors = packed.product.vectors, stride = prepared_packed_bytes(packed) / word_bytes, all_runs = runs(packed);
+    const long stride = prepared_packed_bytes(packed) / word_bytes, all_runs = runs(packed);
+    const long all_words = prepared_words(packed), of_chunk = words_of_chunk(packed);
+    const bool rounded = with_sums(packed, [](auto sums) { return sums.rounded; });
     const long parts = packed_parts(packed), line_count = lines(packed), block_bytes = line_count * line_bytes;
     const long run_scales = packed.group ? packed_rows * Scale::bytes : 0;
     const char *const values = static_cast<const char *>(packed.product.weight), *const scales = static_cast<const char *>(packed.scales);
@@ -795,11 +841,12 @@ template <int bits, class Scale> void multiply_packed(const Packed &packed, cons
                 for (long part = 0; part < parts; part++) {
                     const long t = part_begin(packed, part), count = part_begin(packed, part + 1) - t;
                     const uint32_t *const own = words + part * stride;
-                    piece.x = own + run * run_channels(packed) / chunk * count * chunk_words;
-                    piece.offsets = own + (chunks(packed) * chunk_words + run) * count;
+                    piece.x = own + run * run_channels(packed) / chunk * count * of_chunk;
+                    piece.offsets = own + (all_words + run) * count;
+                    piece.units = reinterpret_cast<const float *>(piece.offsets + all_runs * count);
                     float *const sums = kept + t * streams * packed_rows;
 #if defined(__AVX512VNNI__)
-                    multiply_block_streams<bits, Scale, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16>(piece, used, count, sums);
+                    multiply_block_streams<bits, Scale, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12>(piece, used, count, sums);
 #else
                     multiply_block_streams<bits, Scale, 1, 2, 3, 4>(piece, used, count, sums);
 #endif
@@ -809,13 +856,13 @@ template <int bits, class Scale> void multiply_packed(const Packed &packed, cons
                 using Kind = decltype(kind);
                 for (long part = 0; part < parts; part++) {
                     const long first = part_begin(packed, part), count = part_begin(packed, part + 1) - first;
-                    const void *const units = words + part * stride + (chunks(packed) * chunk_words + all_runs) * count;
+                    const uint32_t *const units = words + part * stride + (all_words + all_runs) * count;
                     for (long t = 0; t < count; t++)
                         for (int s = 0; s < used; s++)
                             for (long h = 0; h < parts_of_line; h++) {
                                 const long n = block[s] * packed_rows + h * lanes, left = packed.product.height - n;
                                 const Floats sums = load<Floats>(kept + ((first + t) * streams + s) * packed_rows + h * lanes);
-                                const Floats results = sums * static_cast<const float *>(units)[t];
+                                const Floats results = rounded ? sums : sums * reinterpret_cast<const float *>(units)[t];
                                 if (left > 0) finish<Kind>(packed.product, results, first + t, n, smaller(lanes, left));
                             }
                 }
@@ -830,10 +877,7 @@ void prepare_packed(const Packed &packed, const void *vectors, long part, void *
         using Kind = decltype(kind);
         for (long t = 0; t < count; t++) {
             const char *const from = static_cast<const char *>(vectors) + (begin + t) * packed.product.width * Kind::bytes;
-            if (count <= ByteSums::most(false))
-                prepare_packed<Kind, ByteSums>(packed, from, t, count, prepared);
-            else
-                prepare_packed<Kind, PairSums>(packed, from, t, count, prepared);
+            with_sums(packed, [&](auto sums) { prepare_packed<Kind, decltype(sums)>(packed, from, t, count, prepared); });
         }
     });
 }

@@ -14,13 +14,14 @@ struct Product {
 };
 
 // A product with a packed matrix (arithmetic.cpp says how it lies in memory): codes of 8, 4 or 2 bits, scales for groups of
-// channels, or, with group 0, one for each row.
+// channels, or, with group 0, one for each row. exact: of many vectors, too, x is rounded as it is of few.
 struct Packed {
     Product product; // its type is that of x, bias and out
     int bits;
     Type scale_type;
     const void *scales;
     long group;
+    bool exact;
 };
 
 // Functions of corresponding numbers, for training: how many inputs and outputs each has, arithmetic.cpp says.

@@ -37,7 +37,7 @@ class Memory {
     }
 };
 
-// Vectors that are multiplied at a time: of 2048 channels they stay in the second level of the cache.
+// Vectors that are multiplied at a time, at most: of 2048 channels they stay in the second level of the cache.
 constexpr long together = 128;
 
 // Divides a product for several matrices among threads. Of `count` vectors parts(count) are prepared each by itself:
@@ -49,8 +49,9 @@ void divide(long matrices, long vectors, long width, long units, long threads, P
             Scratch scratch_bytes, Prepare prepare, Multiply multiply) {
     static thread_local Memory prepared_memory;
     const long per_matrix = matrices % threads ? threads : 1, shares = matrices * per_matrix;
-    for (long first = 0; first < vectors; first += together) {
-        const long each = vectors - first < together ? vectors - first : together;
+    const long turns = (vectors + together - 1) / together;
+    for (long turn = 0; turn < turns; turn++) { // never many vectors and then a few, which are multiplied in another way
+        const long first = turn * vectors / turns, each = (turn + 1) * vectors / turns - first;
         const long count = parts(each), size = prepared_bytes(each);
         char *const prepared = prepared_memory.of(matrices * count * size);
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && matrices * each * width >= worth_sharing)
@@ -115,16 +116,16 @@ extern "C" void multiply(int set, int type, const void *weight, const void *x, c
 }
 
 // values (matrices, blocks of 16 rows, lines, 16, 4) bytes; scales (matrices, blocks, groups or 1, 16) of their own type;
-// the rest as above.
+// exact: vectors are rounded as a single one is; the rest as above.
 extern "C" void multiply_packed(int set, int type, int bits, int scale_type, const void *values, const void *scales,
                                 const void *x, const void *bias, int gelu, void *out, long matrices, long vectors,
-                                long width, long height, long group, long threads) {
+                                long width, long height, long group, int exact, long threads) {
     const InstructionSet &use = *sets[set];
     const long bytes = type == float32 ? 4 : 2, blocks = (height + 15) / 16, channels = 32 / bits;
     const long matrix_bytes = blocks * ((width + channels - 1) / channels) * 64;
     const long scales_bytes = blocks * (group ? width / group : 1) * 16 * (scale_type == float32 ? 4 : 2);
     const auto packed = [&](long count, const void *rows = nullptr, const void *scales_of_rows = nullptr, void *results = nullptr) {
-        return Packed{{Type(type), rows, bias, gelu != 0, results, count, width, height}, bits, Type(scale_type), scales_of_rows, group};
+        return Packed{{Type(type), rows, bias, gelu != 0, results, count, width, height}, bits, Type(scale_type), scales_of_rows, group, exact != 0};
     };
     divide(
         matrices, vectors, width, blocks, threads, [&](long count) { return use.packed_parts(packed(count)); },
