@@ -131,3 +131,14 @@ def test_the_haar_wavelet_is_fused_too(dtype, width, levels, batch, length, thre
     found, was_fused = fused(wavelet, rows, dtype, weights)
     assert was_fused
     assert_near(found, expected, 1e-5 if dtype is torch.float32 else 2e-2)
+
+
+@pytest.mark.parametrize("kind", ["lifting", "haar"])
+def test_without_levels_there_is_nothing_to_fuse(kind):
+    config = {"vocabulary_size": 5, "width": 24, "levels": 0, "transform": "identity", "wavelet": kind}
+    model = ModelConfig.model_validate(config)
+    rows = torch.randn(2, 9, 24)
+    found, was_fused = fused(build("wavelet", model.wavelet, model.shape), rows, torch.float32, torch.ones(1))
+    assert not was_fused
+    torch.testing.assert_close(found["coefficients"].squeeze(2), rows)
+    torch.testing.assert_close(found["rows"], rows)

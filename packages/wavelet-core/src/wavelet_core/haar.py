@@ -30,14 +30,15 @@ class HaarWavelet(DelayWavelet):
         super().__init__(shape, FixedDelay())
 
     def decompose(self, rows: Tensor, state: Tree | None = None) -> Tensor:
-        if state is None and torch.is_grad_enabled() and rows.numel() >= SMALLEST_FUSED:
+        levels = self.shape.levels
+        if levels and state is None and torch.is_grad_enabled() and rows.numel() >= SMALLEST_FUSED:
             kernel = training_kernel(rows)
             if kernel is not None:
-                scales: Tensor = _Decompose.apply(kernel, self.shape.levels, rows)
+                scales: Tensor = _Decompose.apply(kernel, levels, rows)
                 return scales.permute(1, 2, 0, 3)
         details = []
         positions = document_positions(state)
-        for level in range(self.shape.levels):
+        for level in range(levels):
             past = self.delay(rows, level, None if state is None else state[f"level{level}"], positions)
             details.append((rows - past) * SQRT_HALF)
             rows = (rows + past) * SQRT_HALF

@@ -288,7 +288,7 @@ class LiftingWavelet(DelayWavelet):
 
     def _fused(self, networks: nn.ModuleList, rows: Tensor) -> TrainingKernel | None:
         """The kernel that computes all levels of such rows at once, if any."""
-        known = type(self.delay) in (FixedDelay, WaveletCrawl) and self.config.network == "mlp"
+        known = self.levels and type(self.delay) in (FixedDelay, WaveletCrawl) and self.config.network == "mlp"
         simple = known and not (self.training and (self.recompute_levels or self.config.dropout))
         if not (simple and torch.is_grad_enabled() and rows.dtype is product_type(rows)):
             return None
