@@ -45,6 +45,13 @@ def test_dropout_and_skipped_blocks_are_no_mistakes(make_config):
     check_model(registry.get("model", "wavelet"), make_config(options), unused=UNUSED)
 
 
+@pytest.mark.parametrize("wavelet", ["haar", "lifting"])
+@pytest.mark.parametrize("mixer", ["gated_spectral", "identity"])
+def test_models_without_levels_and_mixers_keep_the_contract(make_config, wavelet, mixer):
+    config = make_config({"levels": 0, "wavelet": wavelet, "mixer": mixer})
+    check_model(registry.get("model", "wavelet"), config, unused=UNUSED)
+
+
 class Decaying(nn.Module):
     """A sound family, and what the broken ones below have in common: a decaying sum of embeddings."""
 

@@ -205,6 +205,8 @@ OPTIONS = {
             ("decay", {}, {"decay": False}, "parameters output", "log_rate|step_bias"),
             ("output_norm", {}, {"output_norm": False}, "parameters output", "gain$"),
             ("output_gate", {}, {"output_gate": False}, "parameters output", ""),
+            ("gate_activation", {"gate_activation": "sigmoid"}, {}, "output", ""),
+            ("start", {"start": "induction"}, {}, "initial", ""),
             ("zero_output", {}, {"zero_output": False}, "initial", ""),
         )
     },

@@ -104,6 +104,43 @@ def test_it_keeps_the_contract_without_its_options():
     check_component(GatedDeltaMemory, GatedDeltaMemory.Config(**SMALL, **WITHOUT))
 
 
+def test_the_gate_can_be_a_sigmoid():
+    memory = GatedDeltaMemory(GatedDeltaMemory.Config(zero_output=False, gate_activation="sigmoid", **SMALL), SHAPE)
+    x = torch.randn(1, 5, WIDTH)
+    read: list[Tensor] = []
+    memory.out.register_forward_pre_hook(lambda module, inputs: read.extend(inputs))
+    memory(x)
+    memory.gate = None
+    memory(x)
+    gate = memory.project(x).split(memory.sizes, dim=-1)[1]
+    torch.testing.assert_close(read[0], read[1] * gate.sigmoid())
+
+
+def test_a_memory_that_starts_as_induction_reads_what_followed_the_same_input():
+    torch.manual_seed(0)
+    sizes = {"heads": 1, "key_width": 64, "value_width": 16}
+    options = {"start": "induction", "output_norm": False, "output_gate": False}
+    memory = GatedDeltaMemory(GatedDeltaMemory.Config(**sizes, **options), ModelShape(width=64, levels=1))
+    reads: list[Tensor] = []
+    memory.out.register_forward_pre_hook(lambda module, inputs: reads.extend(inputs))
+    x = torch.randn(1, 9, 64)
+    x[0, 8] = x[0, 3]
+    memory(x)
+    values = F.silu(memory.project(x)[0, :, 128:144])
+    similar = F.cosine_similarity(reads[0][0, 8:], values[:8])
+    assert similar.argmax() == 4 and similar[4] > 0.6
+
+
+def test_it_keeps_the_contract_when_it_starts_as_induction():
+    options = {"start": "induction", "gate_activation": "sigmoid", "zero_output": False}
+    check_component(GatedDeltaMemory, GatedDeltaMemory.Config(**SMALL, **options))
+
+
+def test_induction_needs_a_convolution():
+    with pytest.raises(ValueError, match="start=induction needs a convolution"):
+        GatedDeltaMemory.Config(start="induction", convolution=None)
+
+
 def test_a_fresh_memory_adds_nothing_and_learns():
     config = ModelConfig(width=WIDTH, memories=[{"kind": "gated_delta", **SMALL}])
     memory = build("memory", config.memories[0], config.shape)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wavelet_core import ModelConfig, kernels, lifting
+from wavelet_core import ModelConfig, haar, kernels, lifting
 from wavelet_core.registry import build
 from wavelet_quant.native_kernel import Native
 from wavelet_quant.native_library import instruction_sets, library
@@ -18,6 +18,7 @@ pytestmark = pytest.mark.skipif(not library(), reason="the native library is not
 @pytest.fixture(autouse=True)
 def every_size(monkeypatch):
     monkeypatch.setattr(lifting, "SMALLEST_FUSED", 1)
+    monkeypatch.setattr(haar, "SMALLEST_FUSED", 1)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -112,3 +113,21 @@ def test_what_it_does_not_compute_is_left_to_torch():
         assert not fused(wavelet, rows, torch.float32, weights)[1]
     assert seen
     assert fused(dropping.eval(), rows, torch.float32, weights)[1]
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]), width=st.integers(1, 41), levels=st.integers(1, 4),
+    batch=st.integers(1, 3), length=st.integers(1, 40), threads=st.integers(1, 3),
+)  # fmt: skip
+def test_the_haar_wavelet_is_fused_too(dtype, width, levels, batch, length, threads):
+    torch.set_num_threads(threads)
+    config = {"vocabulary_size": 5, "width": width, "levels": levels, "transform": "identity", "wavelet": "haar"}
+    model = ModelConfig.model_validate(config)
+    wavelet = build("wavelet", model.wavelet, model.shape)
+    rows, weights = torch.randn(batch, length, width).to(dtype), torch.rand(levels + 1) + 0.5
+    kernels._chosen[:] = [()]
+    expected = computed(wavelet, rows.double(), torch.float64, weights.double())
+    found, was_fused = fused(wavelet, rows, dtype, weights)
+    assert was_fused
+    assert_near(found, expected, 1e-5 if dtype is torch.float32 else 2e-2)

@@ -16,6 +16,7 @@ from wavelet_core.checkpoint import verify_checkpoint
 from wavelet_train.checkpoint_writer import CheckpointWriter
 from wavelet_train.run_config import RunConfig
 from wavelet_train.run_directory import RunDirectory
+from wavelet_train.saving import save_last
 from wavelet_train.trainer import Trainer, train
 from wavelet_train.training_state import read_state
 
@@ -37,7 +38,7 @@ def test_what_is_written_in_the_background_is_as_it_was_when_it_was_saved(
     expected = {name: tensor.clone() for name, tensor in {**trainer.parameters, **trainer.state_tensors()}.items()}
     trained, write = threading.Event(), RunDirectory.save
     monkeypatch.setattr(RunDirectory, "save", lambda *arguments: trained.wait(60) and write(*arguments))
-    trainer._save_last()
+    save_last(trainer)
     trainer.take_step(0.1)
     trainer.counters.step = 1
     assert not (tmp_path / "run" / "last").exists(), "training went on"

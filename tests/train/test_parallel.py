@@ -129,6 +129,8 @@ def test_processes_train_as_one_and_resume_in_another_number(
     assert_same_run(tmp_path / "alone", tmp_path / "run", read_metrics)
     assert answers[0]["bits_per_byte"] == pytest.approx(alone.report.evaluation.bits_per_byte, rel=2e-4)
 
+    shards = list((tmp_path / "run" / "last" / "trainer").glob("shards/*.safetensors"))
+    assert len(shards) == (count if parallel == "fsdp" else 0)
     longer = (*overrides, "train.steps=6")
     train(tiny_run(*longer), tmp_path / "alone", resume=True)
     if count == 2:
@@ -291,8 +293,9 @@ def test_kills_of_one_process_or_of_all_lose_nothing(tiny_run, tmp_path, read_me
         processes = start(tmp_path, *arguments)
         assert [(process.communicate()[1], process.returncode)[1] for process in processes] == [0, 0]
     assert read_metrics(run) == read_metrics(tmp_path / "through")
-    for file in ("model.safetensors", "trainer/state.safetensors"):
-        assert (run / "last" / file).read_bytes() == (tmp_path / "through" / "last" / file).read_bytes()
+    mine, through = (sorted(folder.rglob("last/**/*.safetensors")) for folder in (run, tmp_path / "through"))
+    assert [file.read_bytes() for file in mine] == [file.read_bytes() for file in through]
+    assert len(mine) == (4 if parallel == "fsdp" else 2)
 
 
 def _saved_step(run: Path) -> int:

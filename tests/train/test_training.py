@@ -119,13 +119,13 @@ def test_checkpoint_every_saves_between_validations(
     tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: list[int] = []
-    original = Trainer._save_last
+    original = trainer.save_last
 
     def save(self: Trainer, keep: bool = False) -> None:
         saved.append(self.counters.step)
         original(self, keep)
 
-    monkeypatch.setattr(Trainer, "_save_last", save)
+    monkeypatch.setattr(trainer, "save_last", save)
     train(tiny_run("train.checkpoint_every=2", "train.validate_every=5"), tmp_path / "run")
     assert saved == [2, 4, 5, 6]
 

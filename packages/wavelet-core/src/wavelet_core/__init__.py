@@ -23,7 +23,7 @@ from wavelet_core.haar import HaarWavelet
 from wavelet_core.kernels import use_kernel
 from wavelet_core.language_model import LanguageModel, build_model
 from wavelet_core.lifting import LiftingWavelet
-from wavelet_core.mixers import DeepGatedSpectralMixer, GatedSpectralMixer
+from wavelet_core.mixers import DeepGatedSpectralMixer, GatedSpectralMixer, IdentityMixer
 from wavelet_core.mlp import MLP
 from wavelet_core.model import WaveletLM
 from wavelet_core.multi_basis import MultiBasisWavelet
@@ -44,6 +44,7 @@ __all__ = [
     "ExponentialMovingAverageBypass",
     "GatedSpectralMixer",
     "HaarWavelet",
+    "IdentityMixer",
     "LanguageModel",
     "LanguageModelConfig",
     "LiftingWavelet",

@@ -18,7 +18,7 @@ from wavelet_core.generation.samplers import (
 )
 from wavelet_core.haar import HaarWavelet
 from wavelet_core.lifting import LiftingWavelet
-from wavelet_core.mixers import DeepGatedSpectralMixer, GatedSpectralMixer
+from wavelet_core.mixers import DeepGatedSpectralMixer, GatedSpectralMixer, IdentityMixer
 from wavelet_core.mlp import MLP
 from wavelet_core.model import WaveletLM
 from wavelet_core.multi_basis import MultiBasisWavelet
@@ -36,7 +36,7 @@ def register_components(register: Callable[[str, type], None]) -> None:
         register("transform", transform)
     for wavelet in (LiftingWavelet, HaarWavelet, MultiBasisWavelet):
         register("wavelet", wavelet)
-    for mixer in (GatedSpectralMixer, DeepGatedSpectralMixer):
+    for mixer in (GatedSpectralMixer, DeepGatedSpectralMixer, IdentityMixer):
         register("mixer", mixer)
     for bypass in (RunningMeanBypass, ExponentialMovingAverageBypass, DecayedMeanBypass):
         register("bypass", bypass)

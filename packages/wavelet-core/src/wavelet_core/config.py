@@ -176,7 +176,9 @@ class ModelConfig(LanguageModelConfig):
 
     width: int = Field(256, ge=1, description="C, channels of the residual stream")
     layers: int = Field(2, ge=1, description="blocks applied one after the other")
-    levels: int = Field(5, ge=1, le=30, description="L, wavelet levels; level k looks 2^k positions back")
+    levels: int = Field(
+        5, ge=0, le=30, description="L, wavelet levels; level k looks 2^k positions back; 0: no wavelet"
+    )
 
     tied_embedding: bool = Field(False, description="the head uses the token embedding's weights")
     embedding_scaling: bool = Field(False, description="multiply embeddings by sqrt(C)")

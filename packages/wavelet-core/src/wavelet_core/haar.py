@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from wavelet_core.config import ComponentConfig, ModelShape
-from wavelet_core.lifting import SQRT_HALF, DelayWavelet, FixedDelay, scales_apart, scales_together
+from wavelet_core.lifting import SMALLEST_FUSED, SQRT_HALF, DelayWavelet, FixedDelay, scales_apart, scales_together
 from wavelet_core.state import Tree, document_positions
+from wavelet_core.training_kernel import TrainingKernel, training_kernel
 
 
 class HaarWavelet(DelayWavelet):
@@ -27,6 +30,11 @@ class HaarWavelet(DelayWavelet):
         super().__init__(shape, FixedDelay())
 
     def decompose(self, rows: Tensor, state: Tree | None = None) -> Tensor:
+        if state is None and torch.is_grad_enabled() and rows.numel() >= SMALLEST_FUSED:
+            kernel = training_kernel(rows)
+            if kernel is not None:
+                scales: Tensor = _Decompose.apply(kernel, self.shape.levels, rows)
+                return scales.permute(1, 2, 0, 3)
         details = []
         positions = document_positions(state)
         for level in range(self.shape.levels):
@@ -40,3 +48,29 @@ class HaarWavelet(DelayWavelet):
         for detail in details:
             rows = (rows + detail) * SQRT_HALF
         return rows
+
+
+class _Decompose(torch.autograd.Function):
+    """All levels as one node of the graph, which keeps nothing: rows (B, T, P) -> scales (S, B, T, P)."""
+
+    @staticmethod
+    def forward(ctx: Any, kernel: TrainingKernel, levels: int, rows: Tensor) -> Tensor:
+        ctx.kernel, ctx.levels = kernel, levels
+        coarse, once = rows.contiguous(), torch.ones(1)
+        scales = coarse.new_empty(levels + 1, *rows.shape)
+        for level in range(levels):
+            fine, coarse = coarse, torch.empty_like(coarse) if level + 1 < levels else scales[0]
+            kernel.blend(fine, -once, 1 << level, fine, SQRT_HALF, 1.0, scales[levels - level])
+            kernel.blend(fine, once, 1 << level, fine, SQRT_HALF, 1.0, coarse)
+        return scales
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor]:
+        gradient = gradient.contiguous()
+        to_coarse, once = gradient[0], torch.ones(1)
+        for level in reversed(range(ctx.levels)):
+            to_detail = gradient[ctx.levels - level]
+            to_past, to_present = to_coarse - to_detail, to_coarse + to_detail
+            to_coarse, _ = ctx.kernel.blend_gradients(to_past, to_past, once, 1 << level, to_present, SQRT_HALF)
+        return None, None, to_coarse

@@ -6,7 +6,7 @@ import math
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,19 +16,24 @@ from wavelet_core.short_convolution import ShortConvolution
 from wavelet_core.state import Tree, document_positions
 from wavelet_memory.gated_delta_rule import CHUNK, gated_delta_rule
 
+SHORTEST, LONGEST = 1e-3, 1e-1  # steps that decay rates are multiplied by at the start
 # exp(FORGOTTEN) of a memory is below the resolution of float32, and sums of logarithms as large are still exact enough.
 FORGOTTEN = -50.0
 LENGTH_EPS, NORM_EPS = 1e-10, 1e-5  # added to mean squares of queries and keys, and of what is read
 
 
 def initial_decay_rates(heads: int) -> tuple[Tensor, Tensor]:
-    """log A, A uniform in [1, 16], and biases whose softplus lies log-evenly in [0.001, 0.1]; (H) each.
+    """log A, A uniform in [1, 16], and biases whose softplus lies log-evenly between the steps; (H) each.
 
     As Mamba-2 has them: at the start a head keeps exp(-A softplus(bias)) of its memory from position to position.
     """
     rates = torch.empty(heads).uniform_(1, 16)
-    steps = torch.exp(torch.empty(heads).uniform_(math.log(1e-3), math.log(1e-1)))
-    return rates.log(), steps + torch.log(-torch.expm1(-steps))
+    steps = torch.exp(torch.empty(heads).uniform_(math.log(SHORTEST), math.log(LONGEST)))
+    return rates.log(), _softplus_inverse(steps)
+
+
+def _softplus_inverse(x: Tensor) -> Tensor:
+    return x + torch.log(-torch.expm1(-x))
 
 
 class GatedDeltaMemory(nn.Module):
@@ -54,8 +59,20 @@ class GatedDeltaMemory(nn.Module):
         )
         decay: bool = Field(True, description="a head forgets, at a rate that depends on the input")
         output_norm: bool = Field(True, description="divide what a head reads by its root mean square")
-        output_gate: bool = Field(True, description="multiply what is read by SiLU of a linear map of the input")
+        output_gate: bool = Field(True, description="multiply what is read by a function of a linear map of the input")
+        gate_activation: Literal["silu", "sigmoid"] = Field("silu", description="that function")
+        start: Literal["random", "induction"] = Field(
+            "random",
+            description="initial weights; with induction queries find what followed the same input, which needs a "
+            "convolution",
+        )
         zero_output: bool = Field(True, description="the output projection starts at zero")
+
+        @model_validator(mode="after")
+        def _check_start(self) -> GatedDeltaMemory.Config:
+            if self.start == "induction" and self.convolution is None:
+                raise ValueError("start=induction needs a convolution, through which keys see the position before")
+            return self
 
     def __init__(self, config: Config, shape: ModelShape):
         super().__init__()
@@ -79,10 +96,28 @@ class GatedDeltaMemory(nn.Module):
             log_rate, step_bias = initial_decay_rates(config.heads)
             self.log_rate, self.step_bias = nn.Parameter(log_rate), nn.Parameter(step_bias)
         self.gain = nn.Parameter(torch.ones(config.value_width)) if config.output_norm else None
-        self.gated = config.output_gate
+        self.gate = getattr(F, config.gate_activation) if config.output_gate else None
         self.out = Linear(values, shape.width, bias=False)
         if config.zero_output:
             nn.init.zeros_(self.out.weight)
+        if config.start == "induction":
+            self._start_as_induction()
+
+    @torch.no_grad()
+    def _start_as_induction(self) -> None:
+        """A query reads the value that followed the same input, up to about a thousand positions before.
+
+        Queries and keys are one map, keys a position late, and heads forget as slowly as any does at the start.
+        """
+        assert self.convolution is not None
+        keyed, filters = self.heads * self.key_width, self.convolution.filters
+        self.project.weight[:keyed] = self.project.weight[keyed : 2 * keyed]
+        filters.zero_()
+        filters[-1] = 1
+        filters[-1, keyed : 2 * keyed], filters[-2, keyed : 2 * keyed] = 0, 1
+        if self.log_rate is not None and self.step_bias is not None:
+            self.log_rate.zero_()
+            self.step_bias.copy_(_softplus_inverse(torch.full_like(self.step_bias, SHORTEST)))
 
     def new_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Tree:
         precise = torch.promote_types(dtype, torch.float32)
@@ -118,7 +153,7 @@ class GatedDeltaMemory(nn.Module):
         if state is not None:
             history["memory"].copy_(memory.detach())
         read = read.to(mixed.dtype).flatten(2)
-        out: Tensor = self.out(read * F.silu(gate) if self.gated else read)
+        out: Tensor = self.out(read if self.gate is None else read * self.gate(gate))
         return out
 
     def _log_decay(self, step: Tensor, positions: Tensor | None) -> Tensor:

@@ -53,7 +53,7 @@ class NativeTraining(TrainingKernel):
         return to_x, to_gate
 
     def gelu_gradients(self, gradient: Tensor, x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        to_x, sums = torch.empty_like(x), x.new_zeros(x.shape[-1], dtype=torch.float32)
+        to_x, sums = torch.empty_like(x), x.new_empty(x.shape[-1], dtype=torch.float32)
         library().gelu_gradients(
             self.instructions,
             TYPES[x.dtype],
@@ -75,7 +75,7 @@ class NativeTraining(TrainingKernel):
     def blend_gradients(
         self, gradient: Tensor, rows: Tensor, weights: Tensor, nearest: int, other: Tensor, scale: float
     ) -> tuple[Tensor, Tensor]:
-        to_rows, sums = torch.empty_like(rows), weights.new_zeros(len(weights) + 2, rows.shape[-1])
+        to_rows, sums = torch.empty_like(rows), weights.new_empty(len(weights) + 2, rows.shape[-1])
         self._blend(rows, weights, nearest, other, scale, 1.0, gradient, to_rows, sums)
         return to_rows, sums
 

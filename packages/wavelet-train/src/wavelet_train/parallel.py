@@ -26,7 +26,10 @@ class Together:
     """How the processes of a run share a model; this class is for a process that is alone.
 
     loss: what computes the training loss, and whose backward pass leaves the mean gradients of all processes.
+    saves_together: whether all of them write a checkpoint, and not the first alone.
     """
+
+    saves_together = False
 
     def __init__(self, loss: nn.Module, ranks: Ranks):
         self.loss, self.ranks = loss, ranks
@@ -46,8 +49,16 @@ class Together:
         return whole(norm).item()
 
     def gather(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The whole tensors, as one process has them. All processes take part."""
+        """The whole tensors, as one process has them, for the first process. All processes take part."""
         return tensors
+
+    def shapes(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Tensors of the shapes and types of what `gather` gives, whatever is in them."""
+        return tensors
+
+    def shards(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those of which this process has a part."""
+        return {}
 
     def whole_model(self, model: nn.Module, config: LanguageModelConfig) -> Any:
         """A model for evaluation with all of the weights as they are. All processes take part."""
@@ -80,6 +91,8 @@ class Sharded(Together):
 
     dtype: of the parameters while they are used, and of what a block reads.
     """
+
+    saves_together = True
 
     def __init__(self, model: nn.Module, loss: nn.Module, ranks: Ranks, dtype: torch.dtype):
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -125,7 +138,19 @@ class Sharded(Together):
         return nullcontext()
 
     def gather(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return {name: self._as_alone(name, whole(tensor)) for name, tensor in tensors.items()}
+        found = {}
+        for name, tensor in tensors.items():
+            value = self._as_alone(name, whole(tensor))
+            if self.ranks.is_first:  # all of them together may be too much for its device
+                found[name] = value.detach().cpu()
+        return found
+
+    def shapes(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        empty = {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in tensors.items()}
+        return {name: self._as_alone(name, tensor) for name, tensor in empty.items()}
+
+    def shards(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in tensors.items() if is_shard(tensor) and tensor.numel() > 1}
 
     def _as_alone(self, name: str, tensor: Tensor) -> Tensor:
         for prefix in STATE_PREFIXES:
@@ -138,7 +163,7 @@ class Sharded(Together):
         with torch.device("meta"):
             copy = build_model(config)
         device = next(model.parameters()).device
-        tensors = {name: tensor.detach() for name, tensor in self.gather(named_tensors(model)).items()}
+        tensors = {name: self._as_alone(name, whole(tensor)).detach() for name, tensor in named_tensors(model).items()}
         materialize(copy, tensors, device)
         return copy
 
@@ -150,17 +175,21 @@ def work_together(kind: Parallelism, model: nn.Module, loss: nn.Module, ranks: R
     return Sharded(model, loss, ranks, dtype) if kind == "fsdp" else Replicated(loss, ranks)
 
 
+def is_shard(tensor: Tensor) -> bool:
+    """Whether this process has only a part of a tensor."""
+    return hasattr(tensor, "full_tensor")
+
+
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor that may be in shards."""
-    gather = getattr(tensor, "full_tensor", None)
-    return tensor if gather is None else gather()
+    return tensor.full_tensor() if is_shard(tensor) else tensor  # type: ignore[attr-defined]
 
 
 @torch.no_grad()
 def assign(target: Tensor, value: Tensor) -> None:
     """Overwrite a tensor that may be in shards by a whole one."""
     value = value.to(target.device).reshape(target.shape)
-    if hasattr(target, "full_tensor"):
+    if is_shard(target):
         from torch.distributed.tensor import distribute_tensor
 
         value = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)  # type: ignore[attr-defined]

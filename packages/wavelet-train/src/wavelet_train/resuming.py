@@ -21,6 +21,7 @@ from wavelet_train.resume_rules import (
 )
 from wavelet_train.run_config import RunConfig
 from wavelet_train.run_directory import SavedRun
+from wavelet_train.saving import restore
 from wavelet_train.training_state import Counters
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def go_on(trainer: Trainer, saved: SavedRun, changes: Changes, accept_changed_da
             f"train.batch_size is {trainer.config.batch_size}, but the model carries something from window to window "
             f"for each of the {changes['train.batch_size'][0]} that the run was trained with: leave it as it was"
         )
-    trainer.load_tensors(saved.state, restart_text=TEXT in changes)
+    restore(trainer, saved.state, restart_text=TEXT in changes)
 
     counters = saved.state.counters.model_copy(
         update={

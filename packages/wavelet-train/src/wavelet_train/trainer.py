@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext, redirect_stderr
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from wavelet_core import build, build_model, load_checkpoint
-from wavelet_core.checkpoint import WEIGHTS_FILE, named_tensors
-from wavelet_core.tensor_files import CheckpointError, check_fit, load_tensors
+from wavelet_core.config import ConfigurationError
 from wavelet_core.threads import available_processors, use_threads
 from wavelet_core.tokenizers import Tokenizer
 from wavelet_train.allocator import keep_freed_memory
@@ -32,7 +30,7 @@ from wavelet_train.evaluation import Evaluation, score_text
 from wavelet_train.gradient_norms import PartNorms, gradient_norms, parts_of
 from wavelet_train.interruption import StopOnSignal, Stopped
 from wavelet_train.logger import LoggedRun
-from wavelet_train.parallel import assign, work_together
+from wavelet_train.parallel import work_together
 from wavelet_train.precision import autocast, resolve_precision
 from wavelet_train.progress import Progress
 from wavelet_train.ranks import ALONE, Ranks, joined_ranks
@@ -45,20 +43,12 @@ from wavelet_train.run_lock import run_lock
 from wavelet_train.run_log import RunLog
 from wavelet_train.run_plan import RunPlan, expected_seconds, make_plan
 from wavelet_train.run_records import RunRecords
+from wavelet_train.saving import keep_last, save_best, save_last
 from wavelet_train.training_loss import TrainingLoss
 from wavelet_train.training_state import (
-    DIRECTORY,
-    TENSORS_FILE,
     Counters,
-    LossScaler,
-    TrainingState,
-    make_optimizer_state,
     optimizer_tensors,
-    read_tensors,
-    restore_optimizer,
-    write_state,
 )
-from wavelet_train.weight_average import PREFIX as AVERAGE
 from wavelet_train.weight_average import WeightAverage
 from wavelet_train.windows import (
     ConsecutiveWindows,
@@ -224,8 +214,14 @@ class Trainer:
         if threads is not None and threads * ranks.local_count > available_processors():
             threads = None  # the run comes from a larger machine, or from fewer processes
         positions = local_batch_size * model_config.context_length
-        background = config.background_saves
-        self.writer = CheckpointWriter(self.device.type != "cpu" if background is None else background)
+        background, saves_together = config.background_saves, self.together.saves_together
+        if background and saves_together:
+            raise ConfigurationError(
+                "train.background_saves=true does not go with train.parallel=fsdp, whose processes write their shards "
+                "together; leave it null"
+            )
+        automatic = self.device.type != "cpu" and not saves_together
+        self.writer = CheckpointWriter(automatic if background is None else background)
         self.counters = Counters.start(steps, use_threads(config.threads or threads, self.model, positions))
         self.counters.compiled = config.compile is True
         self.changes: Changes = {}
@@ -234,9 +230,9 @@ class Trainer:
         self.records = RunRecords([build("logger", each) for each in config.loggers])
         self.parts = parts_of(self.model) if config.log_gradient_norms else None
         self.part_norms: PartNorms | None = None
-        self._draw_apart(0)
+        self.draw_apart(0)
 
-    def _draw_apart(self, step: int) -> None:
+    def draw_apart(self, step: int) -> None:
         """Let this process draw other random numbers, for dropout, than the first, whose generator is what is saved.
 
         Done whenever that is saved, so that a run that is resumed by as many processes draws as if it had gone on.
@@ -282,9 +278,9 @@ class Trainer:
         if self.changes:
             self.records.write(event="changes", step=counters.step, fields=self.changes)
         if best_is_missing:
-            self._save_best()
+            save_best(self)
         if self.ranks.is_first and counters.step and (self._save_due() or self._due(self.config.validate_every)):
-            self._keep_last(counters.step)  # as it should have been when it was saved
+            keep_last(self, counters.step)  # as it should have been when it was saved
         log = RunLog(self.records, counters, self.tokens_per_step)
         try:
             with self.stop:
@@ -293,7 +289,7 @@ class Trainer:
                     self.writer.wait()
                 return TrainingResult(path, counters.step, self.steps, report=self._report())
         except Stopped as stopped:
-            self._save_last()
+            save_last(self)
             self.writer.wait()
             print(
                 f"Stopped by {stopped} at step {counters.step:,} of {self.steps:,} and saved. "
@@ -312,7 +308,7 @@ class Trainer:
                 self._validate(log)
                 log.restart_clock()
             elif counters.step and self._save_due():
-                self._save_last(keep=True)
+                save_last(self, keep=True)
             self._stop_if_asked()
             self.writer.check()
             if counters.step >= self.steps:
@@ -352,7 +348,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_factor", 1.0)
         batches = [next(self.windows) for _ in range(self.config.accumulation)]
-        random = self._random_states()
+        random = self.random_states()
         sum_of_losses = torch.zeros((), device=self.device)
         for number, batch in enumerate(batches, start=1):
             with self.together.accumulating(more=number < len(batches)):
@@ -393,7 +389,7 @@ class Trainer:
         counters.skipped_in_row += 1
         self.carried.forget()
         if counters.skipped_in_row >= self.config.most_skipped:
-            self._set_random_states(random)
+            self.set_random_states(random)
             losses = [lambda batch=batch: self.loss_of(batch, self.together.own_loss) for batch in batches]
             first = first_not_finite(self.model, losses, self.ranks)
             raise DivergenceError(
@@ -414,7 +410,7 @@ class Trainer:
         """
         counters, started = self.counters, time.monotonic()
         split = self.data.split("validation")
-        with self._averaged():
+        with self.averaged():
             scores = score_text(
                 self.together.whole_model(self.model, self.run.model),
                 split,
@@ -438,9 +434,9 @@ class Trainer:
             counters.best_nats, counters.best_step = result.nats_per_token, counters.step
         sources = scores.by_source(split)
         log.validation(result, seconds, sources)
-        self._save_last(keep=True)
+        save_last(self, keep=True)
         if best:
-            self._save_best()
+            save_best(self)
         log.validated(result, best, sources)
         self.on_validation(counters.step, self.steps, result)
 
@@ -463,40 +459,9 @@ class Trainer:
         self.records.write(event="report", step=self.counters.step, **report.as_dict())
         return report
 
-    def _averaged(self) -> AbstractContextManager[None]:
+    def averaged(self) -> AbstractContextManager[None]:
         """Within it the model has the weights that are evaluated and kept in `best/`."""
         return nullcontext() if self.average is None else self.average.applied()
-
-    def _save_best(self) -> None:
-        with self._averaged():
-            self._save(self.directory.best)
-
-    def _save_last(self, keep: bool = False) -> None:
-        self.writer.wait()  # so that there is one snapshot at a time
-        if self.ranks.is_first:
-            self.counters.metrics_size = self.directory.metrics.flush()
-        scaler = None
-        if self.scaler.is_enabled():
-            scaler = LossScaler(
-                scale=self.scaler.get_scale(), growth_tracker=self.scaler.state_dict()["_growth_tracker"]
-            )
-        state = TrainingState(counters=self.counters.model_copy(), loss_scaler=scaler, data=self.data.identity)
-        tensors = self.writer.snapshot(self.whole_state())
-        self._save(self.directory.last, lambda fresh: write_state(fresh, state, tensors))
-        self._draw_apart(self.counters.step)
-        if keep and self.ranks.is_first:
-            self.writer.write(partial(self._keep_last, self.counters.step))
-
-    def _save(self, checkpoint: Path, write_more: Callable[[Path], None] = lambda fresh: None) -> None:
-        weights = self.together.gather(named_tensors(self.model))
-        if not self.ranks.is_first:
-            return
-        step, weights = self.counters.step, self.writer.snapshot(weights)
-        save, tokenizer = self.directory.save, self.data.tokenizer
-        self.writer.write(lambda: save(checkpoint, self.model, weights, tokenizer, self.run, step, write_more))
-
-    def _keep_last(self, step: int) -> None:
-        self.directory.keep_last(step, self.config.keep_checkpoints, self.config.keep_every)
 
     def state_tensors(self) -> dict[str, Tensor]:
         """All tensors besides the weights that decide how the run goes on, by name, on any device."""
@@ -505,67 +470,16 @@ class Trainer:
             **({} if self.average is None else self.average.tensors()),
             **{f"windows.{name}": tensor for name, tensor in self.windows.state_dict().items()},
             **{f"carried.{name}": tensor for name, tensor in self.carried.tensors().items()},
-            **self._random_states(),
+            **self.random_states(),
         }
 
-    def whole_state(self) -> Mapping[str, Tensor]:
-        """`state_tensors` as a process that is alone has them. All processes take part."""
-        tensors = self.state_tensors()
-        rows = {name: self.ranks.join_rows(each) for name, each in tensors.items() if name.startswith("carried.")}
-        return self.together.gather({**tensors, **rows})
-
-    def _random_states(self) -> dict[str, Tensor]:
+    def random_states(self) -> dict[str, Tensor]:
         states = {"random.cpu": torch.get_rng_state()}
         if self.device.type != "cpu":
             states[f"random.{self.device.type}"] = torch.get_device_module(self.device).get_rng_state(self.device)
         return states
 
-    def load_tensors(self, state: TrainingState, restart_text: bool) -> None:
-        """Take weights and all other tensors from `last/`. restart_text: read from its beginning what is read in order.
-
-        Raises CheckpointError that lists by name what does not fit.
-        """
-        last = self.directory.last
-        file = last / DIRECTORY / TENSORS_FILE
-        saved = read_tensors(last)
-        weights, file_of_weights = named_tensors(self.model), last / WEIGHTS_FILE
-        saved_weights = load_tensors(file_of_weights)
-        check_fit(file_of_weights, self.together.gather(weights), saved_weights)
-        make_optimizer_state(self.optimizer, self.parameters, saved, state.counters.step)
-        # After that, which moves shards that are in use: they cannot be set aside as other parameters are.
-        for name, tensor in weights.items():
-            assign(tensor, saved_weights[name])
-        # A run may go on on another device, whose own generator then starts from the seed.
-        random = self._random_states()
-        saved = {name: tensor for name, tensor in saved.items() if not name.startswith("random.") or name in random}
-        saved = {**{name: state for name, state in random.items() if name != "random.cpu"}, **saved}
-        # An average of the weights may have been turned off, or on, and then starts from them.
-        if self.average is None:
-            saved = {name: tensor for name, tensor in saved.items() if not name.startswith(AVERAGE)}
-        elif not any(name.startswith(AVERAGE) for name in saved):
-            self.average.start()
-            saved.update(self.together.gather(self.average.tensors()))
-        try:
-            check_fit(file, self.whole_state(), saved)
-        except CheckpointError as error:
-            raise CheckpointError(f"{error}\nResume with the configuration that lies beside {last}") from None
-        restore_optimizer(self.optimizer, self.parameters, saved)
-        if self.average is not None:
-            self.average.restore(saved)
-        for name, tensor in self.carried.tensors().items():
-            tensor.copy_(saved[f"carried.{name}"][self.windows.rows])
-        try:
-            if not (self.windows.holds_place and restart_text):
-                self.windows.load_state_dict({name: saved[f"windows.{name}"] for name in self.windows.state_dict()})
-            self._set_random_states({name: saved[name] for name in random})
-        except (RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{file} is damaged ({error}); put back an undamaged copy of {last}") from None
-        if state.loss_scaler is not None:
-            factors = {"scale": state.loss_scaler.scale, "_growth_tracker": state.loss_scaler.growth_tracker}
-            self.scaler.load_state_dict({**self.scaler.state_dict(), **factors})
-        self._draw_apart(state.counters.step)
-
-    def _set_random_states(self, states: Mapping[str, Tensor]) -> None:
+    def set_random_states(self, states: Mapping[str, Tensor]) -> None:
         for name, state in states.items():
             if name == "random.cpu":
                 torch.set_rng_state(state)

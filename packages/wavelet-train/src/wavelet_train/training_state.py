@@ -1,7 +1,8 @@
 """The resumable half of a checkpoint: what training needs to go on as if it had never stopped.
 
 A checkpoint directory's `trainer/` holds `state.safetensors` (optimizer state by parameter name, random generators,
-window positions, carried model state) and `state.json` (counters). Nothing is pickled.
+window positions, carried model state) and `state.json` (counters). Processes that share a model in shards write their
+parts of the optimizer's state into `shards/` instead (`shards.py`). Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from wavelet_train.parallel import assign
 DIRECTORY = "trainer"
 TENSORS_FILE = "state.safetensors"
 STATE_FILE = "state.json"
+SHARDS = "shards"
 FORMAT_VERSION = 3
 
 
@@ -192,10 +194,15 @@ def make_optimizer_state(
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], saved: Mapping[str, Tensor]
 ) -> None:
-    """Overwrite the optimizer's state, which fits, by a saved one. Its options stay those of the configuration."""
+    """Overwrite the optimizer's state, which fits, by what is there of a saved one.
+
+    Its options stay those of the configuration.
+    """
     for name, parameter in parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():
-            new = saved[f"optimizer.{name}.{key}"]
+            new = saved.get(f"optimizer.{name}.{key}")
+            if new is None:
+                continue
             if isinstance(value, Tensor):
                 assign(value, new)
             else:

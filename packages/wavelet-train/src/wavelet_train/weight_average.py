@@ -71,6 +71,7 @@ class WeightAverage:
         return {f"{PREFIX}updates": self._updates, **averages}
 
     def restore(self, saved: Mapping[str, Tensor]) -> None:
-        """Go on from what `tensors` gave, which fits."""
+        """Go on from what is there of what `tensors` gave, which fits."""
         for name, tensor in self.tensors().items():
-            assign(tensor, saved[name])
+            if name in saved:
+                assign(tensor, saved[name])

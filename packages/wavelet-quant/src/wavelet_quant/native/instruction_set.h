@@ -27,7 +27,7 @@ struct Packed {
 // Functions of corresponding numbers, for training: how many inputs and outputs each has, arithmetic.cpp says.
 enum Elementwise { gelu_of, gelu_gradient, silu_product, silu_product_gradients, relu_squared, relu_squared_gradient };
 
-// to_x = scale gradient GELU'(x) of rows (rows, width), and its sums over the rows, (width), which are zero before.
+// to_x = scale gradient GELU'(x) of rows (rows, width), and its sums over the rows, (width).
 struct Gelus {
     Type type;
     const void *gradient, *x;
@@ -37,8 +37,10 @@ struct Gelus {
     long rows, width;
 };
 
+constexpr long most_looks = 64;
+
 // out_t = scale (sign other_t + sum_j weights_j rows_{t - nearest - looks + 1 + j}), rows before a text being zero. Shapes: rows,
-// other and out (texts, length, width).
+// other and out (texts, length, width); at most most_looks weights.
 struct Blend {
     Type type;
     const void *rows, *other;
@@ -50,7 +52,7 @@ struct Blend {
 };
 
 // With out holding gradients g and other holding gradients h: rows = scale (h + those that g gives to the rows), and sums
-// (looks + 2, width), zero before: over all positions of g times the rows of each look-back, of g, and of h.
+// (looks + 2, width), over all positions of g times the rows of each look-back, of g, and of h.
 struct BlendGradients {
     void *rows;
     float *sums;

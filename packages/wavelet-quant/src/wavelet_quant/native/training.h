@@ -99,70 +99,99 @@ void cross_entropy(Type type, void *logits, const long *targets, float *losses, 
     of_type(type, [=](auto kind) { cross_entropy<decltype(kind)>(logits, targets, losses, rows, width, soft_cap, row); });
 }
 
-void add_to(float *sums, Floats values, long some) {
-    if (some == lanes) return store(sums, load<Floats>(sums) + values);
-    for (long i = 0; i < some; i++) sums[i] += values[i];
-}
+// The first `some` of `lanes` sums.
+void put_sums(float *to, Floats sums, long some) { __builtin_memcpy(to, &sums, some * sizeof(float)); }
 
 // Channels begin to end.
 template <class Kind> void gelu_gradients(const Gelus &gelus, long begin, long end) {
-    for (long r = 0; r < gelus.rows; r++)
-        for (long c = begin; c < end; c += lanes) {
-            const long some = smaller(lanes, end - c), at = (r * gelus.width + c) * Kind::bytes;
-            const auto read = [=](const void *numbers) { return taken<Kind>(static_cast<const char *>(numbers) + at, some); };
-            const Floats result = gelus.scale * read(gelus.gradient) * gelu_slope(read(gelus.x));
-            put<Kind>(static_cast<char *>(gelus.to_x) + at, result, some);
-            add_to(gelus.sums + c, result, some);
+    const long row = gelus.width * Kind::bytes;
+    for (long c = begin; c < end; c += lanes) {
+        const long some = smaller(lanes, end - c), offset = c * Kind::bytes;
+        const char *gradient = static_cast<const char *>(gelus.gradient) + offset, *x = static_cast<const char *>(gelus.x) + offset;
+        char *to = static_cast<char *>(gelus.to_x) + offset;
+        Floats sum{};
+        for (long r = gelus.rows; r; r--, gradient += row, x += row, to += row) {
+            const Floats result = gelus.scale * taken<Kind>(gradient, some) * gelu_slope(taken<Kind>(x, some));
+            put<Kind>(to, result, some);
+            sum += result;
         }
+        put_sums(gelus.sums + c, sum, some);
+    }
 }
 
 void gelu_gradients(const Gelus &gelus, long begin, long end) {
     of_type(gelus.type, [=](auto kind) { gelu_gradients<decltype(kind)>(gelus, begin, end); });
 }
 
-template <class Kind> void blend(const Blend &blend, long begin, long end) {
-    const long row = blend.width * Kind::bytes, furthest = blend.nearest + blend.looks - 1;
-    for (long r = 0; r < blend.texts * blend.length; r++) {
-        const long position = r % blend.length, missing = furthest > position ? smaller(furthest - position, blend.looks) : 0;
-        for (long c = begin; c < end; c += lanes) {
-            const long some = smaller(lanes, end - c), at = r * row + c * Kind::bytes;
-            Floats sum = blend.sign * taken<Kind>(static_cast<const char *>(blend.other) + at, some);
-            for (long j = missing; j < blend.looks; j++)
-                sum += blend.weights[j] * taken<Kind>(static_cast<const char *>(blend.rows) + at - (furthest - j) * row, some);
-            put<Kind>(static_cast<char *>(blend.out) + at, blend.scale * sum, some);
-        }
-    }
+// function(number of look-backs), known to the compiler where there are few.
+template <long count> struct Looks {
+    static constexpr long known = count;
+    long looks;
+    operator long() const { return count ? count : looks; }
+};
+template <class Function> void of_looks(long looks, Function function) {
+    if (looks == 1) return function(Looks<1>{looks});
+    if (looks == 3) return function(Looks<3>{looks});
+    function(Looks<0>{looks});
+}
+
+template <class Kind, class Count> void blend(const Blend &blend, Count looks, long begin, long end) {
+    const long row = blend.width * Kind::bytes, length = blend.length, furthest = blend.nearest + looks - 1;
+    const float *const weights = blend.weights;
+    const float scale = blend.scale, sign = blend.sign;
+    for (long text = 0; text < blend.texts; text++)
+        for (long position = 0; position < length; position++)
+            for (long c = begin; c < end; c += lanes) {
+                const long some = smaller(lanes, end - c), at = (text * length + position) * row + c * Kind::bytes;
+                Floats sum = sign * taken<Kind>(static_cast<const char *>(blend.other) + at, some);
+                for (long j = 0; j < looks; j++)
+                    if (furthest - j <= position)
+                        sum += weights[j] * taken<Kind>(static_cast<const char *>(blend.rows) + at - (furthest - j) * row, some);
+                put<Kind>(static_cast<char *>(blend.out) + at, scale * sum, some);
+            }
 }
 
 void blend(const Blend &all, long begin, long end) {
-    of_type(all.type, [=](auto kind) { blend<decltype(kind)>(all, begin, end); });
+    of_type(all.type, [=](auto kind) { of_looks(all.looks, [=](auto looks) { blend<decltype(kind)>(all, looks, begin, end); }); });
 }
 
-template <class Kind> void blend_gradients(const Blend &blend, const BlendGradients &to, long begin, long end) {
-    const long row = blend.width * Kind::bytes, furthest = blend.nearest + blend.looks - 1;
-    for (long r = 0; r < blend.texts * blend.length; r++) {
-        const long position = r % blend.length, left = blend.length - 1 - position;
-        for (long c = begin; c < end; c += lanes) {
-            const long some = smaller(lanes, end - c), at = r * row + c * Kind::bytes;
-            const auto read = [=](const void *numbers, long rows) {
-                return taken<Kind>(static_cast<const char *>(numbers) + at + rows * row, some);
-            };
-            const Floats own = read(blend.out, 0), later = read(blend.other, 0);
-            Floats sum = later;
-            for (long j = 0; j < blend.looks; j++) {
-                const long back = furthest - j;
-                if (back <= left) sum += blend.weights[j] * read(blend.out, back);
-                if (back <= position) add_to(to.sums + j * blend.width + c, own * read(blend.rows, -back), some);
+template <class Kind, class Count>
+void blend_gradients(const Blend &blend, const BlendGradients &to, Count looks, long begin, long end) {
+    constexpr long most = Count::known ? Count::known : most_looks;
+    const long row = blend.width * Kind::bytes, length = blend.length, furthest = blend.nearest + looks - 1;
+    const float *const weights = blend.weights;
+    const float scale = blend.scale;
+    for (long c = begin; c < end; c += lanes) {
+        const long some = smaller(lanes, end - c);
+        Floats products[most] = {}, gradients{}, others{};
+        for (long text = 0; text < blend.texts; text++)
+            for (long position = 0; position < length; position++) {
+                const long at = (text * length + position) * row + c * Kind::bytes;
+                const auto read = [=](const void *numbers, long rows) {
+                    return taken<Kind>(static_cast<const char *>(numbers) + at + rows * row, some);
+                };
+                const Floats own = read(blend.out, 0), other = read(blend.other, 0);
+                Floats sum = other;
+                for (long j = 0; j < looks; j++) {
+                    const long back = furthest - j;
+                    if (position + back < length) sum += weights[j] * read(blend.out, back);
+                    if (back <= position) products[j] += own * read(blend.rows, -back);
+                }
+                gradients += own;
+                others += other;
+                put<Kind>(static_cast<char *>(to.rows) + at, scale * sum, some);
             }
-            add_to(to.sums + blend.looks * blend.width + c, own, some);
-            add_to(to.sums + (blend.looks + 1) * blend.width + c, later, some);
-            put<Kind>(static_cast<char *>(to.rows) + at, blend.scale * sum, some);
-        }
+        float *const sums = to.sums + c;
+        for (long j = 0; j < looks; j++) put_sums(sums + j * blend.width, products[j], some);
+        put_sums(sums + looks * blend.width, gradients, some);
+        put_sums(sums + (looks + 1) * blend.width, others, some);
     }
 }
 
 void blend_gradients(const Blend &all, const BlendGradients &to, long begin, long end) {
-    of_type(all.type, [=](auto kind) { blend_gradients<decltype(kind)>(all, to, begin, end); });
+    of_type(all.type, [=](auto kind) {
+        of_looks(all.looks, [=](auto looks) { blend_gradients<decltype(kind)>(all, to, looks, begin, end); });
+    });
 }
 
 // Sorting `lanes` rows at once, a lane for each: a number of all rows lies in one register, its place in another.

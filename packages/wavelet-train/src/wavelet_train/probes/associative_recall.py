@@ -67,7 +67,5 @@ class AssociativeRecall(Probe):
         tokens = np.full(config.length, FILLER)
         tokens[0 : 2 * pairs : 2], tokens[1 : 2 * pairs : 2] = keys, values
         questions = 2 * pairs + 2 * slots
-        tokens[questions], tokens[questions + 1] = keys, values
-        distances = np.zeros_like(tokens)
-        distances[questions + 1] = questions - 2 * np.arange(pairs)
-        return Example(tokens, distances)
+        tokens[questions] = keys
+        return Example.repeating(tokens, questions + 1, 2 * np.arange(pairs) + 1)

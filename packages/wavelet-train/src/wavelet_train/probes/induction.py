@@ -50,7 +50,6 @@ class Induction(Probe):
         end = config.length - config.passage
         distance = config.distance or int(generator.integers(config.passage, end + 1))
         first = generator.permutation(config.vocabulary_size)[:end]
-        tokens = np.concatenate([first, first[end - distance : end - distance + config.passage]])
-        distances = np.zeros_like(tokens)
-        distances[end + 1 :] = distance
-        return Example(tokens, distances)
+        tokens = np.append(first, np.full(config.passage, first[end - distance]))
+        answers = np.arange(end + 1, config.length)
+        return Example.repeating(tokens, answers, answers - distance)

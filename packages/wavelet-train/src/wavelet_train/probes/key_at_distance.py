@@ -44,8 +44,7 @@ class KeyAtDistance(Probe):
         distance = config.distance or int(generator.integers(config.key + 1, asked + 1))
         tokens = generator.integers(MARKER + 1, half, size=config.length)
         key = generator.integers(half, config.vocabulary_size, size=config.key)
-        for mark in (asked - distance, asked):
-            tokens[mark], tokens[mark + 1 : mark + 1 + config.key] = MARKER, key
-        distances = np.zeros_like(tokens)
-        distances[asked + 1 :] = distance
-        return Example(tokens, distances)
+        mark = asked - distance
+        tokens[mark], tokens[mark + 1 : mark + 1 + config.key], tokens[asked] = MARKER, key, MARKER
+        answers = np.arange(asked + 1, config.length)
+        return Example.repeating(tokens, answers, answers - distance)

@@ -35,6 +35,15 @@ class Example:
         """(L,) bool, which tokens are scored."""
         return self.distances > 0
 
+    @classmethod
+    def repeating(cls, tokens: np.ndarray, answers: np.ndarray, sources: np.ndarray) -> Example:
+        """Answers that repeat what stands before them: tokens at `sources` come again at `answers`, (N,) positions
+        each, and are scored there."""
+        tokens[answers] = tokens[sources]
+        distances = np.zeros_like(tokens)
+        distances[answers] = answers - sources
+        return cls(tokens, distances)
+
 
 class ProbeConfig(ComponentConfig):
     """What every probe has."""

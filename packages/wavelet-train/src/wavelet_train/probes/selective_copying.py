@@ -32,7 +32,5 @@ class SelectiveCopying(Probe):
         places = np.sort(generator.choice(mark, size=config.tokens, replace=False))
         copied = generator.integers(MARKER + 1, config.vocabulary_size, size=config.tokens)
         tokens = np.full(config.length, FILLER)
-        tokens[places], tokens[mark], tokens[mark + 1 :] = copied, MARKER, copied
-        distances = np.zeros_like(tokens)
-        distances[mark + 1 :] = np.arange(mark + 1, config.length) - places
-        return Example(tokens, distances)
+        tokens[places], tokens[mark] = copied, MARKER
+        return Example.repeating(tokens, np.arange(mark + 1, config.length), places)
