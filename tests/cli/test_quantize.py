@@ -160,6 +160,7 @@ def test_inspect_says_what_is_stored_how(quantized, wavelet):
         (("quantize", "model", "new", "--recipe", "int4", "--calibrate", "nothing.txt"), 2, "does not exist"),
         (("quantize", "bare", "new", "--recipe", "int4"), 1, "does not say what it was trained on.*--no-calibrate"),
         (("quantize", "nowhere", "new"), 1, "no such checkpoint directory"),
+        (("quantize", "model", "head.json/new"), 1, "head.json/new: cannot be written.*another place$"),
         (("generate", "model", "a", "--ptq8", "--quantize", "int4"), 2, "give one of the two"),
         (("generate", "int8", "a", "--quantize", "int4"), 2, "quantized already"),
         (("generate", "model", "a", "--quantize", "int4", "--no-verify"), 2, "--no-verify"),
@@ -174,6 +175,7 @@ def test_what_is_refused(quantized, wavelet, monkeypatch, arguments, status, say
         save_checkpoint(load_checkpoint("model"), "bare", BytesTokenizer())
     result = wavelet(*arguments)
     assert result.exit_code == status, result.output
+    assert "matrix 1" not in result.stderr
     output = " ".join(result.stderr.split())
     assert re.search(says, output), output
     assert "Traceback" not in output and not Path("new").exists()

@@ -57,6 +57,14 @@ def _writing(path: Path) -> Iterator[None]:
         raise WriteError(code, os.strerror(code) if number else str(error), str(path)) from error
 
 
+def check_writable(path: Path) -> None:
+    """Find out before long work whether files can be made beside `path`, whose parents are made. Raises WriteError."""
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+
+
 def append_whole(path: Path, data: bytes) -> None:
     """Append bytes to a file, all of them or none. Raises WriteError."""
     with _writing(path), path.open("ab", buffering=0) as file:

@@ -75,6 +75,7 @@ def command(
 
     from wavelet_cli.processor_threads import choose_threads
     from wavelet_cli.quantization_table import part_names, quantization_report
+    from wavelet_core.atomic_files import check_writable
     from wavelet_core.checkpoint import (
         MODEL_PARTS,
         TOKENIZER_DIRECTORY,
@@ -90,6 +91,7 @@ def command(
     directory = locate_checkpoint(checkpoint)
     _check_out(directory, out, overwrite)
     chosen = load_recipe(recipe)
+    check_writable(out)
     config = read_config(directory)
     model = load_checkpoint(directory, verify=False)
     verify_checkpoint(directory, MODEL_PARTS)
