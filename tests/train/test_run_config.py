@@ -19,7 +19,19 @@ from wavelet_train.data import PreparedData
 from wavelet_train.datasets import SPLITS
 from wavelet_train.run_config import RunConfig, TrainConfig, dump, list_presets, load_run_config
 
-PRESETS = ["b200", "demo", "mini", "openwebtext-mix", "pg-19", "tinystories", "wikitext-103", "wikitext-2"]
+PRESETS = [
+    "b200",
+    "base",
+    "demo",
+    "mini",
+    "openwebtext-mix",
+    "pg-19",
+    "small",
+    "tiny",
+    "tinystories",
+    "wikitext-103",
+    "wikitext-2",
+]
 
 
 def parameters(run: RunConfig) -> int:
@@ -47,6 +59,13 @@ def test_dumped_configuration_loads_as_the_same(name: str, tmp_path: Path) -> No
 )
 def test_preset_has_the_published_parameter_count(name: str, count: int) -> None:
     assert parameters(load_run_config(name)) == count
+
+
+@pytest.mark.parametrize(("name", "millions"), [("tiny", 1), ("small", 3), ("base", 20)])
+def test_preset_has_about_the_size_that_it_says(name: str, millions: int) -> None:
+    run = load_run_config(name)
+    model = run.model.with_vocabulary(run.data.tokenizer.vocabulary_size)  # type: ignore[attr-defined]
+    assert parameters(run.model_copy(update={"model": model})) == pytest.approx(millions * 1e6, rel=0.1)
 
 
 def test_b200_preset_has_ten_to_fifteen_billion_parameters() -> None:
