@@ -32,7 +32,7 @@ LONG = {
     r"make test|.* -m pytest .*": "runs the tests, of which this is one",
     r".*\bpre-commit\b.*": "downloads",
     r"wavelet bench (decode --preset|kernels|train) .*|.*python benchmarks/.*": "measures for minutes",
-    r"wavelet (train|evaluate) .*associative_recall.*": "trains for minutes",
+    r"wavelet (train|evaluate|compare) .*recall.*": "trains for minutes",
     r".*python tests/hostile/.*--(count|kills) .*": "tries thousands of cases",
 }
 
