@@ -273,7 +273,7 @@ def test_what_does_not_fit_is_named(comparison, override, message):
         comparison(override)
 
 
-@pytest.mark.parametrize("name", ["quick", "default", "small"])
+@pytest.mark.parametrize("name", ["quick", "default", "small", "recall"])
 def test_comparisons_that_are_shipped_can_be_made(name):
     pytest.importorskip("wavelet_baselines")
     spec = load_comparison(Path(__file__).parents[2] / f"benchmarks/comparisons/{name}.yaml")
