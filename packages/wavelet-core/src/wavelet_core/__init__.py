@@ -20,10 +20,11 @@ from wavelet_core.config import (
     Section,
 )
 from wavelet_core.haar import HaarWavelet
+from wavelet_core.identity_mixer import IdentityMixer
 from wavelet_core.kernels import use_kernel
 from wavelet_core.language_model import LanguageModel, build_model
 from wavelet_core.lifting import LiftingWavelet
-from wavelet_core.mixers import DeepGatedSpectralMixer, GatedSpectralMixer, IdentityMixer
+from wavelet_core.mixers import DeepGatedSpectralMixer, GatedSpectralMixer
 from wavelet_core.mlp import MLP
 from wavelet_core.model import WaveletLM
 from wavelet_core.multi_basis import MultiBasisWavelet

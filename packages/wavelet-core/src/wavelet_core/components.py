@@ -17,8 +17,9 @@ from wavelet_core.generation.samplers import (
     WaveletCoherence,
 )
 from wavelet_core.haar import HaarWavelet
+from wavelet_core.identity_mixer import IdentityMixer
 from wavelet_core.lifting import LiftingWavelet
-from wavelet_core.mixers import DeepGatedSpectralMixer, GatedSpectralMixer, IdentityMixer
+from wavelet_core.mixers import DeepGatedSpectralMixer, GatedSpectralMixer
 from wavelet_core.mlp import MLP
 from wavelet_core.model import WaveletLM
 from wavelet_core.multi_basis import MultiBasisWavelet

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from wavelet_core.config import ComponentConfig, ModelShape
-from wavelet_core.lifting import SMALLEST_FUSED, SQRT_HALF, DelayWavelet, FixedDelay, scales_apart, scales_together
+from wavelet_core.fused_lifting import SQRT_HALF
+from wavelet_core.lifting import SMALLEST_FUSED, DelayWavelet, FixedDelay, scales_apart, scales_together
 from wavelet_core.state import Tree, document_positions
 from wavelet_core.training_kernel import TrainingKernel, training_kernel
 

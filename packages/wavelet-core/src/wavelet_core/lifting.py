@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from wavelet_core.computed import Computed
 from wavelet_core.config import ComponentConfig, ModelConfig, ModelShape
 from wavelet_core.diagnostics import Diagnostic
-from wavelet_core.fused_lifting import fused_decompose, fused_reconstruct
+from wavelet_core.fused_lifting import SQRT_HALF, fused_decompose, fused_reconstruct
 from wavelet_core.linear import Linear, are_plain
 from wavelet_core.look_backs import blend, with_history
 from wavelet_core.norms import product_type
@@ -23,7 +23,6 @@ from wavelet_core.state import Tree, document_positions, in_document
 from wavelet_core.training_kernel import TrainingKernel, training_kernel
 
 SMALLEST_FUSED = 1 << 12  # entries of the rows; below, torch's functions have ended before a kernel starts
-SQRT_HALF = math.sqrt(0.5)
 SQRT_TWO = math.sqrt(2.0)
 
 

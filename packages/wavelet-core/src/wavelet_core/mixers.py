@@ -27,19 +27,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class IdentityMixer(nn.Module):
-    """No mixer: coefficients stay as they are; for ablations. Shapes: (B, T, S, P) -> (B, T, S, P)."""
-
-    class Config(ComponentConfig):
-        kind: Literal["identity"] = "identity"
-
-    def __init__(self, config: Config, shape: ModelShape):
-        super().__init__()
-
-    def forward(self, z: Tensor) -> Tensor:
-        return z
-
-
 class MixerOptions(ComponentConfig):
     """What every gated spectral mixer can be told."""
 

@@ -38,10 +38,10 @@ def shard_shapes(folder: Path) -> dict[str, Tensor]:
 
     Raises CheckpointError where a part is missing or a file is damaged.
     """
-    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-
     if not folder.is_dir():
         return {}
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
     try:
         found: dict[str, Any] = dict(HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata)
     except Exception as error:  # whatever is wrong with a header
@@ -56,8 +56,9 @@ def shard_shapes(folder: Path) -> dict[str, Tensor]:
 
 def load_shards(tensors: Mapping[str, Tensor], folder: Path) -> None:
     """Overwrite tensors, or the parts that this process has of them, which fit, by those in a folder."""
+    if not tensors:
+        return
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    if tensors:
-        load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+    load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
