@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from wavelet_core.tokenizers import END_OF_TEXT, BytePairTokenizer, BytesTokenizer, TokenIds, Tokenizer, TokenizerError
@@ -42,6 +42,7 @@ def test_ids_and_texts_are_the_same(pair: tuple[Tokenizer, tokenizers.Tokenizer]
 
 
 @given(st.lists(st.text("ab ", min_size=2, max_size=5), unique=True, max_size=12), st.text("ab ", max_size=30))
+@example(["aaa", "aa"], "aaaa")  # a token before those that it is merged from
 @settings(deadline=None)
 def test_ids_are_the_same_with_tokens_that_nobody_has_learnt(tokens: list[str], text: str) -> None:
     vocabulary = [bytes([byte]) for byte in range(256)] + [token.encode() for token in tokens]

@@ -266,3 +266,12 @@ def test_a_file_of_another_tokenizers_cache_is_damage(tmp_path: Path, capsys: py
 def test_a_split_without_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="the train split has no text"):
         written(tmp_path, Documents([]), Counting())
+
+
+def test_only_what_is_no_file_is_in_the_way(tmp_path: Path) -> None:
+    places = {name: tmp_path / name for name in ("missing", "file", "link", "dangling", "itself", "folder")}
+    places["file"].touch()
+    places["folder"].mkdir()
+    for name, target in {"link": "file", "dangling": "missing", "itself": "itself"}.items():
+        places[name].symlink_to(tmp_path / target)
+    assert [name for name, place in places.items() if tokenizing.is_no_file(place)] == ["dangling", "itself", "folder"]

@@ -6,6 +6,7 @@ encoded to, as they are here.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
@@ -63,25 +64,22 @@ def byte_level_file(
 def merges(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
     """The two parts that each token is merged from, in the order of the ranks.
 
-    They are what is left of the token's bytes after all merges of lower ranks: wherever a text comes to the token, it
-    comes to these parts before. Tokens of which more than two parts are left are never merged.
+    They are the last two when the token's own bytes are encoded: wherever a text comes to the token, it comes to these
+    parts before. Tokens whose bytes do not end in two parts are never merged.
     """
-    found = []
-    for token in sorted(ranks, key=ranks.__getitem__):
-        parts = _encode(token, ranks, below=ranks[token]) if len(token) > 1 else []
-        if len(parts) == 2:
-            found.append((parts[0], parts[1]))
-    return found
+    found = (_last_parts(token, ranks) for token in sorted(ranks, key=ranks.__getitem__))
+    return [parts for parts in found if parts is not None]
 
 
-def _encode(text: bytes, ranks: Mapping[bytes, int], below: int) -> list[bytes]:
-    """The parts of a text after the merges whose rank is below a limit, the lowest first."""
-    parts = [text[place : place + 1] for place in range(len(text))]
-    while len(parts) > 1:
+def _last_parts(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes] | None:
+    """What is left of a token's bytes before its last merge; of those possible, that of the lowest rank comes first."""
+    parts = [token[place : place + 1] for place in range(len(token))]
+    unknown = sys.maxsize
+    while len(parts) > 2:
         rank, place = min(
-            (ranks.get(first + second, below), place) for place, (first, second) in enumerate(pairwise(parts))
+            (ranks.get(first + second, unknown), place) for place, (first, second) in enumerate(pairwise(parts))
         )
-        if rank >= below:
-            break
+        if rank == unknown:
+            return None
         parts[place : place + 2] = [parts[place] + parts[place + 1]]
-    return parts
+    return (parts[0], parts[1]) if len(parts) == 2 else None

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -52,7 +53,7 @@ def write_split(directory: Path, name: Split, dataset: Dataset, tokenizer: Token
     tokens, documents, journal = (directory / f"{name}.{suffix}" for suffix in ("tokens", "documents", "journal"))
     directory.mkdir(parents=True, exist_ok=True)
     for path in (seal, tokens, documents, journal):
-        if not path.is_file():  # a pipe would be waited for
+        if is_no_file(path):  # a pipe would be waited for
             remove(path)
     with locked(journal):
         if not is_sealed(seal):  # by another process, by now
@@ -69,6 +70,15 @@ def write_split(directory: Path, name: Split, dataset: Dataset, tokenizer: Token
             facts = {"dtype": dtype.name, "bytes": files.total("byte_count"), "words": files.total("word_count")}
             write_seal(seal, [files.tokens, files.documents], facts)
         journal.unlink()
+
+
+def is_no_file(path: Path) -> bool:
+    """Whether something else than a file lies there. Looked at once: another process may be writing a file there."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return False
+    return not stat.S_ISREG(mode) and not (stat.S_ISLNK(mode) and path.is_file())
 
 
 def remove(path: Path) -> None:
